@@ -1,0 +1,93 @@
+"""flatsearch: architecture search with Optuna and an exact relative-flatness measure.
+
+Names are imported when they are first used, so that `import flatsearch` costs nothing and the
+command line can answer `--help` without loading PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flatsearch.config import RunSettings
+    from flatsearch.data import ImageData, load_data
+    from flatsearch.errors import (
+        DataError,
+        DivergedError,
+        FlatsearchError,
+        NonFiniteError,
+        SettingsError,
+        SpaceError,
+        StorageError,
+        UnsupportedModelError,
+        UsageError,
+    )
+    from flatsearch.export import ModelCard, load_model, save_model
+    from flatsearch.flatness import FlatnessResult, LayerFlatness, relative_flatness
+    from flatsearch.models import GapCnn, count_flops, count_parameters
+    from flatsearch.objective import FlatnessObjective
+    from flatsearch.pruning import FlatnessPruner, report, should_prune
+    from flatsearch.registry import load_space, space_names
+    from flatsearch.space import Architecture, SearchSpace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Architecture",
+    "DataError",
+    "DivergedError",
+    "FlatnessObjective",
+    "FlatnessPruner",
+    "FlatnessResult",
+    "FlatsearchError",
+    "GapCnn",
+    "ImageData",
+    "LayerFlatness",
+    "ModelCard",
+    "NonFiniteError",
+    "RunSettings",
+    "SearchSpace",
+    "SettingsError",
+    "SpaceError",
+    "StorageError",
+    "UnsupportedModelError",
+    "UsageError",
+    "count_flops",
+    "count_parameters",
+    "load_data",
+    "load_model",
+    "load_space",
+    "relative_flatness",
+    "report",
+    "save_model",
+    "should_prune",
+    "space_names",
+]
+
+_ERRORS = {name for name in __all__ if name.endswith("Error")}
+_HOME = {
+    "config": {"RunSettings"},
+    "data": {"ImageData", "load_data"},
+    "errors": _ERRORS,
+    "export": {"ModelCard", "load_model", "save_model"},
+    "flatness": {"FlatnessResult", "LayerFlatness", "relative_flatness"},
+    "models": {"GapCnn", "count_flops", "count_parameters"},
+    "objective": {"FlatnessObjective"},
+    "pruning": {"FlatnessPruner", "report", "should_prune"},
+    "registry": {"load_space", "space_names"},
+    "space": {"Architecture", "SearchSpace"},
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'flatsearch' has no attribute {name!r}")
+    value = getattr(import_module(f"flatsearch.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,476 @@
+"""The command line: parse, call, print. Heavy modules are imported where they are used."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from flatsearch.config import (
+    AUGMENTATIONS,
+    DEFAULT_ARTIFACTS,
+    DEFAULT_STORAGE,
+    DEFAULT_TRIALS,
+    OBJECTIVES,
+    PRUNERS,
+    SAMPLERS,
+    RunSettings,
+)
+from flatsearch.errors import FlatsearchError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from flatsearch.summary import StudySummary
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong use as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="flatsearch",
+        description="Architecture search for image classifiers with Optuna and an exact"
+        " relative-flatness measure.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="search: create a study, or go on with it"))
+    _add_spaces(commands.add_parser("spaces", help="list the search spaces, or show one"))
+    _add_report(commands.add_parser("report", help="tables and Pareto front of a study"))
+    _add_measure(commands.add_parser("measure", help="measure the flatness of a model"))
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="URL",
+        help="Optuna storage (default: %(default)s, in the working folder)",
+    )  # fmt: skip
+
+
+def _add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--data", default=default, required=default is None, metavar="DATA",
+        help="digits, a torchvision name (cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn),"
+        " a folder of class folders of images, or an .npz file"
+        + (" (default: %(default)s)" if default else ""),
+    )  # fmt: skip
+    parser.add_argument(
+        "--data-root", default="data", metavar="DIR",
+        help="where torchvision data sets are, or are downloaded to (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (default: %(default)s)"
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    d = RunSettings()
+    parser.description = (
+        "Search. Each trial builds a network from the space, trains it briefly, measures its"
+        " relative flatness after every epoch and records both. Going on with a study needs the"
+        " settings it was made with."
+    )
+    parser.add_argument(
+        "--space", required=True, help="a name (see 'flatsearch spaces'), pkg.mod:Class or"
+        " ./file.py:Class",
+    )  # fmt: skip
+    _add_data(parser, "digits")
+    parser.add_argument(
+        "--objectives", default=",".join(d.objectives), metavar="NAMES",
+        help=f"comma-separated, of {', '.join(OBJECTIVES)} (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trials", type=int, metavar="N",
+        help="finish N more trials (default: fill the study up to"
+        f" {DEFAULT_TRIALS} finished trials)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--epochs", type=int, default=d.epochs, help="per trial (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="start no new trial after this long"
+    )
+    parser.add_argument("--study", metavar="NAME", help="the study's name (default: SPACE-DATA)")
+    _add_storage(parser)
+    _add_device(parser)
+    parser.add_argument(
+        "--sampler", default="tpe", help=f"{', '.join(SAMPLERS)} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pruner", default="none",
+        help=f"{', '.join(PRUNERS)} (default: none). Nothing is pruned by default, because early"
+        " in training flatter is not better: on our recordings the sharpest networks after one"
+        " epoch end up the most accurate. 'flatness' therefore prunes the flattest quarter, the"
+        " networks that have learnt least; that it helps has not been shown, and it works"
+        " against the flatness objective. median and hyperband need a single objective.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=d.seed, help="of everything random (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--artifacts", default=DEFAULT_ARTIFACTS, metavar="DIR",
+        help="where trained models are saved, or 'none' (default: %(default)s)",
+    )  # fmt: skip
+    _add_json(parser)
+    training = parser.add_argument_group("training and data")
+    training.add_argument(
+        "--batch-size", type=int, default=d.batch_size, help="(default: %(default)s)"
+    )
+    training.add_argument(
+        "--lr",
+        type=float,
+        default=d.lr,
+        help="peak of the one-cycle schedule (default: %(default)s)",
+    )
+    training.add_argument(
+        "--weight-decay", type=float, default=d.weight_decay, help="(default: %(default)s)"
+    )
+    training.add_argument(
+        "--momentum", type=float, default=d.momentum, help="Nesterov (default: %(default)s)"
+    )
+    training.add_argument(
+        "--augment", default=d.augment, help=f"{', '.join(AUGMENTATIONS)} (default: %(default)s)"
+    )
+    training.add_argument(
+        "--image-size", type=int, metavar="PIXELS",
+        help="resize images (default: their own size, or 64 if larger or of several sizes)",
+    )  # fmt: skip
+    training.add_argument(
+        "--probe-size", type=int, default=d.probe_size,
+        help="training images the flatness is measured on (default: %(default)s)",
+    )  # fmt: skip
+    training.add_argument(
+        "--validation-fraction", type=float, default=d.validation_fraction,
+        help="of the training images (default: %(default)s)",
+    )  # fmt: skip
+    parser.set_defaults(call=_run)
+
+
+def _add_spaces(parser: argparse.ArgumentParser) -> None:
+    parser.description = "List the installed search spaces, or show one with its parameters."
+    parser.add_argument("name", nargs="?", help="a name, pkg.mod:Class or ./file.py:Class")
+    _add_json(parser)
+    parser.set_defaults(call=_spaces)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show a study: trials, Pareto front, what the early signals were worth."
+    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
+    _add_storage(parser)
+    _add_json(parser)
+    parser.set_defaults(call=_report)
+
+
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure a model's relative flatness. A saved model is measured on the training probe of"
+        " the data; a torchvision model is built with random weights unless --weights is given."
+    )
+    parser.add_argument(
+        "model", help="a model file saved by 'flatsearch run', or torchvision:NAME (resnet18, ...)"
+    )
+    _add_data(parser, None)
+    parser.add_argument(
+        "--layers",
+        default="last",
+        help="last, all, or comma-separated names (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=512, help="training images to use (default: %(default)s)"
+    )
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resize images")
+    parser.add_argument("--weights", metavar="NAME", help="torchvision weights, e.g. DEFAULT")
+    parser.add_argument("--float64", action="store_true", help="compute in double precision")
+    parser.add_argument("--seed", type=int, default=RunSettings().seed, help="of the data split")
+    _add_device(parser)
+    _add_json(parser)
+    parser.set_defaults(call=_measure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; those of the process where None.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+    """
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse exits by itself for --help and wrong use
+        return int(stop.code or 0)
+    if options.version:
+        from flatsearch import __version__
+
+        print(f"flatsearch {__version__}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 2
+    try:
+        options.call(options)
+    except KeyboardInterrupt as stop:
+        print("flatsearch: interrupted; finished trials are kept", file=sys.stderr)
+        return 128 + int(getattr(stop, "signum", 2))
+    except BrokenPipeError:  # the reader of our output went away: not an error of ours
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        kind = "" if isinstance(error, (FlatsearchError, OSError)) else f"{type(error).__name__}: "
+        text = " ".join(str(error).split())
+        print(f"flatsearch {options.command}: error: {kind}{text}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _print_json(fields: dict[str, Any]) -> None:
+    print(json.dumps(fields, allow_nan=False))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def _study_name(space: str, data: str) -> str:
+    """Return SPACE-DATA without folders and endings.
+
+    Example:
+        >>> _study_name("./my_space.py:MySpace", "/home/me/photos/")
+        'MySpace-photos'
+    """
+    parts = (space.rpartition(":")[2], Path(data).stem or data)
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+
+
+def _run(options: argparse.Namespace) -> None:
+    settings = RunSettings(
+        objectives=tuple(name.strip() for name in options.objectives.split(",") if name.strip()),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum,
+        augment=options.augment,
+        probe_size=options.probe_size,
+        validation_fraction=options.validation_fraction,
+        image_size=options.image_size,
+        seed=options.seed,
+    )
+    if options.trials is not None and options.trials < 1:
+        raise UsageError(f"--trials must be at least 1 but got {options.trials}")
+    if options.timeout is not None and not options.timeout > 0:
+        raise UsageError(f"--timeout must be positive but got {options.timeout:g}")
+
+    import optuna
+    from rich.console import Console
+
+    from flatsearch.data import load_data
+    from flatsearch.objective import FlatnessObjective, resolve_device
+    from flatsearch.progress import Progress
+    from flatsearch.registry import load_space
+    from flatsearch.study import (
+        finished_count,
+        make_pruner,
+        make_sampler,
+        open_storage,
+        open_study,
+        run_study,
+    )
+    from flatsearch.summary import summarise
+    from flatsearch.terminal import print_summary
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    # Everything that can be refused is refused before data are read or a study is made.
+    load_space(options.space)
+    resolve_device(options.device)
+    make_sampler(options.sampler, 0)
+    make_pruner(options.pruner, settings.objectives)
+    storage = open_storage(options.storage)
+    data = load_data(
+        options.data,
+        image_size=settings.image_size,
+        validation_fraction=settings.validation_fraction,
+        probe_size=settings.probe_size,
+        seed=settings.seed,
+        root=options.data_root,
+    )
+    progress = Progress(Console(stderr=True), settings)
+    store = None
+    if options.artifacts != "none":
+        folder = Path(options.artifacts)
+        folder.mkdir(parents=True, exist_ok=True)
+        store = optuna.artifacts.FileSystemArtifactStore(folder)
+    objective = FlatnessObjective(
+        options.space,
+        data,
+        settings=settings,
+        device=options.device,
+        artifact_store=store,
+        on_epoch=progress.epoch,
+    )
+    objective.check()
+    name = options.study or _study_name(options.space, options.data)
+    study = open_study(name, storage, objective, sampler=options.sampler, pruner=options.pruner)
+    finished = finished_count(study)
+    n_trials = options.trials or max(0, DEFAULT_TRIALS - finished)
+    progress.announce(study, data, objective.device, finished, n_trials)
+    try:
+        if n_trials:
+            with progress.running(n_trials):
+                run_study(
+                    study, objective, n_trials=n_trials, timeout=options.timeout,
+                    on_trial=progress.trial,
+                )  # fmt: skip
+    finally:
+        summary = summarise(study)
+        if options.json:
+            _print_json({**summary.to_dict(), "storage": options.storage})
+        else:
+            console = _console()
+            print_summary(summary, console)
+            console.print(_next_steps(summary, options), highlight=False, markup=False)
+
+
+def _next_steps(summary: StudySummary, options: argparse.Namespace) -> str:
+    """Say what to type next."""
+    storage = "" if options.storage == DEFAULT_STORAGE else f" --storage {options.storage}"
+    lines = [
+        "next:",
+        f"  flatsearch report {summary.name}{storage}",
+        f"  optuna-dashboard {options.storage}"
+        + ("" if options.artifacts == "none" else f" --artifact-dir {options.artifacts}"),
+    ]
+    saved = [summary.trial(number).artifact for number in summary.front]
+    if saved and saved[0] is not None and options.artifacts != "none":
+        file = Path(options.artifacts) / saved[0]
+        lines.append(f"  flatsearch measure {file} --data {options.data}")
+    given = " ".join(sys.argv[1:]) if sys.argv[0].endswith("flatsearch") else ""
+    if given and "--trials" not in given:
+        lines.append(f"  flatsearch {given} --trials 10    # ten more trials")
+    return "\n".join(lines)
+
+
+def _spaces(options: argparse.Namespace) -> None:
+    from flatsearch.registry import load_space, space_names
+    from flatsearch.spacecard import describe_space
+
+    if options.name is None:
+        names = {name: _first_line(load_space(name)) for name in space_names()}
+        if options.json:
+            _print_json({"spaces": names})
+            return
+        for name, text in names.items():
+            print(f"{name:20s} {text}")
+        return
+    card = describe_space(load_space(options.name))
+    if options.json:
+        _print_json({"space": options.name, **card})
+        return
+    print(f"{options.name}: {_first_line(load_space(options.name))}\n")
+    for parameter, text in card["parameters"].items():
+        print(f"  {parameter:16s} {text}")
+    sample, low, high = (card[key] for key in ("samples", "smallest", "largest"))
+    print(f"\nof {sample} random architectures (32x32, 3 channels, 10 classes):")
+    for what, entry in (("smallest", low), ("largest", high)):
+        print(f"  {what:9s} {entry['parameters']:,} parameters, {entry['flops']:,} FLOPs")
+
+
+def _first_line(space: object) -> str:
+    return (type(space).__doc__ or "").strip().split("\n")[0]
+
+
+def _report(options: argparse.Namespace) -> None:
+    import optuna
+
+    from flatsearch.study import load_study, open_storage
+    from flatsearch.summary import summarise
+    from flatsearch.terminal import print_summary
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    _refuse_missing_sqlite(options.storage)
+    summary = summarise(load_study(options.study, open_storage(options.storage)))
+    if options.json:
+        _print_json(summary.to_dict())
+    else:
+        print_summary(summary, _console(), all_trials=True)
+
+
+def _refuse_missing_sqlite(url: str) -> None:
+    """Opening a SQLite file that is not there would create an empty one."""
+    file = url.removeprefix("sqlite:///")
+    if file != url and not Path(file).exists():
+        raise UsageError(f"storage {url!r} does not exist; give --storage, or run a search first")
+
+
+def _measure(options: argparse.Namespace) -> None:
+    if options.samples < 1:
+        raise UsageError(f"--samples must be at least 1 but got {options.samples}")
+    import torch
+
+    from flatsearch.flatness import relative_flatness
+    from flatsearch.measuring import load_for_measuring
+    from flatsearch.objective import resolve_device
+    from flatsearch.terminal import print_flatness
+
+    device = resolve_device(options.device)
+    with _quiet_downloads():
+        model, inputs, targets, note = load_for_measuring(
+            options.model,
+            options.data,
+            samples=options.samples,
+            image_size=options.image_size,
+            weights=options.weights,
+            seed=options.seed,
+            root=options.data_root,
+        )
+    layers = options.layers
+    chosen = layers if layers in {"last", "all"} else layers.split(",")
+    dtype = torch.float64 if options.float64 else None
+    result = relative_flatness(model.to(device), (inputs, targets), layers=chosen, dtype=dtype)
+    if options.json:
+        import dataclasses
+
+        fields = {**dataclasses.asdict(result), "model": options.model, "data": options.data}
+        fields["note"] = note
+        _print_json(fields)
+        return
+    print_flatness(result, _console())
+    if note:
+        print(note)
+
+
+@contextlib.contextmanager
+def _quiet_downloads() -> Iterator[None]:
+    """Keep torchvision's download messages off standard output."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,118 @@
+"""The settings of a run: the only place for defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from flatsearch.errors import SettingsError, unknown_name
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DEFAULT_ARTIFACTS",
+    "DEFAULT_STORAGE",
+    "DEFAULT_TRIALS",
+    "OBJECTIVES",
+    "PRUNERS",
+    "SAMPLERS",
+    "RunSettings",
+]
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
+
+DEFAULT_STORAGE = "sqlite:///flatsearch.db"
+DEFAULT_ARTIFACTS = "flatsearch-artifacts"
+# A study is filled up to this many finished trials where no number is given.
+DEFAULT_TRIALS = 20
+
+# What can be optimised, and which way.
+OBJECTIVES: dict[str, Direction] = {
+    "accuracy": "maximize",
+    "flatness": "minimize",
+    "parameters": "minimize",
+    "flops": "minimize",
+}
+SAMPLERS = ("tpe", "nsga2", "gp", "random")
+PRUNERS = ("none", "flatness", "median", "hyperband")
+AUGMENTATIONS = ("auto", "none", "crop", "crop+flip")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How every candidate of a study is trained and measured.
+
+    Trials of one study are comparable only under the same settings, so these are stored with
+    the study and must agree when it is resumed. Where and for how long it runs is not among
+    them.
+
+    Attributes:
+        objectives: Names from `OBJECTIVES`; one for a single-objective study.
+        epochs: Epochs per candidate.
+        batch_size: Training batch.
+        lr: Peak learning rate of the one-cycle schedule.
+        weight_decay: L2 penalty on all parameters.
+        momentum: Nesterov momentum.
+        augment: "none", "crop", "crop+flip", or "auto" for what suits the data set.
+        probe_size: Training images the flatness is measured on.
+        validation_fraction: Share of the training data held out to score candidates.
+        image_size: Height and width to resize to; None for the data's own.
+        seed: Of splits, initialisation, batch order and sampler.
+
+    Raises:
+        SettingsError: If a value is out of range.
+    """
+
+    objectives: tuple[str, ...] = ("accuracy", "flatness")
+    epochs: int = 8
+    batch_size: int = 64
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    augment: str = "auto"
+    probe_size: int = 256
+    validation_fraction: float = 0.2
+    image_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_numbers()
+
+    def _check_names(self) -> None:
+        if not self.objectives:
+            raise SettingsError(f"`objectives` must name at least one of: {', '.join(OBJECTIVES)}")
+        for name in self.objectives:
+            if name not in OBJECTIVES:
+                raise SettingsError(unknown_name("objective", name, OBJECTIVES))
+        if len(set(self.objectives)) < len(self.objectives):
+            raise SettingsError(f"`objectives` has a name twice: {', '.join(self.objectives)}")
+        if self.augment not in AUGMENTATIONS:
+            raise SettingsError(unknown_name("augmentation", self.augment, AUGMENTATIONS))
+
+    def _check_numbers(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2), ("probe_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise SettingsError(
+                    f"`{name}` must be at least {least} but got {getattr(self, name)}"
+                )
+        if self.image_size is not None and self.image_size < 4:
+            raise SettingsError(f"`image_size` must be at least 4 but got {self.image_size}")
+        if not self.lr > 0:
+            raise SettingsError(f"`lr` must be positive but got {self.lr}")
+        if not self.weight_decay >= 0:
+            raise SettingsError(f"`weight_decay` must not be negative but got {self.weight_decay}")
+        for name in ("momentum", "validation_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise SettingsError(
+                    f"`{name}` must be between 0 and 1 but got {getattr(self, name)}"
+                )
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Optuna's directions of the objectives."""
+        return [OBJECTIVES[name] for name in self.objectives]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON types."""
+        return {**dataclasses.asdict(self), "objectives": list(self.objectives)}

@@ -1,0 +1,183 @@
+"""Splits of images that live on the device, and the light augmentation of training batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Augmentation", "ImageData", "Split"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Light augmentation of training batches.
+
+    Attributes:
+        padding: Pixels of zero padding before a random crop back to size; 0 for no crop.
+        flip: Mirror half of the images left to right.
+    """
+
+    padding: int
+    flip: bool
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a randomly cropped and mirrored copy of normalised images (N, C, H, W).
+
+        Random numbers are drawn on the CPU, so that every device sees the same ones.
+        """
+        n, _, height, width = x.shape
+        if self.padding:
+            padded = torch.nn.functional.pad(x, [self.padding] * 4)
+            top, left = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator)
+            rows = (top[:, None] + torch.arange(height)).to(x.device)
+            columns = (left[:, None] + torch.arange(width)).to(x.device)
+            samples = torch.arange(n, device=x.device)
+            x = padded.permute(0, 2, 3, 1)[
+                samples[:, None, None], rows[:, :, None], columns[:, None, :]
+            ].permute(0, 3, 1, 2)
+        if self.flip:
+            mirrored = (torch.rand(n, generator=generator) < 0.5).to(x.device)
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        return x.contiguous()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and targets of one split.
+
+    Attributes:
+        images: (N, C, H, W), as stored: uint8 or float32.
+        targets: (N,), int64.
+        mean: Per-channel mean of the training images, (1, C, 1, 1).
+        std: Per-channel standard deviation of the training images, (1, C, 1, 1).
+    """
+
+    images: Tensor
+    targets: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return all (normalised float32 inputs, targets)."""
+        return self._normalise(self.images), self.targets
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: Augmentation | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (normalised inputs, targets).
+
+        Args:
+            batch_size: Images per batch; the last batch may be smaller.
+            generator: Shuffles the images; in order where None.
+            augment: Applied to every batch; needs a generator.
+
+        Yields:
+            Batches on the split's device.
+        """
+        n = len(self)
+        order = None
+        if generator is not None:
+            order = torch.randperm(n, generator=generator).to(self.targets.device)
+        for start in range(0, n, batch_size):
+            index = (
+                slice(start, start + batch_size) if order is None else order[start:][:batch_size]
+            )
+            x = self._normalise(self.images[index])
+            if augment is not None and generator is not None:
+                x = augment(x, generator)
+            yield x, self.targets[index]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the split on a device."""
+        fields = (getattr(self, field.name).to(device) for field in dataclasses.fields(self))
+        return Split(*fields)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set for a search.
+
+    Attributes:
+        name: How it was asked for.
+        class_names: One per class.
+        train: Trained on.
+        validation: Scores candidates.
+        test: Read once, by the final training.
+        probe: A fixed part of `train` on which flatness is measured.
+        may_flip: A mirrored image still is of its class.
+        note: What was done to the images, for the user; may be empty.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    probe: Split
+    may_flip: bool
+    note: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return int(self.train.images.shape[1])
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of an image."""
+        return int(self.train.images.shape[2])
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """Return the data with every split on a device."""
+        names = ("train", "validation", "test", "probe")
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def augmentation(self, kind: str) -> Augmentation | None:
+        """Return the augmentation a setting stands for.
+
+        Args:
+            kind: "none", "crop", "crop+flip", or "auto": crop, and flip where that is harmless.
+
+        Returns:
+            None for "none".
+        """
+        if kind == "none":
+            return None
+        flip = self.may_flip if kind == "auto" else kind == "crop+flip"
+        return Augmentation(padding=max(1, self.image_size // 8), flip=flip)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the training and validation images and targets.
+
+        Returns:
+            Twelve hex digits; equal for equal data and splits, wherever they were read from.
+        """
+        digest = hashlib.blake2b(digest_size=6)
+        for split in (self.train, self.validation):
+            for tensor in (split.images, split.targets):
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""The errors flatsearch raises on purpose; everything else that escapes is a bug."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "DataError",
+    "DivergedError",
+    "FlatsearchError",
+    "NonFiniteError",
+    "SettingsError",
+    "SpaceError",
+    "StorageError",
+    "UnsupportedModelError",
+    "UsageError",
+    "unknown_name",
+]
+
+
+class FlatsearchError(Exception):
+    """Base class. The message is one line that says what was given and what is accepted."""
+
+
+class UsageError(FlatsearchError):
+    """What was asked for cannot be done as asked; the command line exits with 2."""
+
+
+class SettingsError(UsageError):
+    """A run setting is out of range, or disagrees with the study it should resume."""
+
+
+class SpaceError(UsageError):
+    """A search space is unknown, registered twice, or does not keep its contract."""
+
+
+class DataError(UsageError):
+    """A data set is unknown, missing, empty or malformed."""
+
+
+class StorageError(UsageError):
+    """A study storage cannot be reached, or holds no such study."""
+
+
+class UnsupportedModelError(UsageError):
+    """The closed form does not cover this model; names the layer and the reason."""
+
+
+class NonFiniteError(FlatsearchError):
+    """The model gave NaN or infinite logits where a finite number is needed."""
+
+
+class DivergedError(FlatsearchError):
+    """Training left the finite numbers; names the epoch."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "") -> str:
+    """Return the one-line message for a name that is not known.
+
+    Args:
+        kind: What the name should have named, for example ``"search space"``.
+        given: The name as given.
+        known: The names that are accepted.
+        also: Other accepted forms, appended to the list.
+
+    Returns:
+        A sentence with the known names and, where one is near, a suggestion.
+
+    Example:
+        >>> unknown_name("data set", "cifar", ["digits", "cifar10"])
+        "unknown data set 'cifar' (did you mean 'cifar10'?); known: cifar10, digits"
+    """
+    names = sorted(known)
+    near = get_close_matches(given, names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    listing = ", ".join(names) or "none"
+    return f"unknown {kind} {given!r}{hint}; known: {listing}{also}"

@@ -1,0 +1,150 @@
+"""Derivatives of the pooled features with respect to the convolution's output.
+
+The *tail* is everything between the measured convolution's output A (N, C, rows, columns) and
+the features g (N, C) that enter the linear classifier. The closed form needs
+
+    S_c(p)   = d g_c / d A_c(p)            and, for smooth tails,
+    f''_c(p) = d^2 g_c / d A_c(p)^2
+
+and it holds only where g_c of sample n depends on channel c of sample n alone. That is
+checked on the numbers themselves: backpropagating random signs rho_nc through a separable
+tail must give rho_nc S_nc(p) exactly, and anything else shows as a difference. Layer names
+are never consulted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+__all__ = ["TailDerivatives", "differentiate_tail", "is_piecewise_linear"]
+
+# Autograd operations that are piecewise linear in their input whatever their arguments.
+# Products and convolutions are absent on purpose: their other operand may depend on A too.
+_PIECEWISE_LINEAR = frozenset({
+    "torch::autograd::AccumulateGrad",
+    "AdaptiveAvgPool2DBackward0",
+    "AdaptiveMaxPool2DBackward0",
+    "AddBackward0",
+    "AliasBackward0",
+    "AvgPool2DBackward0",
+    "CatBackward0",
+    "CloneBackward0",
+    "ClampBackward1",
+    "HardtanhBackward0",
+    "LeakyReluBackward0",
+    "MaxPool2DWithIndicesBackward0",
+    "MeanBackward0",
+    "MeanBackward1",
+    "MkldnnAdaptiveAvgPool2DBackward0",
+    "PermuteBackward0",
+    "ReluBackward0",
+    "SliceBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "SqueezeBackward2",
+    "SubBackward0",
+    "SumBackward1",
+    "TransposeBackward0",
+    "UnsafeViewBackward0",
+    "UnsqueezeBackward0",
+    "ViewBackward0",
+})
+# Linear only while they use stored statistics.
+_BATCH_NORM = frozenset({"CudnnBatchNormBackward0", "NativeBatchNormBackward0"})
+
+
+@dataclass(frozen=True)
+class TailDerivatives:
+    """What one batch gives.
+
+    Attributes:
+        first: S, (N, C, rows, columns).
+        second: f'', the same shape; None where it is proven to be zero.
+        not_separable: max |grad(<rho, g>) - rho S| / max |S|; 0 for a separable tail.
+        not_elementwise: max |grad(<rho, S>) - rho f''| / max |grad(<rho, S>)|; 0 for a tail
+            whose second derivative couples no two positions. None where `second` is None.
+    """
+
+    first: Tensor
+    second: Tensor | None
+    not_separable: Tensor
+    not_elementwise: Tensor | None
+
+
+def is_piecewise_linear(output: Tensor) -> bool:
+    """Return whether the recorded graph behind a tensor has only piecewise linear operations.
+
+    Args:
+        output: A tensor with a recorded graph.
+
+    Returns:
+        True is a proof (almost everywhere, as a kink has no second derivative); False only
+        says that the operations are not all on the list.
+    """
+    seen, todo = set(), [output.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        name = node.name()
+        if name in _BATCH_NORM:
+            if getattr(node, "_saved_training", True):
+                return False
+        elif name not in _PIECEWISE_LINEAR:
+            return False
+        todo.extend(previous for previous, _ in node.next_functions)
+    return True
+
+
+def _random_signs(like: Tensor) -> Tensor:
+    """Return +-1 of the given shape from a fixed seed, leaving torch's own generator alone."""
+    generator = torch.Generator(like.device).manual_seed(20260309)
+    bits = torch.randint(0, 2, like.shape, generator=generator, device=like.device)
+    return bits.to(like.dtype) * 2 - 1
+
+
+def _relative_difference(a: Tensor, b: Tensor) -> Tensor:
+    """Return max |a - b| / max |b|, 0 where both vanish, inf where only b does."""
+    difference, scale = (a - b).abs().amax(), b.abs().amax()
+    ratio = difference / scale
+    return torch.where(difference == 0, torch.zeros_like(ratio), ratio)
+
+
+def differentiate_tail(features: Tensor, output: Tensor) -> TailDerivatives:
+    """Differentiate the pooled features with respect to the convolution's output.
+
+    Args:
+        features: g, (N, C), with a recorded graph that reaches `output`.
+        output: A, (N, C, rows, columns).
+
+    Returns:
+        The derivatives and how far the tail is from separable and elementwise. The latter
+        are tensors, so that nothing waits for the device here; the caller judges them.
+    """
+    linear = is_piecewise_linear(features)
+    signs = _random_signs(features)
+    (first,) = grad(
+        features, output, torch.ones_like(features), retain_graph=True, create_graph=not linear
+    )
+    (signed,) = grad(features, output, signs, retain_graph=not linear)
+    separable = _relative_difference(signed, signs[:, :, None, None] * first.detach())
+    if linear or not first.requires_grad:
+        return TailDerivatives(first.detach(), None, separable, None)
+    position_signs = _random_signs(first)
+    signed_second = _second(first, output, position_signs, keep=True)
+    second = _second(first, output, torch.ones_like(first), keep=False)
+    if signed_second is None or second is None:
+        return TailDerivatives(first.detach(), None, separable, None)
+    elementwise = _relative_difference(position_signs * second, signed_second)
+    return TailDerivatives(first.detach(), second, separable, elementwise)
+
+
+def _second(first: Tensor, output: Tensor, cotangent: Tensor, *, keep: bool) -> Tensor | None:
+    """Return grad(<cotangent, S>, A), or None where S does not depend on A at all."""
+    (result,) = grad(first, output, cotangent, retain_graph=keep, allow_unused=True)
+    return result

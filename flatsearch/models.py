@@ -1,0 +1,99 @@
+"""GAP-CNNs: convolutional features, global average pooling, one linear classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["GapCnn", "count_flops", "count_parameters"]
+
+
+class GapCnn(nn.Module):
+    """A convolutional network that ends in global average pooling and a linear classifier.
+
+    Attributes:
+        features: Images (N, in_channels, H, W) to maps (N, num_features, h, w).
+        pool: Global average pooling.
+        classifier: Linear, num_features to num_classes.
+
+    Args:
+        features: The convolutional part.
+        num_features: Channels it returns.
+        num_classes: Length of the logits.
+
+    Example:
+        >>> net = GapCnn(nn.Conv2d(3, 8, 3), 8, 10)
+        >>> net(torch.zeros(2, 3, 5, 5)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, features: nn.Module, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.features = features
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(num_features, num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the maps before pooling, (N, num_features, h, w)."""
+        return self.features(x)
+
+    def forward_head(self, maps: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Return the logits (N, num_classes), or the pooled features (N, num_features).
+
+        Args:
+            maps: From `forward_features`.
+            pre_logits: Stop before the classifier.
+
+        Returns:
+            Logits or pooled features.
+        """
+        pooled = self.pool(maps).flatten(1)
+        return pooled if pre_logits else self.classifier(pooled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, num_classes) of images (N, in_channels, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters.
+
+    Example:
+        >>> count_parameters(nn.Conv2d(3, 8, 3))
+        224
+    """
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
+    """Return the floating-point operations of one image's forward pass.
+
+    Matrix products and convolutions, two operations per multiply-add, as PyTorch's own counter
+    counts them.
+
+    Args:
+        model: On any device; measured in eval mode, its mode is restored.
+        in_channels: Channels of the image.
+        image_size: Height and width.
+
+    Returns:
+        The count.
+
+    Example:
+        A 1x1 convolution from 1 to 1 channel on 2x2 pixels is four multiply-adds:
+
+        >>> count_flops(nn.Conv2d(1, 1, 1), 1, 2)
+        8
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros(1, in_channels, image_size, image_size).to(parameter)
+    training = model.training
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(image)
+    finally:
+        model.train(training)
+    return int(counter.get_total_flops())

@@ -1,0 +1,265 @@
+"""The one loop: suggest, build, train, measure, record, prune."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import optuna
+import torch
+
+from flatsearch import record
+from flatsearch.config import Direction, RunSettings
+from flatsearch.data import DataSource, ImageData, load_data
+from flatsearch.errors import (
+    DivergedError,
+    NonFiniteError,
+    SettingsError,
+    SpaceError,
+    UnsupportedModelError,
+)
+from flatsearch.export import ModelCard, save_model
+from flatsearch.flatness import relative_flatness
+from flatsearch.models import count_flops, count_parameters
+from flatsearch.pruning import report, should_prune
+from flatsearch.registry import load_space
+from flatsearch.space import Architecture, SearchSpace, build_model
+from flatsearch.training import EpochResult, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from optuna.artifacts import FileSystemArtifactStore
+
+    from flatsearch.flatness import FlatnessResult
+
+__all__ = ["FlatnessObjective", "resolve_device"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device a name stands for.
+
+    Args:
+        name: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
+
+    Returns:
+        The device.
+
+    Raises:
+        SettingsError: If there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, ValueError):
+        raise SettingsError(
+            f"device {name!r} is not available here; use auto, cpu, cuda or cuda:INDEX"
+            f" ({torch.cuda.device_count()} CUDA devices found)"
+        ) from None
+    return device
+
+
+class FlatnessObjective:
+    """An Optuna objective that trains a candidate and measures its relative flatness.
+
+    Every epoch is recorded with validation accuracy and loss, running training loss, flatness,
+    Hessian trace and seconds; the study's pruner is asked after each. A candidate whose training
+    diverges is pruned, with the reason in the attribute "failure", so that samplers learn to
+    avoid it.
+
+    Args:
+        space: A search space, or its name.
+        data: The images: loaded, or anything `flatsearch.load_data` takes.
+        objectives: Names of the values to return: "accuracy", "flatness", "parameters", "flops".
+        epochs: Epochs per candidate.
+        settings: Every other setting; `objectives` and `epochs` override its own.
+        device: Where to train; see `resolve_device`.
+        artifact_store: Where to save every completed candidate's weights; not saved if None.
+        on_epoch: Called with (trial, result, flatness result) after every epoch.
+
+    Attributes:
+        directions: For `optuna.create_study`.
+        metric_names: For `study.set_metric_names`.
+
+    Raises:
+        SettingsError: If a setting is out of range.
+
+    Example:
+        >>> objective = FlatnessObjective("resnet_small", "digits", epochs=1)
+        >>> objective.metric_names, objective.directions
+        (['accuracy', 'flatness'], ['maximize', 'minimize'])
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace | str,
+        data: ImageData | DataSource,
+        objectives: Sequence[str] | None = None,
+        epochs: int | None = None,
+        *,
+        settings: RunSettings | None = None,
+        device: str = "auto",
+        artifact_store: FileSystemArtifactStore | None = None,
+        on_epoch: Callable[[optuna.Trial, EpochResult, FlatnessResult], None] | None = None,
+    ) -> None:
+        settings = settings or RunSettings()
+        if objectives is not None:
+            settings = dataclasses.replace(settings, objectives=tuple(objectives))
+        if epochs is not None:
+            settings = dataclasses.replace(settings, epochs=epochs)
+        self.settings = settings
+        if isinstance(space, str):
+            self.space_reference, self.space = space, load_space(space)
+        else:
+            self.space_reference = f"{type(space).__module__}:{type(space).__qualname__}"
+            self.space = space
+        self.device = resolve_device(device)
+        if not isinstance(data, ImageData):
+            data = load_data(
+                data,
+                image_size=settings.image_size,
+                validation_fraction=settings.validation_fraction,
+                probe_size=settings.probe_size,
+                seed=settings.seed,
+            )
+        self.data = data.to(self.device)
+        self._artifact_store = artifact_store
+        self._on_epoch = on_epoch
+        self._probe = self.data.probe.tensors()
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Optuna's directions, in the order of the returned values."""
+        return self.settings.directions
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the returned values."""
+        return list(self.settings.objectives)
+
+    def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
+        """Train and measure one candidate.
+
+        Args:
+            trial: From Optuna.
+
+        Returns:
+            The objective values, in the order of `metric_names`.
+
+        Raises:
+            TrialPruned: If the pruner says so, or training diverges.
+        """
+        seed = self._trial_seed(trial.number)
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(seed)
+            try:
+                metrics = self._run(trial, seed)
+            except (DivergedError, NonFiniteError) as error:
+                record.write_failure(trial, str(error))
+                raise optuna.TrialPruned(str(error)) from error
+        values = tuple(float(metrics[name]) for name in self.metric_names)
+        return values[0] if len(values) == 1 else values
+
+    def _trial_seed(self, number: int) -> int:
+        """Derive a seed from the study's seed and the trial's number: its own, and repeatable."""
+        sequence = np.random.SeedSequence([self.settings.seed, number])
+        return int(sequence.generate_state(1)[0])
+
+    def _build(self, architecture: Architecture) -> torch.nn.Module:
+        return build_model(
+            self.space,
+            architecture,
+            in_channels=self.data.in_channels,
+            num_classes=self.data.num_classes,
+            image_size=self.data.image_size,
+        )
+
+    def check(self) -> None:
+        """Build and measure one random candidate, untrained, so that a broken space shows early.
+
+        Raises:
+            SpaceError: If the space fails or breaks its contract; names the class and method.
+        """
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+        where = f"{type(self.space).__name__}.suggest"
+        try:
+            architecture = self.space.suggest(trial)
+        except Exception as error:
+            raise SpaceError(f"{where} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(architecture, Architecture):
+            raise SpaceError(f"{where} must return an Architecture but returned {architecture!r}")
+        with torch.random.fork_rng(devices=[]):
+            model = self._build(architecture).to(self.device)
+        inputs, targets = self._probe
+        try:
+            relative_flatness(model, (inputs[:8], targets[:8]))
+        except UnsupportedModelError as error:
+            raise SpaceError(
+                f"{type(self.space).__name__}.build returned a model whose flatness cannot be"
+                f" measured: {error}"
+            ) from error
+
+    def _run(self, trial: optuna.Trial, seed: int) -> dict[str, float | int]:
+        architecture = self.space.suggest(trial)
+        record.write_architecture(trial, architecture)
+        model = self._build(architecture)
+        size = {
+            "parameters": count_parameters(model),
+            "flops": count_flops(model, self.data.in_channels, self.data.image_size),
+        }
+        record.write_final(trial, size)
+        model.to(self.device)
+        metrics: dict[str, float] = {}
+        for epoch in train(model, self.data, self.settings, seed=seed):
+            flatness = relative_flatness(model, self._probe)
+            metrics = {
+                "accuracy": epoch.accuracy,
+                "flatness": flatness.relative_flatness,
+                "flatness_standard_error": flatness.standard_error,
+                "hessian_trace": flatness.hessian_trace,
+                "loss": epoch.loss,
+                "probe_loss": flatness.loss,
+                "train_loss": epoch.train_loss,
+                "train_accuracy": epoch.train_accuracy,
+            }
+            report(trial, epoch.epoch - 1, **metrics, train_seconds=epoch.seconds)
+            if self._on_epoch is not None:
+                self._on_epoch(trial, epoch, flatness)
+            if epoch.epoch < self.settings.epochs and should_prune(trial):
+                raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
+        record.write_final(trial, metrics)
+        if self._artifact_store is not None:
+            self._save(trial, model, architecture)
+        return {**size, **metrics}
+
+    def _save(
+        self, trial: optuna.Trial, model: torch.nn.Module, architecture: Architecture
+    ) -> None:
+        """Upload the trained weights, before the trial is told as complete."""
+        card = ModelCard(
+            space=self.space_reference,
+            architecture=architecture.to_json(),
+            in_channels=self.data.in_channels,
+            num_classes=self.data.num_classes,
+            image_size=self.data.image_size,
+            data=self.data.name,
+            class_names=self.data.class_names,
+            mean=tuple(self.data.train.mean.flatten().tolist()),
+            std=tuple(self.data.train.std.flatten().tolist()),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"trial-{trial.number}.pt"
+            save_model(model, card, path)
+            identifier = optuna.artifacts.upload_artifact(
+                artifact_store=self._artifact_store,  # type: ignore[arg-type]
+                file_path=str(path),
+                study_or_trial=trial,
+                mimetype="application/octet-stream",
+            )
+        record.write_artifact(trial, identifier)

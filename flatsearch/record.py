@@ -1,0 +1,177 @@
+"""The schema of what a study stores: the only writer and reader of its attributes.
+
+A trial holds one attribute per reported step, ``flatsearch:step:N``, with that step's metrics,
+and flat attributes for the architecture, its size and the final metrics, which
+optuna-dashboard can plot. Nothing is stored as Optuna intermediate values except a
+single-objective study's own objective: a pruned trial's last intermediate value becomes its
+value, and Optuna's samplers rank pruned trials by it, so any other metric there would steer
+the search; in a multi-objective study they would make the default sampler fail.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState
+
+from flatsearch.space import Architecture
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import optuna
+
+__all__ = [
+    "FINISHED",
+    "TrialRecord",
+    "read_settings",
+    "read_step",
+    "read_steps",
+    "read_trial",
+    "write_architecture",
+    "write_artifact",
+    "write_failure",
+    "write_final",
+    "write_settings",
+    "write_step",
+]
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+_STEP = "flatsearch:step:"
+_SETTINGS = "flatsearch:settings"
+_ARCHITECTURE = "architecture"
+_ARTIFACT = "flatsearch:model"
+_FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the record holds it.
+
+    Attributes:
+        number: Optuna's trial number.
+        state: "COMPLETE", "PRUNED", "FAIL", "RUNNING" or "WAITING".
+        values: The objective values; None unless complete.
+        params: Optuna's parameters.
+        architecture: None if the trial ended before one was suggested.
+        metrics: Final metrics and sizes by name.
+        steps: The metrics of every reported step, by step (0 is the first epoch).
+        failure: Why the trial did not complete, where it did not.
+        artifact: Identifier of the saved model in the artifact store, if any.
+        seconds: From start to end; None while running.
+    """
+
+    number: int
+    state: str
+    values: tuple[float, ...] | None
+    params: Mapping[str, Any]
+    architecture: Architecture | None
+    metrics: Mapping[str, float]
+    steps: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    failure: str | None = None
+    artifact: str | None = None
+    seconds: float | None = None
+
+
+def _to_json(value: float) -> float | str:
+    """JSON has no NaN or infinity; they are stored as text."""
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def write_step(trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> None:
+    """Store one step's metrics.
+
+    Args:
+        trial: The running trial.
+        step: 0 for the first.
+        metrics: Numbers by name.
+
+    Raises:
+        ValueError: If the step is negative or there are no metrics.
+        TypeError: If a metric is not a number.
+    """
+    if step < 0:
+        raise ValueError(f"`step` must be at least 0 but got {step}")
+    if not metrics:
+        raise ValueError("report at least one metric, for example accuracy=0.9")
+    try:
+        values = {name: _to_json(value) for name, value in metrics.items()}
+    except (TypeError, ValueError):
+        raise TypeError(f"metrics must be numbers but got {dict(metrics)}") from None
+    trial.set_user_attr(f"{_STEP}{step}", values)
+
+
+def read_step(attributes: Mapping[str, Any], step: int) -> dict[str, float] | None:
+    """Return one step's metrics from a trial's user attributes, or None if not reported."""
+    values = attributes.get(f"{_STEP}{step}")
+    return None if values is None else {name: float(value) for name, value in values.items()}
+
+
+def read_steps(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """Return every reported step's metrics in ascending order of step."""
+    steps = sorted(int(key[len(_STEP) :]) for key in attributes if key.startswith(_STEP))
+    return {step: read_step(attributes, step) or {} for step in steps}
+
+
+def write_architecture(trial: optuna.Trial, architecture: Architecture) -> None:
+    """Store the architecture before anything can go wrong with it."""
+    trial.set_user_attr(_ARCHITECTURE, architecture.to_json())
+
+
+def write_final(trial: optuna.Trial, metrics: Mapping[str, float | int]) -> None:
+    """Store final metrics and sizes as flat numbers."""
+    for name, value in metrics.items():
+        trial.set_user_attr(name, value if isinstance(value, int) else _to_json(value))
+
+
+def write_failure(trial: optuna.Trial, reason: str) -> None:
+    """Store in one line why a trial does not complete."""
+    trial.set_user_attr(_FAILURE, reason)
+
+
+def write_artifact(trial: optuna.Trial, identifier: str) -> None:
+    """Store the saved model's identifier in the artifact store."""
+    trial.set_user_attr(_ARTIFACT, identifier)
+
+
+def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
+    """Return what the record holds on a trial, ours or not."""
+    attributes = trial.user_attrs
+    stored = attributes.get(_ARCHITECTURE)
+    metrics = {
+        name: float(value)
+        for name, value in attributes.items()
+        if ":" not in name and (_is_number(value) or value in {"nan", "inf", "-inf"})
+    }
+    values = trial.values if trial.state == TrialState.COMPLETE else None
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state.name,
+        values=tuple(values) if values is not None else None,
+        params=trial.params,
+        architecture=Architecture.from_json(stored) if isinstance(stored, str) else None,
+        metrics=metrics,
+        steps=read_steps(attributes),
+        failure=attributes.get(_FAILURE),
+        artifact=attributes.get(_ARTIFACT),
+        seconds=trial.duration.total_seconds() if trial.duration else None,
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def write_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
+    """Store what every trial of the study shares."""
+    study.set_user_attr(_SETTINGS, dict(settings))
+
+
+def read_settings(study: optuna.Study) -> dict[str, Any] | None:
+    """Return what `write_settings` stored; None for a study that is not ours."""
+    settings = study.user_attrs.get(_SETTINGS)
+    return settings if isinstance(settings, dict) else None

@@ -1,0 +1,206 @@
+"""What a search space is: a sampler of architectures and a builder of models."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+
+from flatsearch.errors import SpaceError
+
+if TYPE_CHECKING:
+    import optuna
+    from torch import nn
+
+__all__ = ["Architecture", "SearchSpace", "build_model"]
+
+Scalar: TypeAlias = str | int | float | bool | None
+Value: TypeAlias = Scalar | Sequence[Scalar]
+
+
+class Architecture:
+    """One network of a search space, as an immutable value.
+
+    Two architectures are equal, and hash alike, when their canonical JSON is the same; a space
+    should therefore leave out what does not change the network.
+
+    Attributes:
+        space: The search space's name.
+        values: What `SearchSpace.build` needs: JSON scalars and lists of them, by name.
+
+    Example:
+        >>> a = Architecture("toy", {"widths": [8, 16], "kernel": 3})
+        >>> a["widths"]
+        (8, 16)
+        >>> a.to_json()
+        '{"space":"toy","values":{"kernel":3,"widths":[8,16]}}'
+        >>> Architecture.from_json(a.to_json()) == a
+        True
+    """
+
+    __slots__ = ("_json", "space", "values")
+    space: str
+    values: Mapping[str, Value]
+
+    def __init__(self, space: str, values: Mapping[str, Value]) -> None:
+        try:
+            canonical = json.dumps(
+                {"space": space, "values": dict(values)},
+                sort_keys=True,
+                separators=(",", ":"),
+                allow_nan=False,
+            )
+        except (TypeError, ValueError) as error:
+            raise SpaceError(
+                f"space {space!r}: values must be JSON scalars or lists of them: {error}"
+            ) from None
+        frozen = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in json.loads(canonical)["values"].items()
+        }
+        object.__setattr__(self, "_json", canonical)
+        object.__setattr__(self, "space", space)
+        object.__setattr__(self, "values", frozen)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an Architecture cannot be changed (tried to set {name!r})")
+
+    def __getitem__(self, name: str) -> Any:
+        """Return one value; lists come back as tuples."""
+        return self.values[name]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Architecture) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __reduce__(self) -> tuple[object, tuple[str, dict[str, Value]]]:
+        return Architecture, (self.space, dict(self.values))
+
+    def __repr__(self) -> str:
+        listing = ", ".join(f"{key}={value!r}" for key, value in self.values.items())
+        return f"Architecture({self.space}: {listing})"
+
+    @property
+    def key(self) -> str:
+        """The first twelve hex digits of the canonical JSON's SHA-256."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def to_json(self) -> str:
+        """Return the canonical JSON: keys sorted, no white space."""
+        canonical: str = self._json  # type: ignore[attr-defined]
+        return canonical
+
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        """Return the architecture that `to_json` wrote.
+
+        Args:
+            text: Canonical JSON.
+
+        Returns:
+            The architecture.
+
+        Raises:
+            SpaceError: If the text is not such JSON.
+        """
+        try:
+            fields = json.loads(text)
+            return cls(fields["space"], fields["values"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SpaceError(f"not an architecture: {text[:80]!r} ({error})") from None
+
+
+@runtime_checkable
+class SearchSpace(Protocol):
+    """What a search space offers; any object with these two methods is one."""
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Architecture:
+        """Ask the trial for parameters and return the architecture they describe.
+
+        Args:
+            trial: An Optuna trial; every `suggest_*` name is used once.
+
+        Returns:
+            The architecture, deterministic in the trial's parameters.
+        """
+        ...
+
+    def build(
+        self,
+        architecture: Architecture,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        image_size: int = 32,
+    ) -> nn.Module:
+        """Return a freshly initialised network.
+
+        Args:
+            architecture: From `suggest`.
+            in_channels: Channels of the images.
+            num_classes: Length of the logits.
+            image_size: Height and width of the images, for spaces whose strides depend on it;
+                a space that does not need it may leave the argument out.
+
+        Returns:
+            A model from (N, in_channels, image_size, image_size) to logits (N, num_classes),
+            ending in global average pooling and one linear layer.
+        """
+        ...
+
+
+def build_model(
+    space: SearchSpace,
+    architecture: Architecture,
+    *,
+    in_channels: int,
+    num_classes: int,
+    image_size: int,
+) -> nn.Module:
+    """Build a network and check that it is a classifier of the asked shape.
+
+    Args:
+        space: The search space.
+        architecture: From the space's `suggest`.
+        in_channels: Channels of the images.
+        num_classes: Length of the logits.
+        image_size: Height and width of the images.
+
+    Returns:
+        The model, on the CPU, in training mode.
+
+    Raises:
+        SpaceError: If building or one forward pass fails, or the logits have another shape;
+            names the class and the method.
+    """
+    where = f"{type(space).__name__}.build"
+    keywords = {"in_channels": in_channels, "num_classes": num_classes}
+    if "image_size" in inspect.signature(space.build).parameters:
+        keywords["image_size"] = image_size
+    try:
+        model = space.build(architecture, **keywords)
+    except Exception as error:
+        raise SpaceError(f"{where} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, torch.nn.Module):
+        raise SpaceError(f"{where} must return a torch.nn.Module but returned {type(model)}")
+    x = torch.zeros(2, in_channels, image_size, image_size)
+    model.eval()
+    try:
+        with torch.no_grad():
+            shape = tuple(model(x).shape)
+    except Exception as error:
+        raise SpaceError(
+            f"{where} returned a model that fails on images of shape {tuple(x.shape)[1:]}:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    if shape != (2, num_classes):
+        raise SpaceError(
+            f"{where} must return a model with logits of shape (N, {num_classes})"
+            f" but two images gave {shape}"
+        )
+    return model.train()

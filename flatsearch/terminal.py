@@ -1,0 +1,168 @@
+"""What the command line prints: tables, the Pareto front, progress."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from flatsearch.flatness import FlatnessResult
+    from flatsearch.summary import ProxyWorth, StudySummary
+
+__all__ = ["number", "print_flatness", "print_summary", "value"]
+
+_MOST_ROWS = 10
+
+
+def number(count: float) -> str:
+    """Return a count with a unit.
+
+    Example:
+        >>> number(26734), number(12), number(1_500_000)
+        ('26.7k', '12', '1.5M')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0f}"
+
+
+def value(name: str, x: float) -> str:
+    """Return a metric as it is read: accuracies with four digits, counts with a unit.
+
+    Example:
+        >>> value("accuracy", 0.98765), value("flatness", 3.21987), value("parameters", 1234)
+        ('0.9877', '3.22', '1.23k')
+    """
+    if name == "accuracy":
+        return f"{x:.4f}"
+    return number(x) if name in {"parameters", "flops"} else f"{x:.3g}"
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        last = index == len(columns) - 1
+        table.add_column(column, justify="left" if last else "right", no_wrap=not last)
+    return table
+
+
+def print_summary(summary: StudySummary, console: Console, *, all_trials: bool = False) -> None:
+    """Print the trial table, the Pareto front and what flatness was worth.
+
+    Args:
+        summary: The study.
+        console: Where to.
+        all_trials: Every trial, not just the best ones.
+    """
+    counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.counts.items()))
+    console.print(f"\nstudy [bold]{summary.name}[/]: {counts or 'no trials'}", highlight=False)
+    names = summary.metric_names
+    sign = -1.0 if summary.directions[0] == "maximize" else 1.0
+    complete = [trial for trial in summary.trials if trial.values is not None]
+    complete.sort(key=lambda trial: sign * (trial.values or (math.inf,))[0])
+    others = [trial for trial in summary.trials if trial.values is None]
+    listed = complete + others if all_trials else complete[:_MOST_ROWS]
+    sizes = [name for name in ("parameters", "flops") if name not in names]
+    if listed:
+        title = "trials" if all_trials else f"best trials by {names[0]}"
+        table = _table(title, ["trial", *names, *sizes, "seconds", "front", "architecture"])
+        for trial in listed:
+            cells = ["-"] * len(names)
+            if trial.values is not None:
+                cells = [value(n, v) for n, v in zip(names, trial.values, strict=True)]
+            size = [number(trial.metrics[n]) if n in trial.metrics else "-" for n in sizes]
+            seconds = "-" if trial.seconds is None else f"{trial.seconds:.1f}"
+            text = _describe(summary, trial.number)
+            if trial.values is None:
+                text = f"{trial.state.lower()}: {trial.failure or 'by the pruner'}"
+                if trial.state in {"RUNNING", "WAITING"}:
+                    text = trial.state.lower()
+            front = "*" if trial.number in summary.front else ""
+            table.add_row(str(trial.number), *cells, *size, seconds, front, text)
+        console.print(table)
+    if len(names) > 1 and summary.front:
+        table = _table("Pareto front", ["trial", *names, "architecture"])
+        for best in summary.front:
+            values = summary.trial(best).values or ()
+            cells = [value(n, v) for n, v in zip(names, values, strict=True)]
+            table.add_row(str(best), *cells, _describe(summary, best))
+        console.print(table)
+    _print_worth(summary, console)
+
+
+def _describe(summary: StudySummary, trial: int) -> str:
+    """Return an architecture in a few words."""
+    architecture = summary.trial(trial).architecture
+    if architecture is None:
+        return ", ".join(f"{k}={v}" for k, v in summary.trial(trial).params.items())
+    return " ".join(
+        f"{key}={'-'.join(map(str, item)) if isinstance(item, tuple) else item}"
+        for key, item in architecture.values.items()
+    )
+
+
+def _print_worth(summary: StudySummary, console: Console) -> None:
+    if not summary.worth:
+        return
+    n = summary.worth[0].n_trials
+    title = f"what early signals say about the final validation accuracy ({n} complete trials)"
+    table = _table(title, ["signal", "after epoch", "Kendall tau", "95% interval"])
+    for worth in summary.worth:
+        epoch = str(worth.epoch) if worth.epoch else "untrained"
+        table.add_row(
+            worth.signal, epoch, f"{worth.tau:+.2f}", f"[{worth.low:+.2f}, {worth.high:+.2f}]"
+        )
+    console.print(table, markup=False)
+    first = {w.signal: w for w in summary.worth if w.epoch == summary.worth[0].epoch}
+    console.print(_in_words(first), highlight=False, markup=False)
+    if summary.counts.get("PRUNED"):
+        console.print(
+            "pruned trials are missing from these numbers, which makes them optimistic for the"
+            " signal that pruned them.",
+            highlight=False,
+        )
+
+
+def _in_words(first: dict[str, ProxyWorth]) -> str:
+    """Say what flatness was worth after the first epoch, beside the best free signal."""
+    flatness = first.get("flatness")
+    free = [first[name] for name in ("accuracy", "-train_loss") if name in first]
+    if flatness is None or not free:
+        return "flatness could not be compared on this study."
+    when = f"after epoch {flatness.epoch}"
+    if flatness.low <= 0 <= flatness.high:
+        what = f"{when}, flatness does not tell good candidates from bad ones here"
+    else:
+        which = "a larger (sharper)" if flatness.tau > 0 else "a smaller (flatter)"
+        what = f"{when}, {which} value goes with a higher final accuracy here"
+    best = max(free, key=lambda worth: worth.tau)
+    return (
+        f"{what} (tau {flatness.tau:+.2f});"
+        f" the best free signal, {best.signal}, has {best.tau:+.2f}."
+    )
+
+
+def print_flatness(result: FlatnessResult, console: Console) -> None:
+    """Print a measurement, one row per layer.
+
+    Args:
+        result: The measurement.
+        console: Where to.
+    """
+    table = _table(
+        f"relative flatness ({result.kind}, {result.n_samples} samples,"
+        f" loss {result.loss:.4g}, accuracy {result.accuracy:.4f})",
+        ["relative flatness", "standard error", "Hessian trace", "layer"],
+    )
+    for name, layer in result.layers.items():
+        numbers = (layer.relative_flatness, layer.standard_error, layer.hessian_trace)
+        table.add_row(*(f"{x:.6g}" for x in numbers), name)
+    console.print(table)

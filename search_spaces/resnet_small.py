@@ -1,0 +1,160 @@
+"""`resnet_small`: CIFAR-style residual networks for small images.
+
+After He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385:
+a 3x3 stem, then stages of basic or bottleneck blocks, each stage wider and (where the map is
+large enough) half the size of the one before, global average pooling and a linear classifier.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from flatsearch.models import GapCnn
+from flatsearch.space import Architecture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import optuna
+
+__all__ = ["ResNetSmall"]
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "silu": lambda: nn.SiLU(inplace=True),
+    "gelu": nn.GELU,
+}
+# Images larger than this are halved by the stem until they are not.
+_LARGEST_STAGE_MAP = 64
+
+
+def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class _Block(nn.Module):
+    """A residual block: act(branch(x) + shortcut(x))."""
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, kernel: int, block: str, activation: str
+    ) -> None:
+        super().__init__()
+        act = _ACTIVATIONS[activation]
+        if block == "basic":
+            self.branch = nn.Sequential(
+                _conv_norm(inputs, outputs, kernel, stride),
+                act(),
+                _conv_norm(outputs, outputs, kernel),
+            )
+        else:
+            inner = max(4, outputs // 4)
+            self.branch = nn.Sequential(
+                _conv_norm(inputs, inner, 1),
+                act(),
+                _conv_norm(inner, inner, kernel, stride),
+                act(),
+                _conv_norm(inner, outputs, 1),
+            )
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else _conv_norm(inputs, outputs, 1, stride)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The shortcut first: the branch's last convolution is then the last one executed.
+        shortcut = self.shortcut(x)
+        return self.act(self.branch(x) + shortcut)
+
+
+class ResNetSmall:
+    """Residual networks of 1 to 3 stages.
+
+    Parameters of a trial: `stem_width` 8..32, `stages` 1..3, per stage `blocks_I` 1..3 and (from
+    the second on) `widen_I` 1, 1.5 or 2, `block` basic or bottleneck, `kernel` 3 or 5,
+    `activation` relu, silu or gelu, and `smallest_map`, the map size below which no stage
+    halves any more (4 or 8).
+
+    Example:
+        >>> import optuna
+        >>> trial = optuna.trial.FixedTrial({
+        ...     "stem_width": 16, "stages": 2, "blocks_1": 1, "blocks_2": 2, "widen_2": 2.0,
+        ...     "block": "basic", "kernel": 3, "activation": "relu", "smallest_map": 4,
+        ... })
+        >>> ResNetSmall().suggest(trial)["widths"]
+        (16, 32)
+    """
+
+    name = "resnet_small"
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Architecture:
+        """Return the architecture of a trial's parameters."""
+        stem_width = trial.suggest_int("stem_width", 8, 32, step=8)
+        stages = trial.suggest_int("stages", 1, 3)
+        widths, blocks = [stem_width], []
+        for stage in range(1, stages + 1):
+            blocks.append(trial.suggest_int(f"blocks_{stage}", 1, 3))
+            if stage > 1:
+                factor = trial.suggest_float(f"widen_{stage}", 1.0, 2.0, step=0.5)
+                widths.append(int(widths[-1] * factor))
+        return Architecture(
+            self.name,
+            {
+                "widths": widths,
+                "blocks": blocks,
+                "block": trial.suggest_categorical("block", ["basic", "bottleneck"]),
+                "kernel": trial.suggest_int("kernel", 3, 5, step=2),
+                "activation": trial.suggest_categorical("activation", ["relu", "silu", "gelu"]),
+                "smallest_map": trial.suggest_categorical("smallest_map", [4, 8]),
+            },
+        )
+
+    def build(
+        self,
+        architecture: Architecture,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        image_size: int = 32,
+    ) -> GapCnn:
+        """Return a freshly initialised network.
+
+        Args:
+            architecture: From `suggest`.
+            in_channels: Channels of the images.
+            num_classes: Length of the logits.
+            image_size: Height and width of the images; the strides follow it.
+
+        Returns:
+            The model.
+        """
+        widths, kernel = architecture["widths"], architecture["kernel"]
+        act = _ACTIVATIONS[architecture["activation"]]
+        size, layers, inputs = image_size, [], in_channels
+        while size > _LARGEST_STAGE_MAP:
+            layers += [_conv_norm(inputs, widths[0], 3, 2), act()]
+            size, inputs = (size + 1) // 2, widths[0]
+        layers += [_conv_norm(inputs, widths[0], 3), act()]
+        inputs = widths[0]
+        for stage, (width, blocks) in enumerate(zip(widths, architecture["blocks"], strict=True)):
+            halve = stage > 0 and size // 2 >= architecture["smallest_map"]
+            for index in range(blocks):
+                stride = 2 if halve and index == 0 else 1
+                layers.append(
+                    _Block(
+                        inputs, width, stride, kernel,
+                        architecture["block"], architecture["activation"],
+                    )
+                )  # fmt: skip
+                size, inputs = (size + stride - 1) // stride, width
+        return GapCnn(_initialise(nn.Sequential(*layers)), widths[-1], num_classes)
+
+
+def _initialise(features: nn.Module) -> nn.Module:
+    """He initialisation of the convolutions, for the forward pass of rectified networks."""
+    for module in features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return features
