@@ -66,14 +66,22 @@ class Pass:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a convolution during the probe."""
+    """One call of a convolution during the probe.
+
+    Attributes:
+        name: The layer's name.
+        input: What the model gave it.
+        input_value: A copy of that, which nothing changes.
+        output: What the model went on with.
+        versions: Of input and output, at the time of the call.
+        edge: Where to differentiate; None if nothing is recorded.
+    """
 
     name: str
     input: Tensor
-    input_version: int
     input_value: Tensor
     output: Tensor
-    output_version: int
+    versions: tuple[int, int]
     edge: GradientEdge | None
 
 
@@ -176,15 +184,19 @@ def _probe(
     linears: list[tuple[str, Tensor, Tensor]] = []
     names = {module: name for name, module in model.named_modules()}
 
+    sources: list[Tensor] = []
+
+    # The model works on copies of the convolutions' inputs and outputs, so that a change in
+    # place shows on the version of what it was given.
+    def before_conv(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        sources.append(args[0])
+        return (args[0].clone(), *args[1:])
+
     def on_conv(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        source = args[0]
+        source, passed = sources.pop(), output.clone()
         edge = get_gradient_edge(output) if output.requires_grad else None
-        passed = output.clone()  # so that a change in place shows on what is passed on
-        call = _Call(
-            names[module], source, source._version, source.detach().clone(), passed,
-            passed._version, edge,
-        )  # fmt: skip
-        convs.append(call)
+        versions = (source._version, passed._version)
+        convs.append(_Call(names[module], source, args[0].detach(), passed, versions, edge))
         return passed
 
     def on_linear(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -193,6 +205,7 @@ def _probe(
     handles = []
     for module in names:
         if isinstance(module, nn.modules.conv._ConvNd):
+            handles.append(module.register_forward_pre_hook(before_conv))
             handles.append(module.register_forward_hook(on_conv))
         elif isinstance(module, nn.Linear):
             handles.append(module.register_forward_hook(on_linear))
@@ -294,12 +307,8 @@ def locate(
         UnsupportedModelError: If the closed form does not cover the model; names the layer.
     """
     _refuse_batch_statistics(model)
-    kernels = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd)
-    }
-    state = {k: v.detach().requires_grad_(k in kernels) for k, v in state.items()}
+    trained = {name for name, _ in model.named_parameters()}
+    state = {k: v.detach().requires_grad_(k in trained) for k, v in state.items()}
     calls, linears, logits = _probe(model, state, x[:2])
     classifier, features = _find_classifier(linears, logits)
     counts = Counter(call.name for call in calls)
@@ -330,8 +339,8 @@ def locate(
             Layer(
                 call.name,
                 geometry,
-                input_changes=call.input._version != call.input_version,
-                output_changes=call.output._version != call.output_version,
+                input_changes=call.input._version != call.versions[0],
+                output_changes=call.output._version != call.versions[1],
             )
         )
     return found, classifier

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flatsearch.errors import NonFiniteError, UnsupportedModelError
 from flatsearch.flatness.contraction import ConvGeometry, filter_grams, quadratic_forms
 from flatsearch.flatness.locate import Layer, Pass, State, forward, locate
-from flatsearch.flatness.tail import differentiate_tail
+from flatsearch.flatness.tail import TailDerivatives, differentiate_tail
 
 __all__ = ["FlatnessResult", "LayerFlatness", "relative_flatness"]
 
@@ -169,7 +169,11 @@ def relative_flatness(
             for layer in found:
                 V = state[f"{classifier}.weight"]
                 W = state[f"{layer.name}.weight"]
-                _add_batch(sums[layer.name], layer, run, W, V, y)
+                keep_graph = layer is not found[-1]
+                tail = differentiate_tail(
+                    run.features, run.outputs[layer.name], keep_graph=keep_graph
+                )
+                _add_batch(sums[layer.name], layer, run, tail, W, V, y)
     return _summarise(sums, torch.cat(losses), torch.cat(hits))
 
 
@@ -253,10 +257,17 @@ def _chunk(layer: ConvGeometry, x: Tensor, channels: int, classes: int) -> int:
     return max(1, budget // entries)
 
 
-def _add_batch(sums: _Sums, layer: Layer, run: Pass, W: Tensor, V: Tensor, y: Tensor) -> None:
+def _add_batch(
+    sums: _Sums,
+    layer: Layer,
+    run: Pass,
+    tail: TailDerivatives,
+    W: Tensor,
+    V: Tensor,
+    y: Tensor,
+) -> None:
     """Append one batch's per-sample trace and kappa of one layer."""
     x = run.inputs[layer.name]
-    tail = differentiate_tail(run.features, run.outputs[layer.name])
     p = run.logits.detach().softmax(1)
     filters = W.flatten(1)
     Q = filters @ filters.T

@@ -115,12 +115,15 @@ def _relative_difference(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(difference == 0, torch.zeros_like(ratio), ratio)
 
 
-def differentiate_tail(features: Tensor, output: Tensor) -> TailDerivatives:
+def differentiate_tail(
+    features: Tensor, output: Tensor, *, keep_graph: bool = False
+) -> TailDerivatives:
     """Differentiate the pooled features with respect to the convolution's output.
 
     Args:
         features: g, (N, C), with a recorded graph that reaches `output`.
         output: A, (N, C, rows, columns).
+        keep_graph: Whether another layer will be differentiated in the same graph.
 
     Returns:
         The derivatives and how far the tail is from separable and elementwise. The latter
@@ -131,13 +134,13 @@ def differentiate_tail(features: Tensor, output: Tensor) -> TailDerivatives:
     (first,) = grad(
         features, output, torch.ones_like(features), retain_graph=True, create_graph=not linear
     )
-    (signed,) = grad(features, output, signs, retain_graph=not linear)
+    (signed,) = grad(features, output, signs, retain_graph=keep_graph or not linear)
     separable = _relative_difference(signed, signs[:, :, None, None] * first.detach())
     if linear or not first.requires_grad:
         return TailDerivatives(first.detach(), None, separable, None)
     position_signs = _random_signs(first)
     signed_second = _second(first, output, position_signs, keep=True)
-    second = _second(first, output, torch.ones_like(first), keep=False)
+    second = _second(first, output, torch.ones_like(first), keep=keep_graph)
     if signed_second is None or second is None:
         return TailDerivatives(first.detach(), None, separable, None)
     elementwise = _relative_difference(position_signs * second, signed_second)

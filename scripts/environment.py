@@ -1,0 +1,62 @@
+"""Set-up shared by the scripts: a virtual environment with flatsearch in it. Standard library only.
+
+Uses the virtual environment that is active, or `.venv` beside this folder, which is made when it
+is missing. Installs only when `pyproject.toml` has changed since the last time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST = (3, 10)
+
+
+def ensure(extra: str | None = None) -> Path:
+    """Return the folder of the environment's programs, with flatsearch installed.
+
+    Args:
+        extra: An extra of pyproject.toml to install too.
+
+    Returns:
+        The environment's `bin` (or `Scripts`) folder.
+    """
+    if sys.version_info < OLDEST:
+        sys.exit(f"flatsearch needs Python {OLDEST[0]}.{OLDEST[1]} or newer, this is {sys.version}")
+    active = sys.prefix != sys.base_prefix
+    home = Path(sys.prefix) if active else ROOT / ".venv"
+    programs = home / ("Scripts" if os.name == "nt" else "bin")
+    python = programs / ("python.exe" if os.name == "nt" else "python")
+    if not python.exists():
+        print(f"making a virtual environment in {home}", file=sys.stderr)
+        venv.create(home, with_pip=True)
+    content = (ROOT / "pyproject.toml").read_bytes()
+    wanted = f"{ROOT} {hashlib.sha256(content).hexdigest()}"
+    # What is installed for one extra holds everything the plain package needs.
+    stamps = [home / f".flatsearch-{name}" for name in {extra or "plain", extra or "test"}]
+    if not any(stamp.exists() and stamp.read_text() == wanted for stamp in stamps):
+        print("installing flatsearch (a few minutes if PyTorch is not there yet)", file=sys.stderr)
+        package = f"{ROOT}[{extra}]" if extra else str(ROOT)
+        # What pip says goes to standard error: standard output belongs to the command.
+        code = subprocess.call(
+            [python, "-m", "pip", "install", "--quiet", "--editable", package], stdout=sys.stderr
+        )
+        if code:
+            sys.exit(f"pip could not install flatsearch into {home} (exit code {code})")
+        (home / f".flatsearch-{extra or 'plain'}").write_text(wanted)
+    return programs
+
+
+def run(programs: Path, program: str, *arguments: str, cwd: Path | None = None) -> int:
+    """Run one of the environment's programs and return its exit code."""
+    suffix = ".exe" if os.name == "nt" else ""
+    try:
+        return subprocess.call([programs / f"{program}{suffix}", *arguments], cwd=cwd)
+    except KeyboardInterrupt:
+        # The program got the same Ctrl-C and has cleaned up after itself.
+        return 130

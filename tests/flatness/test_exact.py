@@ -1,0 +1,117 @@
+"""The measure against the dense Hessian, on many small networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import flatsearch
+from flatsearch.flatness import contraction
+
+from . import oracle
+from .nets import CASES, Case, images
+
+IDS = [case.name for case in CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_equals_the_dense_matrix(case: Case) -> None:
+    model = case.make()
+    x, y = images()
+    result = flatsearch.relative_flatness(model, (x, y), dtype=torch.float64)
+    if case.kind == "hessian":
+        trace, kappa = oracle.by_hessian(model, x, y, case.layer)
+    else:
+        trace, kappa = oracle.by_gauss_newton(model, x, case.layer)
+    assert result.kind == case.kind
+    assert list(result.layers) == [case.layer]
+    assert result.hessian_trace == pytest.approx(trace, rel=1e-10)
+    assert result.relative_flatness == pytest.approx(kappa, rel=1e-10)
+
+
+@pytest.mark.parametrize("which", ["gram", "explicit"])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_both_contractions_are_exact(
+    case: Case, which: contraction.Contraction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contraction, "cheaper", lambda *_: which)
+    test_equals_the_dense_matrix(case)
+
+
+def test_the_second_order_term_matters() -> None:
+    # Otherwise the smooth cases above would pass without it.
+    case = next(case for case in CASES if case.name == "gelu")
+    model = case.make()
+    x, y = images()
+    full, partial = (
+        oracle.by_hessian(model, x, y, case.layer),
+        oracle.by_gauss_newton(model, x, case.layer),
+    )
+    assert abs(full[1] - partial[1]) > 1e-3 * abs(partial[1])
+
+
+def test_float32_agrees_with_float64() -> None:
+    for case in CASES:
+        model, data = case.make(), images(32)
+        single = flatsearch.relative_flatness(model, data)
+        double = flatsearch.relative_flatness(model, data, dtype=torch.float64)
+        assert single.relative_flatness == pytest.approx(double.relative_flatness, rel=2e-4)
+        assert single.kind == double.kind
+
+
+def test_confident_predictions_keep_their_precision() -> None:
+    # p is 1 up to 1e-7 here: an uncentred form loses every digit in float32.
+    model = CASES[0].make()
+    with torch.no_grad():
+        model[-1].weight.mul_(60)
+    data = images(16)
+    single = flatsearch.relative_flatness(model, data)
+    double = flatsearch.relative_flatness(model, data, dtype=torch.float64)
+    assert single.loss > 0
+    assert single.relative_flatness == pytest.approx(double.relative_flatness, rel=1e-3)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_one_and_two_classes(classes: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes)
+    )
+    x, y = images()[0], torch.arange(6) % classes
+    result = flatsearch.relative_flatness(model, (x, y), dtype=torch.float64)
+    trace, kappa = oracle.by_hessian(model, x, y, "0")
+    assert result.hessian_trace == pytest.approx(trace, rel=1e-10, abs=1e-14)
+    assert result.relative_flatness == pytest.approx(kappa, rel=1e-10, abs=1e-14)
+
+
+def test_one_sample_has_no_standard_error() -> None:
+    model = CASES[0].make()
+    x, y = images(1)
+    result = flatsearch.relative_flatness(model, (x, y), dtype=torch.float64)
+    assert result.relative_flatness == pytest.approx(
+        oracle.by_hessian(model, x, y, "2")[1], rel=1e-10
+    )
+    assert result.standard_error != result.standard_error
+
+
+def test_standard_error_is_that_of_the_mean() -> None:
+    model, (x, y) = CASES[3].make(), images(9)
+    single = [
+        flatsearch.relative_flatness(model, (x[i : i + 1], y[i : i + 1]), dtype=torch.float64)
+        for i in range(9)
+    ]
+    values = torch.tensor([r.relative_flatness for r in single], dtype=torch.float64)
+    result = flatsearch.relative_flatness(model, (x, y), dtype=torch.float64)
+    assert result.relative_flatness == pytest.approx(float(values.mean()), rel=1e-12)
+    assert result.standard_error == pytest.approx(float(values.std() / 3), rel=1e-10)
+    assert result.layers["2"].standard_error == result.standard_error
+    assert result.n_samples == 9
+
+
+def test_loss_and_accuracy() -> None:
+    model, (x, y) = CASES[0].make(), images(20)
+    result = flatsearch.relative_flatness(model, (x, y))
+    logits = model(x)
+    assert result.loss == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
+    assert result.accuracy == pytest.approx(float((logits.argmax(1) == y).float().mean()))

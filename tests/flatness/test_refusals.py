@@ -1,0 +1,255 @@
+"""What the derivation does not cover is refused by name, never measured wrongly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import flatsearch
+from flatsearch import NonFiniteError, UnsupportedModelError
+
+from . import oracle
+from .nets import CASES, GapByMean, images
+
+
+def head(channels: int = 4) -> list[nn.Module]:
+    return [GapByMean(), nn.Linear(channels, 3)]
+
+
+class SqueezeExcite(nn.Module):
+    """A gate computed from all channels: the tail mixes them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(F.conv2d(x.mean((2, 3), keepdim=True), self.fc.weight))
+
+
+class CrossSample(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 0.1 * x.mean(0, keepdim=True)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 1)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shared(F.relu(self.shared(self.stem(x)))))
+
+
+class Reused(nn.Module):
+    """The kernel is used once as a module and once more as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(self.stem(x), self.conv.weight, padding=1))
+        return F.relu(self.conv(x))
+
+
+class StandardisedConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+class TiedTwin(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 1)
+        self.a = nn.Conv2d(4, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.b(F.relu(self.a(self.stem(x)))))
+
+
+class Scaled(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def conv(**options: object) -> nn.Conv2d:
+    return nn.Conv2d(2, 4, 3, **options)  # type: ignore[arg-type]
+
+
+REFUSED = {
+    "mixes its channels": lambda: nn.Sequential(conv(), SqueezeExcite(4), *head()),
+    "(or samples)": lambda: nn.Sequential(conv(), nn.ReLU(), CrossSample(), *head()),
+    "mixes its channels (or": lambda: nn.Sequential(
+        conv(), nn.ReLU(), GapByMean(), nn.LayerNorm(4), nn.Linear(4, 3)
+    ),
+    "layer '0': the layers after it mix": lambda: nn.Sequential(
+        conv(), GapByMean(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)
+    ),
+    "without running statistics": lambda: nn.Sequential(
+        conv(), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), *head()
+    ),
+    "layer '0.shared': its kernel is used 2 times": lambda: nn.Sequential(Twice(), *head()),
+    "layer '0.conv': its kernel is not used as one": lambda: nn.Sequential(Reused(), *head()),
+    "layer '0.b': its kernel is reparametrised or shared": lambda: nn.Sequential(
+        TiedTwin(), *head()
+    ),
+    "layer '0': its kernel is not used as one plain": lambda: nn.Sequential(
+        StandardisedConv(2, 4, 3), nn.ReLU(), *head()
+    ),
+    "reparametrised": lambda: nn.Sequential(
+        parametrizations.weight_norm(conv()), nn.ReLU(), *head()
+    ),
+    "groups=2": lambda: nn.Sequential(conv(groups=2), nn.ReLU(), *head()),
+    "global pooling": lambda: nn.Sequential(conv(), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)),
+    "ConvTranspose2d is not covered": lambda: nn.Sequential(
+        nn.ConvTranspose2d(2, 4, 3), nn.ReLU(), *head()
+    ),
+    "no linear classifier": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), GapByMean()),
+    "not the output of its last linear": lambda: Scaled(conv(), nn.ReLU(), *head()),
+    "no convolution": lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)),
+    "logits of shape (N, K)": lambda: nn.Sequential(conv(), nn.ReLU()),
+    "no parameters": lambda: GapByMean(),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused_with_a_reason(message: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UnsupportedModelError) as caught:
+        flatsearch.relative_flatness(REFUSED[message](), images())
+    expected = "mix its channels" if message.startswith("mixes its") else message
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weak_mix_of_channels_is_still_seen() -> None:
+    class Weak(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1e-4 * x.roll(1, dims=1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(), nn.ReLU(), Weak(), *head())
+    with pytest.raises(UnsupportedModelError, match="mix its channels"):
+        flatsearch.relative_flatness(model, images())
+
+
+def test_a_mix_in_later_batches_is_seen() -> None:
+    class Sometimes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.roll(1, dims=1) + x if float(x.sum()) > 0 else x
+
+    model = nn.Sequential(conv(bias=False), Sometimes(), *head())
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    x, y = images(8)
+    x = x.abs()
+    with pytest.raises(UnsupportedModelError, match="mix its channels"):
+        flatsearch.relative_flatness(model, [(-x, y), (x, y)])
+
+
+def test_middle_layers_are_refused_by_name() -> None:
+    model = CASES[0].make()
+    for layers in ("0", ["0", "2"], "all"):
+        with pytest.raises(UnsupportedModelError, match="layer '0'"):
+            flatsearch.relative_flatness(model, images(), layers=layers)
+    last = flatsearch.relative_flatness(model, images())
+    assert flatsearch.relative_flatness(model, images(), layers=["2"]) == last
+
+
+@pytest.mark.parametrize(("layer", "what"), [("9", "is unknown"), ("5", "is a Flatten")])
+def test_unknown_layer_names_list_the_known(layer: str, what: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{what}; measurable convolutions: 0, 2"):
+        flatsearch.relative_flatness(CASES[0].make(), images(), layers=layer)
+
+
+def test_parallel_convolutions_are_measured_together() -> None:
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.a(x) + self.b(x))
+
+    torch.manual_seed(0)
+    model, (x, y) = nn.Sequential(Parallel(), *head()), images()
+    result = flatsearch.relative_flatness(model, (x, y), layers="all", dtype=torch.float64)
+    assert list(result.layers) == ["0.a", "0.b"]
+    expected = [oracle.by_hessian(model, x, y, name) for name in ("0.a", "0.b")]
+    for layer, (trace, kappa) in zip(result.layers.values(), expected, strict=True):
+        assert layer.hessian_trace == pytest.approx(trace, rel=1e-10)
+        assert layer.relative_flatness == pytest.approx(kappa, rel=1e-10)
+    assert result.relative_flatness == pytest.approx(sum(k for _, k in expected), rel=1e-10)
+
+
+def test_input_changed_in_place_after_the_convolution() -> None:
+    class Accumulate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.add_(F.relu(self.conv(x)))
+
+    class Plain(Accumulate):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + F.relu(self.conv(x))
+
+    torch.manual_seed(0)
+    body = Accumulate()
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), body, *head())
+    plain = Plain()
+    plain.load_state_dict(body.state_dict())
+    same = nn.Sequential(model[0], plain, model[2], model[3])
+    x, y = images()
+    result = flatsearch.relative_flatness(model, (x, y), dtype=torch.float64)
+    expected = oracle.by_hessian(same, x, y, "1.conv")[1]
+    assert result.relative_flatness == pytest.approx(expected, rel=1e-10)
+
+
+def test_not_finite() -> None:
+    x, y = images()
+    x[2, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        flatsearch.relative_flatness(CASES[0].make(), (x, y))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (lambda x, y: [], ValueError, "no samples"),
+        (lambda x, y: (x[:0], y[:0]), ValueError, "no samples"),
+        (lambda x, y: (x, y + 1), ValueError, r"\[0, 2\].*range from 1 to 3|range from"),
+        (lambda x, y: (x, y - 5), ValueError, "range from"),
+        (lambda x, y: (x, y[:3]), ValueError, "6 class indices"),
+        (lambda x, y: (x, y.float()), ValueError, "class indices"),
+        (lambda x, y: (x, F.one_hot(y)), ValueError, "class indices"),
+        (lambda x, y: ((x * 10).to(torch.uint8), y), TypeError, "floating-point"),
+        (lambda x, y: [x, x, x], ValueError, "iterable of such batches"),
+        (lambda x, y: (x.numpy(), y.numpy()), (TypeError, ValueError), "tensors|batches"),
+    ],
+)
+def test_malformed_data(data: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        flatsearch.relative_flatness(CASES[0].make(), data(*images()))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be at least 1 but got 0"),
+        ({"dtype": torch.float16}, "`dtype` must be torch.float32 or torch.float64"),
+        ({"normalize": "input"}, "`normalize` must be None but got 'input'"),
+    ],
+)
+def test_malformed_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        flatsearch.relative_flatness(CASES[0].make(), images(), **options)  # type: ignore[arg-type]
