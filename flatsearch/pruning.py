@@ -69,7 +69,7 @@ def should_prune(trial: optuna.Trial) -> bool:
     """
     study = trial.study
     if len(study.directions) == 1:
-        return trial.should_prune()
+        return bool(trial.should_prune())
     frozen = create_trial(
         state=TrialState.RUNNING,
         params=trial.params,
@@ -77,7 +77,7 @@ def should_prune(trial: optuna.Trial) -> bool:
         user_attrs=trial.user_attrs,
     )
     frozen.number = trial.number
-    return study.pruner.prune(study, frozen)
+    return bool(study.pruner.prune(study, frozen))
 
 
 class FlatnessPruner(BasePruner):

@@ -145,7 +145,7 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
     metrics = {
         name: float(value)
         for name, value in attributes.items()
-        if ":" not in name and (_is_number(value) or value in {"nan", "inf", "-inf"})
+        if ":" not in name and (_is_number(value) or value in ("nan", "inf", "-inf"))
     }
     values = trial.values if trial.state == TrialState.COMPLETE else None
     return TrialRecord(

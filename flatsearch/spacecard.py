@@ -72,7 +72,7 @@ def _text(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(str(choice) for choice in distribution.choices)
     if isinstance(distribution, (IntDistribution, FloatDistribution)):
-        step = f", step {distribution.step:g}" if distribution.step else ""
+        step = f", step {distribution.step:g}" if distribution.step not in {None, 1} else ""
         log = ", log" if distribution.log else ""
         return f"{distribution.low:g} to {distribution.high:g}{step}{log}"
     return str(distribution)

@@ -21,7 +21,7 @@ The kernel's Hessian has blocks H_cc' = (b^T b)_cc' m_c m_c'^T (plus a second-or
 M is reached on one of two ways, both exact. Through the *pixel Gram matrix*: inner products of
 padded input pixels once, then G as a sum of kh * kw shifted views, which needs no patches at
 all. Or through the *explicit* per-sample gradients m. The first is cheaper on small maps, the
-second on large ones; `cheaper` counts the multiply-adds of both.
+second on large ones; `multiply_adds` counts both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Contraction", "ConvGeometry", "cheaper", "filter_grams", "quadratic_forms"]
+__all__ = [
+    "Contraction",
+    "ConvGeometry",
+    "cheaper",
+    "filter_grams",
+    "multiply_adds",
+    "quadratic_forms",
+]
 
 Contraction = Literal["gram", "explicit"]
 
@@ -100,13 +107,42 @@ class ConvGeometry:
         return [(row, column) for row in rows for column in columns]
 
 
-def cheaper(
+def multiply_adds(
     geometry: ConvGeometry, in_channels: int, out_channels: int, height: int, width: int
-) -> Contraction:
-    """Return the contraction with fewer multiply-adds per sample.
+) -> dict[Contraction, int]:
+    """Return the multiply-adds per sample of both ways to M.
 
     gram:     C_in R^2  +  kh kw P^2  +  C P^2  +  C^2 P,   R pixels of the padded input
     explicit: C d P  +  C^2 d
+
+    Args:
+        geometry: The convolution.
+        in_channels: C_in.
+        out_channels: C.
+        height: Rows of the (unpadded) input map.
+        width: Columns of the input map.
+
+    Returns:
+        The counts by name.
+    """
+    offsets = geometry.kernel[0] * geometry.kernel[1]
+    rows, columns = geometry.output_size(height, width)
+    positions = rows * columns
+    padded_rows, padded_columns = geometry.padded_size(height, width)
+    pixels = padded_rows * padded_columns
+    fan_in = in_channels * offsets
+    return {
+        "gram": in_channels * pixels**2
+        + (offsets + out_channels) * positions**2
+        + out_channels**2 * positions,
+        "explicit": out_channels * fan_in * positions + out_channels**2 * fan_in,
+    }
+
+
+def cheaper(
+    geometry: ConvGeometry, in_channels: int, out_channels: int, height: int, width: int
+) -> Contraction:
+    """Return the way to M with fewer multiply-adds.
 
     Args:
         geometry: The convolution.
@@ -125,19 +161,8 @@ def cheaper(
         >>> cheaper(conv, 128, 128, 8, 8), cheaper(conv, 32, 64, 32, 32)
         ('gram', 'explicit')
     """
-    offsets = geometry.kernel[0] * geometry.kernel[1]
-    rows, columns = geometry.output_size(height, width)
-    positions = rows * columns
-    padded_rows, padded_columns = geometry.padded_size(height, width)
-    pixels = padded_rows * padded_columns
-    fan_in = in_channels * offsets
-    gram = (
-        in_channels * pixels**2
-        + (offsets + out_channels) * positions**2
-        + out_channels**2 * positions
-    )
-    explicit = out_channels * fan_in * positions + out_channels**2 * fan_in
-    return "gram" if gram < explicit else "explicit"
+    counts = multiply_adds(geometry, in_channels, out_channels, height, width)
+    return "gram" if counts["gram"] < counts["explicit"] else "explicit"
 
 
 def _patch_gram(x: Tensor, geometry: ConvGeometry, height: int, width: int) -> Tensor:

@@ -306,7 +306,10 @@ def _summarise(sums: dict[str, _Sums], losses: Tensor, hits: Tensor) -> Flatness
     results: dict[str, LayerFlatness] = {}
     total = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
     for name, layer in sums.items():
-        if not bool((torch.stack(layer.not_separable) <= tolerance).all()):
+        separable = torch.stack(layer.not_separable)
+        if bool(separable.isnan().any()):
+            raise NonFiniteError(f"layer {name!r}: the layers after it have NaN derivatives")
+        if not bool((separable <= tolerance).all()):
             raise UnsupportedModelError(
                 f"layer {name!r}: the layers after it mix its channels (or samples) before the"
                 " classifier, so the closed form does not apply"

@@ -14,6 +14,7 @@ are never consulted.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,7 @@ class TailDerivatives:
         first: S, (N, C, rows, columns).
         second: f'', the same shape; None where it is proven to be zero.
         not_separable: max |grad(<rho, g>) - rho S| / max |S|; 0 for a separable tail.
-        not_elementwise: max |grad(<rho, S>) - rho f''| / max |grad(<rho, S>)|; 0 for a tail
+        not_elementwise: max |grad(<rho, S>) - rho f''| / max |f''|; 0 for a tail
             whose second derivative couples no two positions. None where `second` is None.
     """
 
@@ -108,10 +109,10 @@ def _random_signs(like: Tensor) -> Tensor:
     return bits.to(like.dtype) * 2 - 1
 
 
-def _relative_difference(a: Tensor, b: Tensor) -> Tensor:
-    """Return max |a - b| / max |b|, 0 where both vanish, inf where only b does."""
-    difference, scale = (a - b).abs().amax(), b.abs().amax()
-    ratio = difference / scale
+def _relative_difference(a: Tensor, signs: Tensor, b: Tensor) -> Tensor:
+    """Return max |a - signs b| / max |b|, 0 where both vanish, inf where only b does."""
+    difference = torch.linalg.vector_norm(torch.addcmul(a, signs, b, value=-1), ord=math.inf)
+    ratio = difference / torch.linalg.vector_norm(b, ord=math.inf)
     return torch.where(difference == 0, torch.zeros_like(ratio), ratio)
 
 
@@ -135,7 +136,7 @@ def differentiate_tail(
         features, output, torch.ones_like(features), retain_graph=True, create_graph=not linear
     )
     (signed,) = grad(features, output, signs, retain_graph=keep_graph or not linear)
-    separable = _relative_difference(signed, signs[:, :, None, None] * first.detach())
+    separable = _relative_difference(signed, signs[:, :, None, None], first.detach())
     if linear or not first.requires_grad:
         return TailDerivatives(first.detach(), None, separable, None)
     position_signs = _random_signs(first)
@@ -143,7 +144,7 @@ def differentiate_tail(
     second = _second(first, output, torch.ones_like(first), keep=keep_graph)
     if signed_second is None or second is None:
         return TailDerivatives(first.detach(), None, separable, None)
-    elementwise = _relative_difference(position_signs * second, signed_second)
+    elementwise = _relative_difference(signed_second, position_signs, second)
     return TailDerivatives(first.detach(), second, separable, elementwise)
 
 

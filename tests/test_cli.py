@@ -1,0 +1,290 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from wsgiref.util import setup_testing_defaults
+
+import optuna
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from flatsearch.cli import main
+
+SPACE_FILE = '''
+import torch.nn as nn
+from flatsearch import Architecture, GapCnn
+
+class MySpace:
+    """Networks of one layer."""
+
+    def suggest(self, trial):
+        return Architecture("mine", {"width": trial.suggest_int("width", 2, 8)})
+
+    def build(self, architecture, in_channels=3, num_classes=10):
+        width = architecture["width"]
+        conv = nn.Conv2d(in_channels, width, 3, padding=1)
+        return GapCnn(nn.Sequential(conv, nn.ReLU()), width, num_classes)
+'''
+QUICK = ["--epochs", "1", "--trials", "2", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_space.py").write_text(SPACE_FILE)
+    return tmp_path
+
+
+def call(*arguments: str) -> int:
+    return main(list(arguments))
+
+
+def run(*arguments: str) -> int:
+    return call("run", "--space", "./my_space.py:MySpace", *QUICK, *arguments)
+
+
+def image_folder(folder: Path, count: int = 60) -> Path:
+    bunch = load_digits(n_class=3)
+    for index in range(count):
+        place = folder / f"class{bunch.target[index]}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = (bunch.images[index] * 15).astype("uint8")
+        suffix = "png" if index % 2 else "jpg"
+        Image.fromarray(pixels).save(place / f"{index}.{suffix}")
+    return folder
+
+
+def test_from_nothing_to_a_front_and_on(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--space", "resnet_small", "--epochs", "1", "--device", "cpu"]
+    assert call("run", *options, "--trials", "2") == 0
+    out, err = capsys.readouterr()
+    assert "new study 'resnet_small-digits': 2 trials to go" in err
+    assert "best accuracy" in err
+    assert "Pareto front" in out
+    assert "flatsearch report resnet_small-digits" in out
+    assert call("run", *options, "--trials", "1") == 0
+    assert "resuming study 'resnet_small-digits' (2 trials finished)" in capsys.readouterr().err
+    study = optuna.load_study(study_name=None, storage="sqlite:///flatsearch.db")
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
+    assert study.metric_names == ["accuracy", "flatness"]
+    assert all(t.user_attrs["flatness"] == t.values[1] for t in study.trials)
+    assert call("report") == 0
+    assert "3 complete" in capsys.readouterr().out
+
+
+def test_the_default_budget_is_a_total(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flatsearch.cli.DEFAULT_TRIALS", 3)
+    options = ["run", "--space", "./my_space.py:MySpace", "--epochs", "1"]
+    assert call(*options) == 0
+    assert call(*options) == 0
+    assert "nothing to do; --trials N adds more" in capsys.readouterr().err
+    study = optuna.load_study(study_name="MySpace-digits", storage="sqlite:///flatsearch.db")
+    assert len(study.trials) == 3
+
+
+def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--json") == 0
+    ran = json.loads(capsys.readouterr().out)
+    assert ran["counts"] == {"COMPLETE": 2}
+    assert {"accuracy", "flatness"} == set(ran["trials"][0]["values"])
+    assert ran["trials"][0]["epochs"][0]["epoch"] == 1
+    assert call("report", "MySpace-digits", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["trials"] == ran["trials"]
+    model = Path("flatsearch-artifacts") / ran["trials"][0]["model"]
+    arguments = ["measure", str(model), "--data", "digits", "--samples", "256", "--json"]
+    assert call(*arguments) == 0
+    measured = json.loads(capsys.readouterr().out)
+    recorded = ran["trials"][0]["values"]["flatness"]
+    assert measured["relative_flatness"] == pytest.approx(recorded, rel=1e-3)
+    assert measured["kind"] == "hessian"
+    assert list(measured["layers"]) == ["features.0"]
+
+
+def test_the_same_seed_gives_the_same_study(capsys: pytest.CaptureFixture[str]) -> None:
+    results = []
+    for storage, seed in (("a", "7"), ("b", "7"), ("c", "8")):
+        assert run("--json", "--seed", seed, "--storage", f"sqlite:///{storage}.db") == 0
+        trials = json.loads(capsys.readouterr().out)["trials"]
+        for trial in trials:
+            del trial["seconds"], trial["model"]
+            for epoch in trial["epochs"]:
+                del epoch["train_seconds"]
+        results.append(trials)
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+def test_an_image_folder(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    image_folder(empty_folder / "photos")
+    assert run("--data", "photos") == 0
+    out, err = capsys.readouterr()
+    assert "new study 'MySpace-photos'" in err
+    assert "3 classes" in err
+    assert "Pareto front" in out
+
+
+def test_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("spaces") == 0
+    assert "resnet_small" in capsys.readouterr().out
+    assert call("spaces", "resnet_small") == 0
+    out = capsys.readouterr().out
+    assert "stem_width" in out
+    assert "8 to 32, step 8" in out
+    assert call("spaces", "./my_space.py:MySpace", "--json") == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["parameters"] == {"width": "2 to 8"}
+    assert card["smallest"]["parameters"] == 2 * 28 + 2 * 10 + 10
+
+
+def test_measure_a_torchvision_model(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", "digits", "--samples", "8", "--image-size", "32"]
+    assert call("measure", "torchvision:resnet18", *options) == 0
+    out = capsys.readouterr().out
+    assert "layer4.1.conv2" in out
+    assert "hessian, 8 samples" in out
+    assert "weights are random" in out
+    assert call("measure", "torchvision:vgg11", *options) == 2
+    assert "error: layer" in capsys.readouterr().err
+
+
+def test_help_explains_the_default_pruner(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Nothing is pruned by default" in text
+
+
+WRONG = {
+    "unknown space": (["run", "--space", "resnet_smal"], "did you mean 'resnet_small'?); known:"),
+    "no such file": (["run", "--space", "./none.py:X"], "'./none.py' does not exist"),
+    "no such class": (["run", "--space", "./my_space.py:Nope"], "has no attribute 'Nope'"),
+    "unknown data": (["run", "--space", "resnet_small", "--data", "cifar"], "'cifar10'?); known"),
+    "folder without images": (["run", "--space", "resnet_small", "--data", "."], "per class"),
+    "zero trials": (["run", "--space", "resnet_small", "--trials", "0"], "at least 1 but got 0"),
+    "zero epochs": (["run", "--space", "resnet_small", "--epochs", "0"], "`epochs` must be at"),
+    "word for a number": (["run", "--space", "resnet_small", "--trials", "ten"], "invalid int"),
+    "unknown sampler": (["run", "--space", "resnet_small", "--sampler", "x"], "known: gp, nsga2"),
+    "unknown pruner": (["run", "--space", "resnet_small", "--pruner", "x"], "known: flatness"),
+    "unknown objective": (["run", "--space", "resnet_small", "--objectives", "x"], "known: acc"),
+    "unknown device": (["run", "--space", "resnet_small", "--device", "tpu9"], "not available"),
+    "no space": (["run"], "--space"),
+    "unknown command": (["serch"], "invalid choice"),
+    "unknown option": (["run", "--space", "resnet_small", "--nonsense"], "--nonsense"),
+    "storage out of reach": (
+        ["run", "--space", "resnet_small", "--storage", "sqlite:////no/such/s.db"], "unable to open",
+    ),
+    "no storage": (["report"], "'sqlite:///flatsearch.db' does not exist"),
+    "unknown model": (["measure", "torchvision:resnet19", "--data", "digits"], "'resnet18'"),
+    "no model file": (["measure", "nothing.pt", "--data", "digits"], "does not exist"),
+    "measure without data": (["measure", "torchvision:resnet18"], "--data"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_use_is_one_line_and_2(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = WRONG[what]
+    assert call(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not Path("flatsearch-artifacts").exists()
+
+
+def test_other_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    capsys.readouterr()
+    assert run("--lr", "0.2") == 2
+    err = capsys.readouterr().err
+    assert "lr=0.1 (not 0.2)" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_report_of_an_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    capsys.readouterr()
+    assert call("report", "MySpace-digit") == 2
+    assert "did you mean 'MySpace-digits'" in capsys.readouterr().err
+
+
+def test_a_broken_space_is_named_before_any_training(
+    capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    (empty_folder / "my_space.py").write_text(
+        SPACE_FILE.replace("width, num_classes)", "width, 3)")
+    )
+    assert run() == 2
+    err = capsys.readouterr().err
+    assert "MySpace.build must return a model with logits of shape (N, 10)" in err
+    assert call("report") == 2  # no study was made
+
+
+def test_failures_are_one_line_unless_debugging(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the disk\nis full")
+
+    monkeypatch.setattr("flatsearch.study.run_study", fail)
+    assert run() == 1
+    assert "error: RuntimeError: the disk is full" in capsys.readouterr().err
+    with pytest.raises(RuntimeError):
+        run("--debug")
+
+
+def test_ctrl_c_keeps_finished_trials(empty_folder: Path) -> None:
+    command = [sys.executable, "-m", "flatsearch", "run", "--space", "./my_space.py:MySpace"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [*command, "--trials", "5000", "--epochs", "1"],
+        cwd=empty_folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if "trial 2 complete" in line:
+                break
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (seen, err)
+    assert "interrupted; finished trials are kept" in err
+    assert "Traceback" not in err
+    assert "Pareto front" in out
+    study = optuna.load_study(study_name="MySpace-digits", storage="sqlite:///flatsearch.db")
+    counted = [t.state.name for t in study.trials]
+    assert counted.count("COMPLETE") >= 3
+    assert "RUNNING" not in counted
+
+
+def test_the_dashboard_shows_the_study(capsys: pytest.CaptureFixture[str]) -> None:
+    from optuna_dashboard import wsgi
+
+    assert run() == 0
+    application = wsgi(optuna.storages.RDBStorage("sqlite:///flatsearch.db"))
+
+    def get(path: str) -> dict[str, object]:
+        answer: list[str] = []
+        environ: dict[str, object] = {"PATH_INFO": path}
+        setup_testing_defaults(environ)
+        body = b"".join(application(environ, lambda status, *_: answer.append(status)))
+        assert answer[0].startswith("200"), answer
+        fields: dict[str, object] = json.loads(body)
+        return fields
+
+    studies = get("/api/studies")["study_summaries"]
+    (summary,) = studies  # type: ignore[misc]
+    assert summary["study_name"] == "MySpace-digits"
+    detail = get(f"/api/studies/{summary['study_id']}")
+    assert detail["objective_names"] == ["accuracy", "flatness"]
+    assert len(detail["trials"]) == 2  # type: ignore[arg-type]

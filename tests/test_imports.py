@@ -1,0 +1,106 @@
+"""The one-way flow of the design, and that importing stays cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flatsearch
+
+ROOT = Path(flatsearch.__file__).parent
+SPACES = ROOT.parent / "search_spaces"
+
+# Each may import itself and what stands before it.
+ORDER = [
+    "errors", "config", "space", "registry", "models", "data", "training", "flatness", "record",
+    "pruning", "export", "objective", "study", "summary", "spacecard", "measuring", "terminal",
+    "progress", "cli",
+]  # fmt: skip
+
+
+def imports(file: Path, *, typing: bool = False) -> set[str]:
+    """Return the modules a file imports anywhere, without those for type checking only."""
+    tree = ast.parse(file.read_text())
+    skipped: set[ast.AST] = set()
+    if not typing:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                skipped.update(child for part in node.body for child in ast.walk(part))
+    found = set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def parts() -> dict[str, list[Path]]:
+    """Return the files of each part of the package."""
+    found: dict[str, list[Path]] = {}
+    for file in ROOT.rglob("*.py"):
+        relative = file.relative_to(ROOT).with_suffix("")
+        if relative.parts[0] not in {"__init__", "__main__"}:
+            found.setdefault(relative.parts[0], []).append(file)
+    return found
+
+
+def test_every_part_has_its_place() -> None:
+    assert sorted(parts()) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("part", ORDER)
+def test_data_flows_one_way(part: str) -> None:
+    allowed = set(ORDER[: ORDER.index(part) + 1])
+    for file in parts()[part]:
+        used = {m.split(".")[1] for m in imports(file) if m.startswith("flatsearch.")}
+        later = (used & set(ORDER)) - allowed
+        assert not later, f"{file.name} imports {later}"
+
+
+@pytest.mark.parametrize("part", ["training", "flatness", "data", "models"])
+def test_knows_nothing_of_optuna(part: str) -> None:
+    for file in parts()[part]:
+        assert not any(m.split(".")[0] == "optuna" for m in imports(file, typing=True))
+
+
+def test_the_package_does_not_import_the_spaces() -> None:
+    for file in ROOT.rglob("*.py"):
+        assert not any(m.startswith("search_spaces") for m in imports(file, typing=True))
+
+
+def test_spaces_use_what_third_parties_may() -> None:
+    for file in SPACES.glob("*.py"):
+        used = {m for m in imports(file, typing=True) if m.startswith("flatsearch")}
+        assert all(m.startswith(("flatsearch.space", "flatsearch.models")) for m in used), file
+
+
+def modules_after(code: str) -> set[str]:
+    program = f"{code}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_is_cheap() -> None:
+    assert not modules_after("import flatsearch.cli") & {"torch", "optuna", "torchvision", "rich"}
+    loaded = modules_after("from flatsearch import *")
+    assert "torch" in loaded  # the guard can see what is loaded
+    assert not loaded & {"torchvision", "plotly", "optuna_dashboard", "sklearn", "matplotlib"}
+
+
+def test_public_names() -> None:
+    for name in flatsearch.__all__:
+        assert getattr(flatsearch, name) is not None
+    assert set(flatsearch.__all__) <= set(dir(flatsearch))
+    assert callable(flatsearch.report)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = flatsearch.nonsense

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+import flatsearch
+from flatsearch import Architecture, FlatnessObjective, GapCnn, RunSettings, record
+from flatsearch.data import ImageData
+
+
+class Tiny:
+    """A space of one-layer networks, quick to train."""
+
+    def suggest(self, trial: optuna.Trial) -> Architecture:
+        return Architecture("tiny", {"width": trial.suggest_int("width", 2, 6)})
+
+    def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
+        width = architecture["width"]
+        features = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU())
+        return GapCnn(features, width, num_classes)
+
+
+def run(objective: FlatnessObjective, n_trials: int = 2, seed: int = 0) -> optuna.Study:
+    study = optuna.create_study(
+        directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=seed)
+    )
+    study.optimize(objective, n_trials=n_trials)
+    return study
+
+
+def test_the_record_of_a_trial(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, epochs=3, device="cpu")
+    (frozen,) = run(objective, 1).trials
+    trial = record.read_trial(frozen)
+    assert trial.architecture == Architecture("tiny", {"width": frozen.params["width"]})
+    assert list(trial.steps) == [0, 1, 2]
+    for metrics in trial.steps.values():
+        assert {
+            "accuracy", "loss", "train_loss", "train_accuracy", "flatness", "hessian_trace",
+            "flatness_standard_error", "probe_loss", "train_seconds",
+        } == set(metrics)  # fmt: skip
+        assert all(math.isfinite(value) for value in metrics.values())
+    assert trial.values == (trial.steps[2]["accuracy"], trial.steps[2]["flatness"])
+    assert trial.metrics["accuracy"] == trial.values[0]
+    width = frozen.params["width"]
+    assert trial.metrics["parameters"] == width * 10 + width * 10 + 10
+    assert trial.metrics["flops"] == 2 * (width * 9 * 64 + width * 10)
+
+
+def test_the_recorded_flatness_is_the_measure_of_the_saved_model(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    objective = FlatnessObjective(
+        "resnet_small", digits, epochs=1, device="cpu", artifact_store=store
+    )
+    trial = record.read_trial(run(objective, 1).trials[0])
+    assert trial.artifact is not None
+    model, card = flatsearch.load_model(tmp_path / trial.artifact)
+    inputs = card.normalise(digits.probe.images)
+    result = flatsearch.relative_flatness(model, (inputs, digits.probe.targets))
+    assert result.relative_flatness == pytest.approx(trial.metrics["flatness"], rel=1e-4)
+    assert result.loss == pytest.approx(trial.metrics["probe_loss"], rel=1e-4)
+    assert card.space == "resnet_small"
+    assert card.class_names == digits.class_names
+
+
+def test_same_seed_same_numbers(digits: ImageData) -> None:
+    first, second, other = (
+        [t.values for t in run(FlatnessObjective(Tiny(), digits, epochs=1, settings=s)).trials]
+        for s in (RunSettings(), RunSettings(), RunSettings(seed=5))
+    )
+    assert first == second
+    assert first != other
+
+
+def test_torchs_own_generator_is_left_alone(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, epochs=1)
+    before = torch.get_rng_state()
+    run(objective, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("names", "directions"),
+    [
+        (["accuracy"], ["maximize"]),
+        (["flatness"], ["minimize"]),
+        (["accuracy", "parameters", "flops"], ["maximize", "minimize", "minimize"]),
+    ],
+)
+def test_objectives(digits: ImageData, names: list[str], directions: list[str]) -> None:
+    objective = FlatnessObjective(Tiny(), digits, objectives=names, epochs=1)
+    assert objective.directions == directions
+    assert objective.metric_names == names
+    trial = record.read_trial(run(objective, 1).trials[0])
+    assert trial.values == tuple(trial.metrics[name] for name in names)
+
+
+def test_divergence_is_pruned_with_its_reason(digits: ImageData) -> None:
+    class Explosive(Tiny):
+        def build(
+            self, architecture: Architecture, in_channels: int, num_classes: int
+        ) -> nn.Module:
+            model = super().build(architecture, in_channels, num_classes)
+            with torch.no_grad():
+                model.classifier.weight.fill_(float("inf"))
+            return model
+
+    (frozen,) = run(FlatnessObjective(Explosive(), digits, epochs=2), 1).trials
+    assert frozen.state == optuna.trial.TrialState.PRUNED
+    assert "diverged in epoch 1" in record.read_trial(frozen).failure
+
+
+@pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "flatness")])
+def test_the_pruner_is_asked_after_every_epoch_but_the_last(
+    digits: ImageData, objectives: tuple[str, ...]
+) -> None:
+    asked: list[int] = []
+
+    class Spy(optuna.pruners.BasePruner):
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            asked.append(max(record.read_steps(trial.user_attrs)))
+            return trial.number == 1 and asked[-1] == 1
+
+    objective = FlatnessObjective(Tiny(), digits, objectives=objectives, epochs=4)
+    study = optuna.create_study(directions=objective.directions, pruner=Spy())
+    study.optimize(objective, n_trials=2)
+    assert asked == [0, 1, 2, 0, 1]
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED"]
+    assert list(record.read_trial(study.trials[1]).steps) == [0, 1]
+
+
+def test_an_accuracy_study_reports_accuracy_to_optuna(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, objectives=["accuracy"], epochs=2)
+    study = optuna.create_study(direction="maximize")
+    study.set_metric_names(objective.metric_names)
+    study.optimize(objective, n_trials=1)
+    steps = record.read_trial(study.trials[0]).steps
+    assert study.trials[0].intermediate_values == {s: m["accuracy"] for s, m in steps.items()}
+
+
+def test_epoch_callback(digits: ImageData) -> None:
+    seen: list[tuple[int, str]] = []
+    objective = FlatnessObjective(
+        Tiny(), digits, epochs=2, on_epoch=lambda t, e, f: seen.append((e.epoch, f.kind))
+    )
+    run(objective, 1)
+    assert seen == [(1, "hessian"), (2, "hessian")]
+
+
+def test_arrays_as_data() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(60, 6, 6, generator=generator)
+    objective = FlatnessObjective(Tiny(), (images, torch.arange(60) % 2), epochs=1)
+    assert run(objective, 1).trials[0].values is not None
+
+
+class NoGap(Tiny):
+    def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
+        conv = nn.Conv2d(in_channels, 2, 3, padding=1)
+        return nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(128, num_classes))
+
+
+class Broken(Tiny):
+    def suggest(self, trial: optuna.Trial) -> Architecture:
+        raise KeyError("width")
+
+
+class NotAnArchitecture(Tiny):
+    def suggest(self, trial: optuna.Trial) -> Architecture:
+        return {"width": 3}  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (NoGap, "NoGap.build returned a model whose flatness cannot be measured: layer '0'"),
+        (Broken, "Broken.suggest failed: KeyError: 'width'"),
+        (NotAnArchitecture, "NotAnArchitecture.suggest must return an Architecture"),
+    ],
+)
+def test_check_names_the_class_and_the_method(
+    digits: ImageData, space: type[Tiny], message: str
+) -> None:
+    with pytest.raises(flatsearch.SpaceError, match=message):
+        FlatnessObjective(space(), digits).check()
+
+
+def test_check_trains_nothing_and_accepts_good_spaces(digits: ImageData) -> None:
+    FlatnessObjective(Tiny(), digits).check()
+    FlatnessObjective("resnet_small", digits).check()
+
+
+def test_devices(digits: ImageData) -> None:
+    for name in ("cuda:99", "nonsense"):
+        with pytest.raises(flatsearch.SettingsError, match=f"device '{name}' is not available"):
+            FlatnessObjective(Tiny(), digits, device=name)
