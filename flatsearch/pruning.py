@@ -87,12 +87,12 @@ class FlatnessPruner(BasePruner):
     cent of the values that finished (complete or pruned) trials had at the same step.
 
     Which values are good is a choice the data have to make, not the name. Early in training a
-    network that has learnt more has a *larger* relative-flatness value; on our own recordings
-    the correlation of the value after one epoch with the final accuracy is positive (Kendall
-    tau about 0.5 to 0.7), so pruning the sharpest networks early removes the best ones. The
-    default direction is therefore "maximize": prune the smallest values, the networks that have
-    learnt least. It has not been shown to beat pruning on validation accuracy, and in a study
-    that minimises flatness it works against that objective; use it knowingly.
+    network that has learnt more has a *larger* relative-flatness value; on the recordings made
+    for this project the value after one epoch goes up with the final accuracy, so pruning the
+    sharpest networks early removes the best ones. The default direction is therefore "maximize":
+    prune the smallest values, the networks that have learnt least. It has not been shown to beat
+    pruning on validation accuracy, and in a study that minimises flatness it works against that
+    objective; use it knowingly.
 
     Args:
         n_startup_trials: No pruning before this many trials are complete.

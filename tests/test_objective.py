@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 import pytest
@@ -10,7 +10,11 @@ from torch import nn
 
 import flatsearch
 from flatsearch import Architecture, FlatnessObjective, GapCnn, RunSettings, record
-from flatsearch.data import ImageData
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flatsearch.data import ImageData
 
 
 class Tiny:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import optuna
 import pytest
 
 import flatsearch
 from flatsearch import FlatnessPruner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SINGLE, MULTI = ["maximize"], ["maximize", "minimize"]
 

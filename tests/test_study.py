@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 import pytest
@@ -10,7 +10,6 @@ from optuna.trial import TrialState
 
 import flatsearch
 from flatsearch import FlatnessObjective, RunSettings, SettingsError, StorageError
-from flatsearch.data import ImageData
 from flatsearch.study import (
     Interrupted,
     finished_count,
@@ -23,6 +22,11 @@ from flatsearch.study import (
 )
 
 from .test_objective import Tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flatsearch.data import ImageData
 
 
 @pytest.fixture
@@ -151,7 +155,7 @@ def test_stops_when_everything_fails(
 
     objective = FlatnessObjective(Broken(), digits, epochs=1)
     study = open_study("s", storage, objective)
-    with pytest.raises(flatsearch.FlatsearchError, match="3 trials failed in a row.*never works"):
+    with pytest.raises(flatsearch.FlatsearchError, match=r"3 trials failed in a row.*never works"):
         run_study(study, objective, n_trials=50)
     assert states(study) == ["FAIL"] * 3
 
@@ -249,7 +253,7 @@ def test_load_study(storage: optuna.storages.BaseStorage) -> None:
     optuna.create_study(study_name="second", storage=storage)
     with pytest.raises(StorageError, match="the storage has: first, second"):
         load_study(None, storage)
-    with pytest.raises(StorageError, match="unknown study 'secnd' .did you mean 'second'"):
+    with pytest.raises(StorageError, match=r"unknown study 'secnd' .did you mean 'second'"):
         load_study("secnd", storage)
 
 
@@ -263,7 +267,7 @@ def test_every_sampler_runs(
 
 
 def test_unknown_sampler_and_pruner() -> None:
-    with pytest.raises(SettingsError, match="unknown sampler 'tpes' .did you mean 'tpe'"):
+    with pytest.raises(SettingsError, match=r"unknown sampler 'tpes' .did you mean 'tpe'"):
         make_sampler("tpes", 0)
     with pytest.raises(SettingsError, match="unknown pruner 'mean'"):
         make_pruner("mean", ("accuracy",))

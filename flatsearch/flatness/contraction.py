@@ -32,6 +32,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 __all__ = [
     "Contraction",
@@ -182,15 +183,28 @@ def _patch_gram(x: Tensor, geometry: ConvGeometry, height: int, width: int) -> T
 
 
 def _filter_gradients(x: Tensor, S: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Return m = S Z^T, (N, C, d), of a padded input x; the order of d does not matter."""
-    n = len(x)
+    """Return m = S Z^T, (N, C, d), of a padded input x; the order of d does not matter.
+
+    On a CPU one weight gradient per sample is about twice as fast as unfolding the patches, for
+    which memory traffic, not arithmetic, is the cost. A GPU wants few large operations instead.
+    """
+    n, channels = x.shape[:2]
     height, width = S.shape[2:]
-    S = S.flatten(2)
     if geometry.kernel == (1, 1):
         ((row, column),) = geometry.shifts(height, width)
-        return torch.bmm(S, x[:, :, row, column].reshape(n, -1, height * width).mT)
-    patches = F.unfold(x, geometry.kernel, geometry.dilation, 0, geometry.stride)
-    return torch.bmm(S, patches.mT)
+        pixels = x[:, :, row, column].reshape(n, channels, height * width)
+        return torch.bmm(S.flatten(2), pixels.mT)
+    if x.device.type != "cpu":
+        patches = F.unfold(x, geometry.kernel, geometry.dilation, 0, geometry.stride)
+        return torch.bmm(S.flatten(2), patches.mT)
+    size = (S.shape[1], channels, *geometry.kernel)
+    gradients = [
+        conv2d_weight(  # type: ignore[no-untyped-call]
+            x[i : i + 1], size, S[i : i + 1], geometry.stride, 0, geometry.dilation
+        )
+        for i in range(n)
+    ]
+    return torch.stack(gradients).flatten(2)
 
 
 def filter_grams(

@@ -6,10 +6,10 @@ the features g (N, C) that enter the linear classifier. The closed form needs
     S_c(p)   = d g_c / d A_c(p)            and, for smooth tails,
     f''_c(p) = d^2 g_c / d A_c(p)^2
 
-and it holds only where g_c of sample n depends on channel c of sample n alone. That is
-checked on the numbers themselves: backpropagating random signs rho_nc through a separable
-tail must give rho_nc S_nc(p) exactly, and anything else shows as a difference. Layer names
-are never consulted.
+and it holds only where g_c of sample n depends on channel c of sample n alone. Where the
+recorded operations do not prove that (`graph`), it is checked on the numbers themselves:
+backpropagating random signs rho_nc through a separable tail must give rho_nc S_nc(p) exactly,
+and anything else shows as a difference.
 """
 
 from __future__ import annotations
@@ -21,41 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-__all__ = ["TailDerivatives", "differentiate_tail", "is_piecewise_linear"]
+from flatsearch.flatness.graph import examine
 
-# Autograd operations that are piecewise linear in their input whatever their arguments.
-# Products and convolutions are absent on purpose: their other operand may depend on A too.
-_PIECEWISE_LINEAR = frozenset({
-    "torch::autograd::AccumulateGrad",
-    "AdaptiveAvgPool2DBackward0",
-    "AdaptiveMaxPool2DBackward0",
-    "AddBackward0",
-    "AliasBackward0",
-    "AvgPool2DBackward0",
-    "CatBackward0",
-    "CloneBackward0",
-    "ClampBackward1",
-    "HardtanhBackward0",
-    "LeakyReluBackward0",
-    "MaxPool2DWithIndicesBackward0",
-    "MeanBackward0",
-    "MeanBackward1",
-    "MkldnnAdaptiveAvgPool2DBackward0",
-    "PermuteBackward0",
-    "ReluBackward0",
-    "SliceBackward0",
-    "SqueezeBackward0",
-    "SqueezeBackward1",
-    "SqueezeBackward2",
-    "SubBackward0",
-    "SumBackward1",
-    "TransposeBackward0",
-    "UnsafeViewBackward0",
-    "UnsqueezeBackward0",
-    "ViewBackward0",
-})
-# Linear only while they use stored statistics.
-_BATCH_NORM = frozenset({"CudnnBatchNormBackward0", "NativeBatchNormBackward0"})
+__all__ = ["TailDerivatives", "differentiate_tail"]
 
 
 @dataclass(frozen=True)
@@ -74,32 +42,6 @@ class TailDerivatives:
     second: Tensor | None
     not_separable: Tensor
     not_elementwise: Tensor | None
-
-
-def is_piecewise_linear(output: Tensor) -> bool:
-    """Return whether the recorded graph behind a tensor has only piecewise linear operations.
-
-    Args:
-        output: A tensor with a recorded graph.
-
-    Returns:
-        True is a proof (almost everywhere, as a kink has no second derivative); False only
-        says that the operations are not all on the list.
-    """
-    seen, todo = set(), [output.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        name = node.name()
-        if name in _BATCH_NORM:
-            if getattr(node, "_saved_training", True):
-                return False
-        elif name not in _PIECEWISE_LINEAR:
-            return False
-        todo.extend(previous for previous, _ in node.next_functions)
-    return True
 
 
 def _random_signs(like: Tensor) -> Tensor:
@@ -130,13 +72,16 @@ def differentiate_tail(
         The derivatives and how far the tail is from separable and elementwise. The latter
         are tensors, so that nothing waits for the device here; the caller judges them.
     """
-    linear = is_piecewise_linear(features)
-    signs = _random_signs(features)
-    (first,) = grad(
-        features, output, torch.ones_like(features), retain_graph=True, create_graph=not linear
-    )
-    (signed,) = grad(features, output, signs, retain_graph=keep_graph or not linear)
-    separable = _relative_difference(signed, signs[:, :, None, None], first.detach())
+    proof = examine(features, output)
+    linear = proof.piecewise_linear
+    ones = torch.ones_like(features)
+    keep = keep_graph or not (linear and proof.channelwise)
+    (first,) = grad(features, output, ones, retain_graph=keep, create_graph=not linear)
+    separable = ones.new_zeros(())
+    if not proof.channelwise:
+        signs = _random_signs(features)
+        (signed,) = grad(features, output, signs, retain_graph=keep_graph or not linear)
+        separable = _relative_difference(signed, signs[:, :, None, None], first.detach())
     if linear or not first.requires_grad:
         return TailDerivatives(first.detach(), None, separable, None)
     position_signs = _random_signs(first)
