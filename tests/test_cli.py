@@ -180,7 +180,7 @@ WRONG = {
     "unknown command": (["serch"], "invalid choice"),
     "unknown option": (["run", "--space", "resnet_small", "--nonsense"], "--nonsense"),
     "storage out of reach": (
-        ["run", "--space", "resnet_small", "--storage", "sqlite:////no/such/s.db"], "unable to open",
+        ["run", "--space", "resnet_small", "--storage", "sqlite:////no/s.db"], "unable to open",
     ),
     "no storage": (["report"], "'sqlite:///flatsearch.db' does not exist"),
     "unknown model": (["measure", "torchvision:resnet19", "--data", "digits"], "'resnet18'"),
@@ -246,7 +246,8 @@ def test_ctrl_c_keeps_finished_trials(empty_folder: Path) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         [*command, "--trials", "5000", "--epochs", "1"],
-        cwd=empty_folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=empty_folder, env=environment, text=True,
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stderr is not None
         seen = []

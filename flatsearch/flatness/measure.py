@@ -27,8 +27,8 @@ _DEFAULT_BATCH_SIZE = 256
 # Entries of M and of the intermediate arrays that are worked on at a time: about what stays in
 # a CPU core's cache, and enough to fill a GPU.
 _CHUNK_ENTRIES = {"cpu": 2**18, "other": 2**25}
-# Both sides of the separability check are sums of the same terms up to sign, so they agree to a
-# few units in the last place; the margin is for devices that sum in another order each time.
+# Both sides of the separability check are the same sums up to one factor, so they agree to a few
+# units in the last place; the margin is for devices that sum in another order each time.
 _SEPARABLE_TOLERANCE = 200.0
 
 

@@ -8,8 +8,8 @@ the features g (N, C) that enter the linear classifier. The closed form needs
 
 and it holds only where g_c of sample n depends on channel c of sample n alone. Where the
 recorded operations do not prove that (`graph`), it is checked on the numbers themselves:
-backpropagating random signs rho_nc through a separable tail must give rho_nc S_nc(p) exactly,
-and anything else shows as a difference.
+backpropagating random weights rho_nc through a separable tail must give rho_nc S_nc(p), up to
+rounding, and anything else shows as a difference.
 """
 
 from __future__ import annotations
@@ -44,18 +44,28 @@ class TailDerivatives:
     not_elementwise: Tensor | None
 
 
-def _random_signs(like: Tensor) -> Tensor:
-    """Return +-1 of the given shape from a fixed seed, leaving torch's own generator alone."""
+def _random_weights(like: Tensor) -> Tensor:
+    """Return random numbers in +-[0.5, 1.5] from a fixed seed, leaving torch's generator alone.
+
+    Not mere signs: two coupled entries would have equal signs half of the time.
+    """
     generator = torch.Generator(like.device).manual_seed(20260309)
-    bits = torch.randint(0, 2, like.shape, generator=generator, device=like.device)
-    return bits.to(like.dtype) * 2 - 1
+    uniform = torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    return torch.where(uniform < 0.5, 2 * uniform + 0.5, 0.5 - 2 * uniform)
 
 
-def _relative_difference(a: Tensor, signs: Tensor, b: Tensor) -> Tensor:
-    """Return max |a - signs b| / max |b|, 0 where both vanish, inf where only b does."""
-    difference = torch.linalg.vector_norm(torch.addcmul(a, signs, b, value=-1), ord=math.inf)
-    ratio = difference / torch.linalg.vector_norm(b, ord=math.inf)
-    return torch.where(difference == 0, torch.zeros_like(ratio), ratio)
+def _relative_difference(a: Tensor, weights: Tensor, b: Tensor) -> Tensor:
+    """Return max |a - weights b| / max |b|, per channel, the largest over the channels.
+
+    Per channel, because filters may differ in scale by any factor. 0 where both vanish, inf
+    where only b does.
+    """
+    every = (0, 2, 3)
+    difference = torch.linalg.vector_norm(
+        torch.addcmul(a, weights, b, value=-1), ord=math.inf, dim=every
+    )
+    ratio = difference / torch.linalg.vector_norm(b, ord=math.inf, dim=every)
+    return torch.where(difference == 0, torch.zeros_like(ratio), ratio).amax()
 
 
 def differentiate_tail(
@@ -79,17 +89,17 @@ def differentiate_tail(
     (first,) = grad(features, output, ones, retain_graph=keep, create_graph=not linear)
     separable = ones.new_zeros(())
     if not proof.channelwise:
-        signs = _random_signs(features)
-        (signed,) = grad(features, output, signs, retain_graph=keep_graph or not linear)
-        separable = _relative_difference(signed, signs[:, :, None, None], first.detach())
+        rho = _random_weights(features)
+        (weighted,) = grad(features, output, rho, retain_graph=keep_graph or not linear)
+        separable = _relative_difference(weighted, rho[:, :, None, None], first.detach())
     if linear or not first.requires_grad:
         return TailDerivatives(first.detach(), None, separable, None)
-    position_signs = _random_signs(first)
-    signed_second = _second(first, output, position_signs, keep=True)
+    rho = _random_weights(first)
+    weighted_second = _second(first, output, rho, keep=True)
     second = _second(first, output, torch.ones_like(first), keep=keep_graph)
-    if signed_second is None or second is None:
+    if weighted_second is None or second is None:
         return TailDerivatives(first.detach(), None, separable, None)
-    elementwise = _relative_difference(signed_second, position_signs, second)
+    elementwise = _relative_difference(weighted_second, rho, second)
     return TailDerivatives(first.detach(), second, separable, elementwise)
 
 
