@@ -341,6 +341,8 @@ def test_crops_are_windows_of_the_padded_image() -> None:
         assert len(found) == 1  # no mirror image among them
         seen.add(found[0])
     assert {i for i, _ in seen} == {j for _, j in seen} == set(range(5))
+    assert any(i < j for i, j in seen)  # rows and columns move on their own
+    assert any(i > j for i, j in seen)
 
 
 def test_flips_half_and_nothing_else() -> None:

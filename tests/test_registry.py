@@ -139,7 +139,9 @@ def test_a_file_does_not_shadow_a_module(tmp_path: Path) -> None:
 def test_an_edited_file_is_read_again(file: Path) -> None:
     load_space(f"{file}:ready")
     file.write_text(CODE + "ready.label = 'edited, and of another length'\n")
-    assert load_space(f"{file}:ready").label == "edited, and of another length"
+    space = load_space(f"{file}:ready")
+    assert space.label == "edited, and of another length"
+    assert type(pickle.loads(pickle.dumps(space))) is type(space)
 
 
 def test_missing_file(tmp_path: Path) -> None:

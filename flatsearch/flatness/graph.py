@@ -7,13 +7,16 @@ not prove is decided on numbers by `tail`.
 
 A tail is *channelwise* if g_c of sample n depends on channel c of sample n alone: every tensor
 keeps (N, C) as its first two dimensions, and every operation works within them. It is
-*piecewise linear* if every operation is.
+*piecewise linear* if every operation is, and *pointwise* if everything that is not comes before
+anything that combines positions, so that second derivatives couple no two positions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from torch.autograd.function import BackwardCFunction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +32,7 @@ _ELEMENTWISE = {
     "ClampBackward1": True,
     "EluBackward0": False,
     "GeluBackward0": False,
+    "HardsigmoidBackward0": True,
     "HardswishBackward0": False,
     "HardtanhBackward0": True,
     "LeakyReluBackward0": True,
@@ -58,6 +62,8 @@ _RESHAPING = {
     "UnsqueezeBackward0": True,
     "ViewBackward0": True,
 }
+# These work position by position, as the elementwise ones do.
+_SPREADING = _BINARY | _BATCH_NORM
 _LINEAR = _ELEMENTWISE | _BINARY | _POOLING | _BATCH_NORM | _REDUCING | _RESHAPING
 
 
@@ -68,10 +74,14 @@ class Proof:
     Attributes:
         channelwise: g_c of sample n depends on channel c of sample n alone.
         piecewise_linear: Second derivatives vanish almost everywhere.
+        pointwise: Second derivatives couple no two positions.
+        own: Every derivative is torch's own; a hand-written one may itself have none.
     """
 
     channelwise: bool
     piecewise_linear: bool
+    pointwise: bool
+    own: bool
 
 
 def _shape(node: Any) -> tuple[int, ...]:
@@ -103,10 +113,43 @@ def _keeps_channels(node: Any, inputs: list[Any], lead: tuple[int, int]) -> bool
     if name in _POOLING:
         return all(len(_shape(previous)) == 4 for previous in inputs)
     if name in _BATCH_NORM:
-        return not node._saved_training
+        return _is_affine(node)
     if name in _REDUCING:
         return min(_dimensions(node), default=0) >= 2
     return name == _ACCUMULATE or name in _ELEMENTWISE or name in _RESHAPING
+
+
+def _is_affine(node: Any) -> bool:
+    """Return whether a batch norm uses stored statistics, and a gain that A has no part in."""
+    only_images = all(previous is None for previous, _ in node.next_functions[1:])
+    return not node._saved_training and only_images
+
+
+def _is_linear(node: Any) -> bool:
+    name = node.name()
+    return name == _ACCUMULATE or (
+        _is_affine(node) if name in _BATCH_NORM else _LINEAR.get(name, False)
+    )
+
+
+def _inputs(node: Any) -> list[Any]:
+    return [previous for previous, _ in node.next_functions if previous is not None]
+
+
+def _ordered(features: Tensor) -> list[Any]:
+    """Return the graph's nodes, each after all of its inputs."""
+    ordered: list[Any] = []
+    seen: set[Node] = set()
+    todo: list[tuple[Any, bool]] = [(features.grad_fn, False)]
+    while todo:
+        node, done = todo.pop()
+        if done:
+            ordered.append(node)
+        elif node is not None and node not in seen:
+            seen.add(node)
+            todo.append((node, True))
+            todo.extend((previous, False) for previous in _inputs(node))
+    return ordered
 
 
 def examine(features: Tensor, output: Tensor) -> Proof:
@@ -120,19 +163,18 @@ def examine(features: Tensor, output: Tensor) -> Proof:
         What the operations in between prove.
     """
     lead = (output.shape[0], output.shape[1])
-    channelwise = linear = tuple(features.shape) == lead and output.is_leaf
-    seen: set[Node] = set()
-    todo = [features.grad_fn]
-    while todo and (channelwise or linear):
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        inputs = [previous for previous, _ in node.next_functions if previous is not None]
-        name = node.name()
-        if name != _ACCUMULATE:
-            trained = name in _BATCH_NORM and node._saved_training  # type: ignore[attr-defined]
-            linear = linear and _LINEAR.get(name, False) and not trained
+    channelwise = tuple(features.shape) == lead and output.is_leaf
+    linear = pointwise = own = True
+    combined: set[Node] = set()  # nodes whose value may combine positions
+    for node in _ordered(features):
+        name, inputs = node.name(), _inputs(node)
+        own = own and not isinstance(node, BackwardCFunction)
+        linear = linear and _is_linear(node)
         channelwise = channelwise and _keeps_channels(node, inputs, lead)
-        todo.extend(inputs)
-    return Proof(channelwise, linear)
+        after = any(previous in combined for previous in inputs)
+        if after or not (name in _ELEMENTWISE or name in _SPREADING or name == _ACCUMULATE):
+            combined.add(node)
+        # What is not listed is not known to be pointwise either.
+        known = name in _LINEAR or name == _ACCUMULATE
+        pointwise = pointwise and known and (_is_linear(node) or not after)
+    return Proof(channelwise, linear, channelwise and pointwise, own)

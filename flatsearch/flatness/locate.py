@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -94,6 +95,22 @@ def _hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
+def _source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return a layer's input, however it was passed."""
+    source: Tensor = args[0] if args else kwargs["input"]
+    return source
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two computations of one thing agree up to rounding; NaN agrees with NaN."""
+    if a.shape != b.shape:
+        return False
+    tolerance = 1e4 * torch.finfo(b.dtype).eps
+    return torch.allclose(
+        a, b, rtol=0, atol=tolerance * float(b.nan_to_num(0, 0, 0).abs().max()), equal_nan=True
+    )
+
+
 def forward(
     model: nn.Module, state: State, x: Tensor, layers: Sequence[Layer], classifier: str
 ) -> Pass:
@@ -111,30 +128,43 @@ def forward(
         Logits, features, and each measured convolution's input and output.
 
     Raises:
-        UnsupportedModelError: If the forward pass differs from the one that was probed.
+        UnsupportedModelError: If the forward pass differs from the one that was probed, or the
+            logits are not the classifier's kernel and bias applied to its input.
     """
     inputs: dict[str, tuple[Tensor, int]] = {}
     outputs: dict[str, Tensor] = {}
     features: list[Tensor] = []
 
-    def tap(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            source = args[0].detach()
-            source = source.clone() if layer.input_changes else source
+    def tap(layer: Layer) -> Callable[..., Tensor]:
+        def hook(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor:
+            if layer.name in inputs:
+                raise UnsupportedModelError(f"layer {layer.name!r}: it is called more than once")
+            source = _source(args, kwargs).detach()
+            if layer.input_changes or source.is_inference():
+                source = source.clone()
             inputs[layer.name] = (source, source._version)
-            tracked = output if output.requires_grad else output.detach().requires_grad_()
-            outputs[layer.name] = tracked
+            # In place, so that whoever else keeps this tensor is seen to use it.
+            tracked = output.clone() if output.is_inference() else output
+            outputs[layer.name] = tracked if tracked.requires_grad else tracked.requires_grad_()
             return tracked.clone() if layer.output_changes else tracked
 
         return hook
 
-    def keep_features(_: nn.Module, args: tuple[Any, ...]) -> None:
-        features.append(args[0])
+    def keep_features(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        features.append(_source(args, kwargs))
 
-    handles = [model.get_submodule(a.name).register_forward_hook(tap(a)) for a in layers]
-    handles.append(model.get_submodule(classifier).register_forward_pre_hook(keep_features))
+    handles = [
+        model.get_submodule(layer.name).register_forward_hook(tap(layer), with_kwargs=True)
+        for layer in layers
+    ]
+    head = model.get_submodule(classifier)
+    handles.append(head.register_forward_pre_hook(keep_features, with_kwargs=True))
     with _hooks(handles), torch.enable_grad():
-        logits = functional_call(model, state, (x,))
+        # A copy: models may change their input in place.
+        logits = functional_call(model, state, (x.clone(),))
+    logits = _check_logits(logits, len(x)).detach()
     for layer in layers:
         if layer.name not in inputs or len(features) != 1:
             raise UnsupportedModelError(
@@ -143,7 +173,24 @@ def forward(
         source, version = inputs[layer.name]
         if source._version != version:
             raise UnsupportedModelError(f"layer {layer.name!r}: its input is changed in place")
+        if not outputs[layer.name].requires_grad or features[0].grad_fn is None:
+            raise UnsupportedModelError(f"layer {layer.name!r}: no gradient reaches it")
+    V, bias = state[f"{classifier}.weight"], state.get(f"{classifier}.bias")
+    if not _same(F.linear(features[0].detach(), V, bias), logits):
+        raise UnsupportedModelError(
+            f"layer {classifier!r}: the logits are not this linear layer's weight times its input,"
+            " plus its bias"
+        )
     return Pass(logits, features[0], {k: v for k, (v, _) in inputs.items()}, outputs)
+
+
+def _check_logits(logits: object, n: int) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UnsupportedModelError(
+            f"the model must return logits of shape (N, K) but gave {shape} for {n} images"
+        )
+    return logits
 
 
 def _geometry(name: str, conv: nn.Conv2d) -> ConvGeometry:
@@ -188,50 +235,56 @@ def _probe(
 
     # The model works on copies of the convolutions' inputs and outputs, so that a change in
     # place shows on the version of what it was given.
-    def before_conv(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        sources.append(args[0])
-        return (args[0].clone(), *args[1:])
+    def before_conv(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        source = _source(args, kwargs)
+        sources.append(source.clone() if source.is_inference() else source)
+        return (source.clone(), *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
 
-    def on_conv(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def on_conv(
+        module: nn.Module, args: tuple[Any, ...], _: dict[str, Any], output: Tensor
+    ) -> Tensor:
         source, passed = sources.pop(), output.clone()
         edge = get_gradient_edge(output) if output.requires_grad else None
         versions = (source._version, passed._version)
         convs.append(_Call(names[module], source, args[0].detach(), passed, versions, edge))
         return passed
 
-    def on_linear(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        linears.append((names[module], args[0], output))
+    def on_linear(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        linears.append((names[module], _source(args, kwargs), output))
 
     handles = []
     for module in names:
         if isinstance(module, nn.modules.conv._ConvNd):
-            handles.append(module.register_forward_pre_hook(before_conv))
-            handles.append(module.register_forward_hook(on_conv))
+            handles.append(module.register_forward_pre_hook(before_conv, with_kwargs=True))
+            handles.append(module.register_forward_hook(on_conv, with_kwargs=True))
         elif isinstance(module, nn.Linear):
-            handles.append(module.register_forward_hook(on_linear))
+            handles.append(module.register_forward_hook(on_linear, with_kwargs=True))
     with _hooks(handles), torch.enable_grad():
-        logits = functional_call(model, state, (x,))
-    return convs, linears, logits
+        logits = functional_call(model, state, (x.clone(),))
+    return convs, linears, _check_logits(logits, len(x))
 
 
 def _find_classifier(
-    linears: list[tuple[str, Tensor, Tensor]], logits: object
+    linears: list[tuple[str, Tensor, Tensor]], logits: Tensor, state: State
 ) -> tuple[str, Tensor]:
     """Return the linear classifier's name and input, the pooled features."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UnsupportedModelError(
-            f"the model must return logits of shape (N, K) but gave {shape}"
-        )
     if not linears:
         raise UnsupportedModelError("the model has no linear classifier after its convolutions")
     name, features, output = linears[-1]
-    if output.shape != logits.shape or not torch.equal(output, logits):
+    if not _same(output.detach(), logits.detach()):
         raise UnsupportedModelError(
             f"layer {name!r}: the model's output is not the output of its last linear layer"
         )
     if Counter(call[0] for call in linears)[name] > 1:
         raise UnsupportedModelError(f"layer {name!r}: the classifier is called more than once")
+    if f"{name}.weight" not in state:
+        raise UnsupportedModelError(
+            f"layer {name!r}: the classifier is reparametrised or shared with another layer"
+        )
     return name, features
 
 
@@ -268,24 +321,34 @@ def _choose(
 def _prove_plain(call: _Call, features: Tensor, state: State, geometry: ConvGeometry) -> None:
     """Check that autograd's kernel gradient is sum_n S_n Z_n^T, that of one plain convolution."""
     weight = state[f"{call.name}.weight"]
-    generator = torch.Generator().manual_seed(0)
-    cotangent = torch.randn(features.shape, generator=generator, dtype=torch.float64)
-    cotangent = cotangent.to(features)
+    generator = torch.Generator("cpu").manual_seed(0)
+    cotangent = torch.randn(
+        features.shape, generator=generator, dtype=torch.float64, device="cpu"
+    ).to(features)
     assert call.edge is not None  # noqa: S101 - `_choose` keeps reached calls only
     (through,) = grad(features, call.edge, cotangent, retain_graph=True)
     (expected,) = grad(features, weight, cotangent, retain_graph=True, allow_unused=True)
-    padded = geometry.pad(call.input_value)
+    if through.shape[2:] == geometry.output_size(*call.input_value.shape[2:]):
+        ours = _kernel_gradient(call.input_value, through, geometry).view(weight.shape)
+        proven = expected is not None and _same(ours, expected)
+        # No gradient at all proves nothing, unless the layer is dead.
+        if proven and (bool(expected.any()) or not bool(through.any())):
+            return
+    raise UnsupportedModelError(
+        f"layer {call.name!r}: its kernel is not used as one plain convolution"
+        " (shared, changed before use, its output changed by a hook), or the first images are"
+        " blank"
+    )
+
+
+def _kernel_gradient(x: Tensor, through: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Return sum_n S_n Z_n^T, written down once more without the routines it is to check."""
+    padded = geometry.pad(x)
     columns = [
         torch.einsum("ncij,nzij->cz", through, padded[:, :, rows, cols])
         for rows, cols in geometry.shifts(*through.shape[2:])
     ]
-    ours = torch.stack(columns, -1).view(weight.shape)
-    tolerance = 1e4 * torch.finfo(features.dtype).eps
-    if expected is None or (ours - expected).abs().max() > tolerance * expected.abs().max():
-        raise UnsupportedModelError(
-            f"layer {call.name!r}: its kernel is not used as one plain convolution"
-            " (shared, changed before use, or its output changed by a hook)"
-        )
+    return torch.stack(columns, -1)
 
 
 def locate(
@@ -308,9 +371,11 @@ def locate(
     """
     _refuse_batch_statistics(model)
     trained = {name for name, _ in model.named_parameters()}
-    state = {k: v.detach().requires_grad_(k in trained) for k, v in state.items()}
-    calls, linears, logits = _probe(model, state, x[:2])
-    classifier, features = _find_classifier(linears, logits)
+    frozen, state = state, {k: v.detach().requires_grad_(k in trained) for k, v in state.items()}
+    # The two images with most contrast: blank ones would prove nothing.
+    x = x[x.flatten(1).std(1).topk(min(2, len(x))).indices]
+    calls, linears, logits = _probe(model, state, x)
+    classifier, features = _find_classifier(linears, logits, state)
     counts = Counter(call.name for call in calls)
     found = []
     for call in _choose(calls, features, layers, model):
@@ -343,4 +408,6 @@ def locate(
                 output_changes=call.output._version != call.versions[1],
             )
         )
+    if not _same(forward(model, frozen, x, found, classifier).logits, logits.detach()):
+        raise UnsupportedModelError("the model gives different logits for the same images")
     return found, classifier

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ _DEFAULT_BATCH_SIZE = 256
 # Entries of M and of the intermediate arrays that are worked on at a time: about what stays in
 # a CPU core's cache, and enough to fill a GPU.
 _CHUNK_ENTRIES = {"cpu": 2**18, "other": 2**25}
-# Both sides of the separability check are the same sums up to one factor, so they agree to a few
-# units in the last place; the margin is for devices that sum in another order each time.
+# Both sides of the separability check are the same sums times a power of two, so they agree to the
+# last bits; the margin is for devices that sum in another order each time.
 _SEPARABLE_TOLERANCE = 200.0
 
 
@@ -147,22 +147,25 @@ def relative_flatness(
     """
     if normalize is not None:
         raise ValueError(f"`normalize` must be None but got {normalize!r}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1 but got {batch_size}")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"`batch_size` must be at least 1 but got {batch_size!r}")
+    if not layers or not all(isinstance(name, str) for name in layers):
+        raise ValueError(f"`layers` must be 'last', 'all', or layer names but got {layers!r}")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     device, dtype = _device_and_dtype(model, dtype)
     batches = _batches(data, device, dtype, batch_size)
-    try:
-        first = next(batches)
-    except StopIteration:
-        raise ValueError("`data` has no samples") from None
     with _measuring(model, device):
+        first = next(batches, None)
+        if first is None:
+            raise ValueError("`data` has no samples")
         state = _state(model, dtype)
         found, classifier = locate(model, state, first[0], layers)
         sums = {layer.name: _Sums([], [], [], [], [], []) for layer in found}
         losses, hits = [], []
         for x, y in itertools.chain([first], batches):
             run = forward(model, state, x, found, classifier)
-            logits = run.logits.detach()
+            logits = run.logits
             _check_targets(y, logits)
             losses.append(F.cross_entropy(logits, y, reduction="none"))
             hits.append(logits.argmax(1) == y)
@@ -236,15 +239,27 @@ def _state(model: nn.Module, dtype: torch.dtype) -> State:
 def _measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode, full precision and gradients on; everything as it was afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    tf32 = matmul.allow_tf32, cudnn.allow_tf32
-    model.eval()
-    matmul.allow_tf32, cudnn.allow_tf32 = False, False
+    backends: Any = torch.backends
+    attribute: str
+    exact: str | bool
+    if hasattr(backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
+        attribute, exact = "fp32_precision", "ieee"
+        switches = [
+            backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv,
+        ]  # fmt: skip
+    else:
+        attribute, exact = "allow_tf32", False
+        switches = [backends.cuda.matmul, backends.cudnn]
+    precisions = [getattr(switch, attribute) for switch in switches]
     try:
+        model.eval()
+        for switch in switches:
+            setattr(switch, attribute, exact)
         with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = tf32
+        for switch, precision in zip(switches, precisions, strict=True):
+            setattr(switch, attribute, precision)
         for module, training in modes:
             module.training = training
 
@@ -268,7 +283,7 @@ def _add_batch(
 ) -> None:
     """Append one batch's per-sample trace and kappa of one layer."""
     x = run.inputs[layer.name]
-    p = run.logits.detach().softmax(1)
+    p = run.logits.softmax(1)
     filters = W.flatten(1)
     Q = filters @ filters.T
     mean = p @ V
@@ -280,6 +295,7 @@ def _add_batch(
         sums.trace.append(trace)
         sums.kappa.append(kappa)
     sums.not_separable.append(tail.not_separable)
+    sums.not_elementwise.append(tail.not_elementwise)
     if tail.second is None:
         zeros = x.new_zeros(len(x))
         sums.trace_second.append(zeros)
@@ -293,8 +309,6 @@ def _add_batch(
     added = residual * (tail.second * norms[:, None]).sum((2, 3))  # type: ignore[index]
     sums.trace_second.append(added.sum(1))
     sums.kappa_second.append(added @ Q.diagonal())
-    assert tail.not_elementwise is not None  # noqa: S101 - set together with `second`
-    sums.not_elementwise.append(tail.not_elementwise)
 
 
 def _summarise(sums: dict[str, _Sums], losses: Tensor, hits: Tensor) -> FlatnessResult:
@@ -315,16 +329,17 @@ def _summarise(sums: dict[str, _Sums], losses: Tensor, hits: Tensor) -> Flatness
                 " classifier, so the closed form does not apply"
             )
         kappa, trace = torch.cat(layer.kappa).double(), torch.cat(layer.trace).double()
-        checks = layer.not_elementwise
-        if not checks or bool((torch.stack(checks) <= tolerance).all()):
+        if bool((torch.stack(layer.not_elementwise) <= tolerance).all()):
             kappa = kappa + torch.cat(layer.kappa_second)
             trace = trace + torch.cat(layer.trace_second)
         else:
             kind = "gauss-newton"
         total = total + kappa
         results[name] = LayerFlatness(float(kappa.mean()), float(trace.mean()), _error(kappa))
-    if not all(math.isfinite(layer.relative_flatness) for layer in results.values()):
-        raise NonFiniteError("the measure overflows on this model; give dtype=torch.float64")
+        if not math.isfinite(results[name].relative_flatness + results[name].hessian_trace):
+            raise NonFiniteError(
+                f"layer {name!r}: the measure overflows; dtype=torch.float64 may help"
+            )
     return FlatnessResult(
         relative_flatness=float(total.mean()),
         hessian_trace=math.fsum(layer.hessian_trace for layer in results.values()),
