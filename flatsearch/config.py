@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -80,6 +81,10 @@ class RunSettings:
         self._check_numbers()
 
     def _check_names(self) -> None:
+        names = self.objectives
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise SettingsError(f"`objectives` must be several names but got {names!r}")
+        object.__setattr__(self, "objectives", tuple(names))
         if not self.objectives:
             raise SettingsError(f"`objectives` must name at least one of: {', '.join(OBJECTIVES)}")
         for name in self.objectives:
@@ -88,19 +93,27 @@ class RunSettings:
         if len(set(self.objectives)) < len(self.objectives):
             raise SettingsError(f"`objectives` has a name twice: {', '.join(self.objectives)}")
         if self.augment not in AUGMENTATIONS:
-            raise SettingsError(unknown_name("augmentation", self.augment, AUGMENTATIONS))
+            raise SettingsError(unknown_name("augmentation", str(self.augment), AUGMENTATIONS))
 
     def _check_numbers(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("probe_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise SettingsError(
-                    f"`{name}` must be at least {least} but got {getattr(self, name)}"
-                )
-        if self.image_size is not None and self.image_size < 4:
-            raise SettingsError(f"`image_size` must be at least 4 but got {self.image_size}")
+        counts = {"epochs": 1, "batch_size": 2, "probe_size": 1, "seed": 0, "image_size": 4}
+        for name, least in counts.items():
+            value = getattr(self, name)
+            if name == "image_size" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise SettingsError(f"`{name}` must be a whole number but got {value!r}")
+            if value < least:
+                raise SettingsError(f"`{name}` must be at least {least} but got {value}")
+        if self.seed >= 2**32:
+            raise SettingsError(f"`seed` must be below 2^32 but got {self.seed}")
+        for name in ("lr", "weight_decay", "momentum", "validation_fraction"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise SettingsError(f"`{name}` must be a finite number but got {value!r}")
         if not self.lr > 0:
             raise SettingsError(f"`lr` must be positive but got {self.lr}")
-        if not self.weight_decay >= 0:
+        if self.weight_decay < 0:
             raise SettingsError(f"`weight_decay` must not be negative but got {self.weight_decay}")
         for name in ("momentum", "validation_fraction"):
             if not 0 < getattr(self, name) < 1:

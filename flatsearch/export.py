@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flatsearch.errors import UsageError
+from flatsearch.errors import SpaceError, UsageError
 from flatsearch.registry import load_space
 from flatsearch.space import Architecture, build_model
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["ModelCard", "load_model", "save_model"]
 
@@ -62,6 +59,7 @@ def save_model(model: nn.Module, card: ModelCard, path: str | Path) -> None:
         card: How to rebuild it.
         path: The file to write.
     """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     fields = {"format": _FORMAT, "version": _VERSION, "card": asdict(card), "state_dict": state}
     torch.save(fields, path)
@@ -80,20 +78,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
         UsageError: If the file is missing, is not such a file, or is from a newer version.
         SpaceError: If the search space is not installed or builds another model now.
     """
-    what = f"{str(path)!r} is not a model saved by flatsearch"
-    try:
-        fields: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"model file {str(path)!r} does not exist") from None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UsageError(f"{what}: {str(error).splitlines()[0]}") from None
-    if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
-        raise UsageError(what)
-    if fields["version"] > _VERSION:
-        raise UsageError(
-            f"{str(path)!r} was saved by a newer flatsearch (format {fields['version']})"
-        )
-    card = ModelCard(**fields["card"])
+    card, state = _read(Path(path))
     model = build_model(
         load_space(card.space),
         Architecture.from_json(card.architecture),
@@ -102,10 +87,30 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
         image_size=card.image_size,
     )
     try:
-        model.load_state_dict(fields["state_dict"])
-    except RuntimeError as error:
-        raise UsageError(
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise SpaceError(
             f"{str(path)!r}: search space {card.space!r} now builds another model:"
             f" {' '.join(str(error).split())[:200]}"
         ) from None
     return model.eval(), card
+
+
+def _read(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """Return a file's card and weights."""
+    what = f"{str(path)!r} is not a model saved by flatsearch"
+    if not path.exists():
+        raise UsageError(f"model file {str(path)!r} does not exist")
+    try:
+        fields: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way inside the unpickler
+        raise UsageError(f"{what}: {type(error).__name__} while reading it") from None
+    if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
+        raise UsageError(what)
+    version = fields.get("version")
+    if isinstance(version, int) and version > _VERSION:
+        raise UsageError(f"{str(path)!r} was saved by a newer flatsearch (format {version})")
+    try:
+        return ModelCard(**fields["card"]), dict(fields["state_dict"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{what}: {type(error).__name__}: {error}") from None

@@ -87,13 +87,14 @@ def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
         >>> count_flops(nn.Conv2d(1, 1, 1), 1, 2)
         8
     """
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, in_channels, image_size, image_size).to(parameter)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(image)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     return int(counter.get_total_flops())

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def _from_file(path: Path, name: str) -> Any:
     sys.modules[module_name] = module  # so that classes in the file can be pickled
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise SpaceError(f"importing {path} failed: {type(error).__name__}: {error}") from error
     return _attribute(module, name, str(path))
@@ -63,7 +64,7 @@ def _from_file(path: Path, name: str) -> Any:
 
 def _attribute(module: object, name: str, where: str) -> Any:
     try:
-        return getattr(module, name)
+        return attrgetter(name)(module)
     except AttributeError:
         raise SpaceError(f"{where} has no attribute {name!r}") from None
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -16,10 +18,16 @@ if TYPE_CHECKING:
     import optuna
     from torch import nn
 
-__all__ = ["Architecture", "SearchSpace", "build_model"]
+__all__ = ["Architecture", "SearchSpace", "Value", "build_model"]
 
 Scalar: TypeAlias = str | int | float | bool | None
 Value: TypeAlias = Scalar | Sequence[Scalar]
+
+
+def _is_scalar(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int))
 
 
 class Architecture:
@@ -47,27 +55,28 @@ class Architecture:
     values: Mapping[str, Value]
 
     def __init__(self, space: str, values: Mapping[str, Value]) -> None:
-        try:
-            canonical = json.dumps(
-                {"space": space, "values": dict(values)},
-                sort_keys=True,
-                separators=(",", ":"),
-                allow_nan=False,
-            )
-        except (TypeError, ValueError) as error:
-            raise SpaceError(
-                f"space {space!r}: values must be JSON scalars or lists of them: {error}"
-            ) from None
-        frozen = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in json.loads(canonical)["values"].items()
-        }
+        if not isinstance(space, str):
+            raise SpaceError(f"an architecture's space must be a name but is {space!r}")
+        frozen = {}
+        for key, value in dict(values).items():
+            items = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+            if not isinstance(key, str) or not all(map(_is_scalar, items)):
+                raise SpaceError(
+                    f"space {space!r}: values must be JSON scalars or lists of them, by name,"
+                    f" but {key!r} is {value!r}"
+                )
+            frozen[key] = items if isinstance(value, (list, tuple)) else value
+        fields = {"space": space, "values": frozen}
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "_json", canonical)
         object.__setattr__(self, "space", space)
-        object.__setattr__(self, "values", frozen)
+        object.__setattr__(self, "values", MappingProxyType(dict(sorted(frozen.items()))))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"an Architecture cannot be changed (tried to set {name!r})")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"an Architecture cannot be changed (tried to delete {name!r})")
 
     def __getitem__(self, name: str) -> Any:
         """Return one value; lists come back as tuples."""
@@ -180,7 +189,8 @@ def build_model(
     """
     where = f"{type(space).__name__}.build"
     keywords = {"in_channels": in_channels, "num_classes": num_classes}
-    if "image_size" in inspect.signature(space.build).parameters:
+    accepted = inspect.signature(space.build).parameters
+    if "image_size" in accepted or any(p.kind == p.VAR_KEYWORD for p in accepted.values()):
         keywords["image_size"] = image_size
     try:
         model = space.build(architecture, **keywords)

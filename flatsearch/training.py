@@ -111,7 +111,6 @@ def train(
         optimizer,
         max_lr=settings.lr,
         total_steps=settings.epochs * steps + 1,
-        pct_start=0.25,
         cycle_momentum=False,
     )
     scaler = torch.amp.GradScaler(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from flatsearch.models import GapCnn
-from flatsearch.space import Architecture
+from flatsearch.space import Architecture, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +75,8 @@ class ResNetSmall:
 
     Parameters of a trial: `stem_width` 8..32, `stages` 1..3, per stage `blocks_I` 1..3 and (from
     the second on) `widen_I` 1, 1.5 or 2, `block` basic or bottleneck, `kernel` 3 or 5,
-    `activation` relu, silu or gelu, and `smallest_map`, the map size below which no stage
-    halves any more (4 or 8).
+    `activation` relu, silu or gelu, and with several stages `smallest_map`, the map size below
+    which no stage halves any more (4 or 8).
 
     Example:
         >>> import optuna
@@ -100,17 +100,16 @@ class ResNetSmall:
             if stage > 1:
                 factor = trial.suggest_float(f"widen_{stage}", 1.0, 2.0, step=0.5)
                 widths.append(int(widths[-1] * factor))
-        return Architecture(
-            self.name,
-            {
-                "widths": widths,
-                "blocks": blocks,
-                "block": trial.suggest_categorical("block", ["basic", "bottleneck"]),
-                "kernel": trial.suggest_int("kernel", 3, 5, step=2),
-                "activation": trial.suggest_categorical("activation", ["relu", "silu", "gelu"]),
-                "smallest_map": trial.suggest_categorical("smallest_map", [4, 8]),
-            },
-        )
+        values: dict[str, Value] = {
+            "widths": widths,
+            "blocks": blocks,
+            "block": trial.suggest_categorical("block", ["basic", "bottleneck"]),
+            "kernel": trial.suggest_int("kernel", 3, 5, step=2),
+            "activation": trial.suggest_categorical("activation", ["relu", "silu", "gelu"]),
+        }
+        if stages > 1:  # a single stage has nothing to halve
+            values["smallest_map"] = trial.suggest_categorical("smallest_map", [4, 8])
+        return Architecture(self.name, values)
 
     def build(
         self,

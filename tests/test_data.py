@@ -16,7 +16,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flatsearch import DataError
+from flatsearch import DataError, SettingsError
 from flatsearch.data import Augmentation, ImageData, Split, data_names, load_data
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def test_labels_of_any_type_become_indices(given: Any, names: tuple[str, ...]) -
     ("images", "targets", "message"),
     [
         (pixels(), labels(59), "60 images but 59 labels"),
-        (pixels(), np.eye(3)[labels()], "labels must have one dimension"),
+        (pixels(), np.eye(3)[labels()], "labels must be one number or string"),
         (pixels(60, 8, 8, 5), labels(), "1 to 4 channels but have (60, 8, 8, 5)"),
         (np.zeros((60, 8)), labels(), "but have (60, 8)"),
         (np.zeros((0, 8, 8)), labels(0), "but have (0, 8, 8)"),
@@ -192,8 +192,10 @@ def test_splits_are_seeded() -> None:
     first, second, other = (load_data(tagged(), seed=seed) for seed in (0, 0, 1))
     for split in (*SPLITS, "probe"):
         assert tags(getattr(first, split)) == tags(getattr(second, split))
-    for split in (*SPLITS, "probe"):
+    for split in ("train", "validation", "probe"):
         assert tags(getattr(first, split)) != tags(getattr(other, split))
+    # What one run tests on, no run of another seed may have trained on.
+    assert tags(first.test) == tags(other.test)
 
 
 def test_probe_is_a_part_of_the_training_data() -> None:
@@ -641,3 +643,98 @@ def test_absent_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
     assert f"data {name!r} is not under {str(tmp_path)!r} and could not be downloaded" in message
     assert "no network" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 garbage", b"plain text"], ids=["empty", "zip", "text"]
+)
+def test_damaged_npz_files_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.npz' cannot be read as an \.npz file"):
+        load_data(tmp_path / "bad.npz")
+
+
+def test_an_npy_file_with_the_wrong_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    (tmp_path / "x.npy").rename(tmp_path / "x.npz")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_data(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("test_images", "what"),
+    [
+        (np.zeros((9, 3, 8, 8), np.uint8), r"test images are \(3, 8, 8\)"),
+        (np.zeros((9, 8, 8), np.float32), r"test images are .*float32"),
+    ],
+)
+def test_splits_of_another_kind_are_refused(
+    tmp_path: Path, test_images: np.ndarray[Any, Any], what: str
+) -> None:
+    train = {"x_train": np.zeros((60, 8, 8), np.uint8), "y_train": np.arange(60) % 3}
+    np.savez(tmp_path / "d.npz", x_test=test_images, y_test=np.arange(9) % 3, **train)
+    with pytest.raises(DataError, match=what):
+        load_data(tmp_path / "d.npz")
+
+
+def test_one_held_out_image(tmp_path: Path) -> None:
+    train = {"x_train": np.zeros((60, 8, 8), np.uint8), "y_train": np.arange(60) % 3}
+    np.savez(
+        tmp_path / "d.npz", x_test=np.zeros((1, 8, 8), np.uint8), y_test=np.array([2]), **train
+    )
+    assert load_data(tmp_path / "d.npz").test.targets.tolist() == [2]
+
+
+def test_deep_images_are_refused_not_clipped(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for index in range(6):
+            pixels = np.full((8, 8), 3000 * (index + 1), np.uint16)
+            Image.fromarray(pixels).save(tmp_path / label / f"{index}.png")
+    with pytest.raises(DataError, match="more than 8 bits per channel"):
+        load_data(tmp_path)
+
+
+def test_held_out_folders_without_training_folder(tmp_path: Path) -> None:
+    for split in ("val", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / split / "cat" / "1.png")
+    with pytest.raises(DataError, match="has test, val but no train"):
+        load_data(tmp_path)
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    for label in ("ant", "bee", ".ipynb_checkpoints"):
+        (tmp_path / label).mkdir()
+    for index in range(10):
+        for label in ("ant", "bee"):
+            Image.new("L", (8, 8), index).save(tmp_path / label / f"{index}.png")
+    assert load_data(tmp_path).class_names == ("ant", "bee")
+
+
+def test_arrays_of_any_layout_in_memory() -> None:
+    images = (np.arange(60 * 64).reshape(60, 8, 8) % 251).astype(np.uint8)
+    targets = np.arange(60) % 3
+    expected = load_data((images, targets)).fingerprint()
+    big_endian = images.astype(">f4")
+    assert load_data((big_endian, targets)).train.images.dtype == torch.float32
+    assert load_data((images[:, ::-1][:, ::-1], targets)).fingerprint() == expected
+    assert load_data([images, targets]).fingerprint() == expected  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="images must be numbers"):
+        load_data((images.astype(str), targets))
+    with pytest.raises(DataError, match="a pair"):
+        load_data((images, targets, targets))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation_fraction": 1.5}, "`validation_fraction` must be between 0 and 1"),
+        ({"probe_size": 0}, "`probe_size` must be at least 1"),
+        ({"image_size": -3}, "`image_size` must be at least 4"),
+        ({"seed": 2**32}, "`seed` must be below"),
+    ],
+)
+def test_numbers_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_data("digits", **options)

@@ -244,3 +244,22 @@ def test_a_space_that_is_not_installed(saved: Path, space: Path) -> None:
     fields = {**dataclasses.asdict(card(space)), "space": "resnet_tiny"}
     with pytest.raises(SpaceError, match="unknown search space 'resnet_tiny'"):
         load_model(edited(saved, card=fields))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x80\x02}q\x00.", bytes(range(256))], ids=range(4)
+)
+def test_damaged_files_are_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    assert "is not a model saved by flatsearch" in refused(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("missing", ["version", "card", "state_dict"])
+def test_files_without_a_field(saved: Path, missing: str) -> None:
+    fields = torch.load(saved, weights_only=True)
+    del fields[missing]
+    torch.save(fields, saved)
+    if missing == "version":
+        load_model(saved)
+    else:
+        assert f"KeyError: '{missing}'" in refused(saved)

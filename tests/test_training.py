@@ -272,3 +272,10 @@ def test_nan_images_diverge_in_the_first_epoch(split: str) -> None:
 def test_infinite_logits_diverge() -> None:
     with pytest.raises(DivergedError, match="in epoch 1"):
         next(train(net(), data(scale=1e38), settings(), seed=0))
+
+
+@pytest.mark.parametrize("epochs", range(1, 14))
+def test_every_number_of_steps_has_a_schedule(epochs: int) -> None:
+    # One batch per epoch: the schedule's phases are as short as they can be.
+    results = list(train(net(), data(32), settings(epochs=epochs), seed=0))
+    assert len(results) == epochs

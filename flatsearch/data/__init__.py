@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatsearch.config import RunSettings
 from flatsearch.data.sources import DataSource, data_names, read
 from flatsearch.data.splits import Augmentation, ImageData, Split
 from flatsearch.errors import DataError
@@ -47,7 +48,7 @@ def load_data(
             they are larger or differ.
         validation_fraction: Of the training data, in (0, 1).
         probe_size: Training images kept as the probe; all of them where there are fewer.
-        seed: Of the splits.
+        seed: Of validation split and probe; a drawn test split does not depend on it.
         root: Where torchvision's files are, or go.
         device: Where the tensors live.
 
@@ -56,20 +57,34 @@ def load_data(
 
     Raises:
         DataError: If the source is unknown, missing, empty or malformed.
+        SettingsError: If a number is out of range.
 
     Example:
         >>> data = load_data("digits")
         >>> data.num_classes, data.in_channels, data.image_size, len(data.probe)
         (10, 1, 8, 256)
     """
+    # Checks the numbers, with messages that name them.
+    RunSettings(
+        image_size=image_size,
+        validation_fraction=validation_fraction,
+        probe_size=probe_size,
+        seed=seed,
+    )
     raw, name = read(source, image_size, Path(root))
-    fraction = validation_fraction
     train, test = raw.train, raw.test
     if test is None:
-        train, test = _stratified(train, _TEST_FRACTION, seed, "test")
+        # The same for every seed: what one run tests on, no other run has trained on.
+        train, test = _stratified(train, _TEST_FRACTION, 0, "test")
     validation = raw.validation
     if validation is None:
-        train, validation = _stratified(train, fraction, seed, "validation")
+        train, validation = _stratified(train, validation_fraction, seed, "validation")
+    for what, (images, _) in (("validation", validation), ("test", test)):
+        given, expected = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (images, train[0]))
+        if given != expected:
+            raise DataError(
+                f"data {name!r}: {what} images are {given} but training images are {expected}"
+            )
     if len(raw.class_names) < 2:
         raise DataError(f"data {name!r} must have at least 2 classes but has {raw.class_names}")
     if len(train[1]) < 4:

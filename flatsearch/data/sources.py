@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -86,7 +87,10 @@ def read(source: DataSource, image_size: int | None, root: Path) -> tuple[RawDat
     Raises:
         DataError: If the source is unknown, missing, empty or malformed.
     """
-    if isinstance(source, tuple):
+    if isinstance(source, (tuple, list)):
+        if len(source) != 2:
+            raise DataError(f"arrays must be a pair (images, labels) but are {len(source)} items")
+        source = (source[0], source[1])
         raw = _from_arrays({"train": source}, "arrays", image_size)
         return raw, "arrays"
     reference = str(source)
@@ -108,7 +112,7 @@ def _resize(images: Tensor, image_size: int | None) -> tuple[Tensor, str]:
     """Crop to a centred square and resize; return the images and what was done."""
     height, width = images.shape[2:]
     side = min(height, width)
-    target = image_size or min(side, _LARGEST_DEFAULT_SIZE)
+    target = min(side, _LARGEST_DEFAULT_SIZE) if image_size is None else image_size
     if (height, width) == (target, target):
         return images, ""
     from torchvision.transforms.v2 import functional
@@ -138,19 +142,16 @@ def _torchvision(key: str, root: Path, image_size: int | None) -> RawData:
         which: dict[str, Any] = {"train": train}
         if key == "svhn":
             which = {"split": "train" if train else "test"}
-        try:
-            loaded = cls(root, download=False, **which)
-        except RuntimeError:
-            try:
-                loaded = cls(root, download=True, **which)
-            except (OSError, RuntimeError) as error:
-                raise DataError(
-                    f"data {key!r} is not under {str(root)!r} and could not be downloaded:"
-                    f" {' '.join(str(error).split())}"
-                ) from None
+        loaded = _load_or_download(cls, key, root, which)
         images = _as_images(loaded.data, key)
-        labels = loaded.labels if key == "svhn" else loaded.targets
-        return images, torch.as_tensor(np.asarray(labels)).long(), loaded
+        labels = _as_labels(loaded.labels if key == "svhn" else loaded.targets, key)
+        count = len(getattr(loaded, "classes", np.unique(labels)))
+        if len(images) != len(labels) or labels.min() < 0 or labels.max() >= count:
+            raise DataError(
+                f"data {key!r} under {str(root)!r} is damaged: {len(images)} images,"
+                f" {len(labels)} labels from {labels.min()} to {labels.max()}, {count} classes"
+            )
+        return images, torch.from_numpy(labels.astype(np.int64)), loaded
 
     train_images, train_targets, loaded = part(train=True)
     test_images, test_targets, _ = part(train=False)
@@ -167,6 +168,24 @@ def _torchvision(key: str, root: Path, image_size: int | None) -> RawData:
     )
 
 
+def _load_or_download(cls: Any, key: str, root: Path, which: dict[str, Any]) -> Any:
+    try:
+        return cls(root, download=False, **which)
+    except RuntimeError as error:
+        if "not found" not in str(error).lower():
+            raise DataError(f"data {key!r} under {str(root)!r} is damaged: {error}") from None
+    except (ValueError, AssertionError, EOFError, OSError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise DataError(f"data {key!r} under {str(root)!r} is damaged: {reason}") from None
+    try:
+        return cls(root, download=True, **which)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"data {key!r} is not under {str(root)!r} and could not be downloaded:"
+            f" {' '.join(str(error).split())}"
+        ) from None
+
+
 def _folder(path: Path, image_size: int | None) -> RawData:
     """Read FOLDER/CLASS/*.png, or FOLDER/{train,val,test}/CLASS/*.png."""
     names = {
@@ -179,6 +198,10 @@ def _folder(path: Path, image_size: int | None) -> RawData:
         for split, options in names.items()
     }
     if parts["train"] is None:
+        known = {name for options in names.values() for name in options}
+        inside = {entry.name for entry in path.iterdir() if entry.is_dir()}
+        if inside and inside <= known:
+            raise DataError(f"folder {str(path)!r} has {', '.join(sorted(inside))} but no train")
         parts = {"train": path, "validation": None, "test": None}
     folders = {split: folder for split, folder in parts.items() if folder is not None}
     listed = {split: _list_images(folder) for split, folder in folders.items()}
@@ -203,8 +226,19 @@ def _folder(path: Path, image_size: int | None) -> RawData:
 def _list_images(folder: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
     from torchvision.datasets import ImageFolder
 
+    class VisibleFolder(ImageFolder):  # type: ignore[misc]
+        """Leaves out hidden folders, such as those of editors and notebooks."""
+
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            """Return the class folders' names, and their indices."""
+            entries = Path(directory).iterdir()
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            if not names:
+                raise FileNotFoundError("there are no folders in it")
+            return names, {name: index for index, name in enumerate(names)}
+
     try:
-        found = ImageFolder(str(folder))
+        found = VisibleFolder(str(folder))
     except FileNotFoundError as error:
         reason = " ".join(str(error).split())
         raise DataError(
@@ -218,11 +252,17 @@ def _survey(files: list[str], image_size: int | None) -> tuple[bool, int, str]:
     sizes, gray = set(), True
     for file in files:
         with _opened(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DataError(
+                    f"image {file!r} has more than 8 bits per channel (mode {image.mode});"
+                    " convert the images, or give them as an .npz file"
+                )
             sizes.add(image.size)
             gray = gray and image.mode in {"L", "1"}
     side = min(min(size) for size in sizes)
     same = len(sizes) == 1
-    target = image_size or (min(side, _LARGEST_DEFAULT_SIZE) if same else _LARGEST_DEFAULT_SIZE)
+    default = min(side, _LARGEST_DEFAULT_SIZE) if same else _LARGEST_DEFAULT_SIZE
+    target = default if image_size is None else image_size
     if same and sizes == {(target, target)}:
         return gray, target, ""
     (width, height), what = next(iter(sizes)), "resized from"
@@ -256,8 +296,9 @@ def _npz(path: Path, image_size: int | None) -> RawData:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as an .npz file: {error}") from None
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{str(path)!r} cannot be read as an .npz file: {reason}") from None
     found: dict[str, tuple[Array, Array]] = {}
     for split, options in (
         ("train", _NPZ_TRAIN), ("validation", _NPZ_VALIDATION), ("test", _NPZ_TEST)
@@ -279,9 +320,7 @@ def _from_arrays(
     parts: dict[str, tuple[Array, Array]], where: str, image_size: int | None
 ) -> RawData:
     """Check and convert image and label arrays; labels of any type become class indices."""
-    labels = {split: np.asarray(part[1]).squeeze() for split, part in parts.items()}
-    if any(values.ndim != 1 for values in labels.values()):
-        raise DataError(f"{where}: labels must have one dimension, one class per image")
+    labels = {split: _as_labels(part[1], where) for split, part in parts.items()}
     classes = np.unique(labels["train"])
     read: dict[str, tuple[Tensor, Tensor]] = {}
     note = ""
@@ -307,9 +346,34 @@ def _from_arrays(
     )
 
 
+def _as_labels(source: Any, where: str) -> np.ndarray[Any, Any]:
+    """Return one label per image, (N,), of whatever type can be told apart and sorted."""
+    labels = np.asarray(source.detach().cpu() if isinstance(source, Tensor) else source)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "biufSU":
+        raise DataError(
+            f"{where}: labels must be one number or string per image"
+            f" but have shape {labels.shape}, type {labels.dtype}"
+        )
+    return labels
+
+
 def _as_images(source: Array, where: str) -> Tensor:
     """Return images (N, C, H, W) in uint8 or float32."""
-    images = source.detach().cpu() if isinstance(source, Tensor) else torch.as_tensor(source)
+    if isinstance(source, Tensor):
+        images = source.detach().cpu()
+    else:
+        array = np.asarray(source)
+        if array.dtype.kind not in "uif":
+            raise DataError(f"{where}: images must be numbers but are {array.dtype}")
+        # torch takes neither negative strides nor another machine's byte order.
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        images = torch.as_tensor(
+            array.astype(np.int64)
+            if array.dtype.kind == "u" and array.dtype.itemsize > 1
+            else array
+        )
     if images.ndim not in {3, 4} or math.prod(images.shape) == 0:
         raise DataError(
             f"{where}: images must have shape (N, H, W), (N, H, W, C) or (N, C, H, W)"

@@ -373,7 +373,7 @@ def locate(
     trained = {name for name, _ in model.named_parameters()}
     frozen, state = state, {k: v.detach().requires_grad_(k in trained) for k, v in state.items()}
     # The two images with most contrast: blank ones would prove nothing.
-    x = x[x.flatten(1).std(1).topk(min(2, len(x))).indices]
+    x = x[x.flatten(1).std(1, correction=0).topk(min(2, len(x))).indices]
     calls, linears, logits = _probe(model, state, x)
     classifier, features = _find_classifier(linears, logits, state)
     counts = Counter(call.name for call in calls)

@@ -149,7 +149,9 @@ def relative_flatness(
         raise ValueError(f"`normalize` must be None but got {normalize!r}")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"`batch_size` must be at least 1 but got {batch_size!r}")
-    if not layers or not all(isinstance(name, str) for name in layers):
+    if not (isinstance(layers, (str, Sequence)) and layers) or not all(
+        isinstance(name, str) for name in layers
+    ):
         raise ValueError(f"`layers` must be 'last', 'all', or layer names but got {layers!r}")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module

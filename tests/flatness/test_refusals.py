@@ -253,3 +253,225 @@ def test_malformed_data(data: object, error: type[Exception], message: str) -> N
 def test_malformed_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         flatsearch.relative_flatness(CASES[0].make(), images(), **options)  # type: ignore[arg-type]
+
+
+class Temperature(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 0.1
+
+
+class Clamped(nn.Sequential):
+    """Logits that are cut off, but not those of the images that are looked at first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if float(x.abs().max()) > 2 else logits.clamp(-0.01, 0.01)
+
+
+def test_the_classifier_must_be_the_linear_map_it_says() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(), nn.ReLU(), GapByMean(), Temperature(4, 3))
+    with pytest.raises(UnsupportedModelError, match="layer '3': the logits are not"):
+        flatsearch.relative_flatness(model, images())
+    hooked = nn.Sequential(conv(), nn.ReLU(), *head())
+    hooked[3].register_forward_hook(lambda m, a, out: 3 * out)
+    with pytest.raises(UnsupportedModelError, match="layer '3': the logits are not"):
+        flatsearch.relative_flatness(hooked, images())
+    normed = nn.Sequential(
+        conv(), nn.ReLU(), GapByMean(), parametrizations.weight_norm(nn.Linear(4, 3))
+    )
+    with pytest.raises(UnsupportedModelError, match="classifier is reparametrised"):
+        flatsearch.relative_flatness(normed, images())
+
+
+def test_the_classifier_is_checked_on_every_batch() -> None:
+    torch.manual_seed(0)
+    model, (x, y) = Clamped(conv(), nn.ReLU(), *head()), images(8)
+    flatsearch.relative_flatness(model, (3 * x, y))
+    with pytest.raises(UnsupportedModelError, match="logits are not"):
+        flatsearch.relative_flatness(model, [(3 * x, y), (x / 10, y)])
+
+
+def test_outputs_captured_by_others_are_seen() -> None:
+    class Kept(nn.Module):
+        """The convolution's raw output is used a second time, as a skip."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 4, 3)
+            self.kept: list[Tensor] = []
+            self.conv.register_forward_hook(lambda m, a, out: self.kept.append(out))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept.clear()
+            return F.gelu(self.conv(x)) + 0.5 * self.kept[0]
+
+    torch.manual_seed(0)
+    model, (x, y) = nn.Sequential(Kept(), *head()), images()
+    result = flatsearch.relative_flatness(model, (x, y), dtype=torch.float64)
+    model[0].kept.clear()
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 4, 3)
+            self.conv.load_state_dict(model[0].conv.state_dict())
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.conv(x)
+            return F.gelu(out) + 0.5 * out
+
+    expected = oracle.by_hessian(nn.Sequential(Plain(), *model[1:]), x, y, "0.conv")[1]
+    assert result.relative_flatness == pytest.approx(expected, rel=1e-10)
+
+
+def test_models_that_change_their_input() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sub_(0.5).mul_(2.0)
+
+    torch.manual_seed(0)
+    tail = [conv(), nn.ReLU(), *head()]
+    x, y = images()
+    before = x.clone()
+    changing = flatsearch.relative_flatness(nn.Sequential(InPlace(), *tail), (x, y))
+    assert torch.equal(x, before)
+    plain = flatsearch.relative_flatness(nn.Sequential(*tail), ((x - 0.5) * 2, y))
+    assert changing.relative_flatness == pytest.approx(plain.relative_flatness, rel=1e-6)
+
+
+def test_hand_written_derivatives_are_gauss_newton() -> None:
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+            s = torch.sigmoid(x)
+            ctx.derivative = s + x * s * (1 - s)  # not differentiable any more
+            return x * s
+
+        @staticmethod
+        def backward(ctx, g: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+            return g * ctx.derivative
+
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Swish.apply(x)
+
+    torch.manual_seed(0)
+    stem, (x, y) = conv(), images()
+    ours = nn.Sequential(stem, Module(), *head())
+    same = nn.Sequential(stem, nn.SiLU(), *ours[2:])
+    result = flatsearch.relative_flatness(ours, (x, y), dtype=torch.float64)
+    assert result.kind == "gauss-newton"
+    expected = oracle.by_gauss_newton(same, x, "0")[1]
+    assert result.relative_flatness == pytest.approx(expected, rel=1e-10)
+
+
+def test_blank_first_images_do_not_hide_a_changed_kernel() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(StandardisedConv(2, 4, 3, bias=False), nn.ReLU(), *head())
+    x, y = images()
+    x[:4] = 0
+    with pytest.raises(UnsupportedModelError, match="not used as one plain"):
+        flatsearch.relative_flatness(model, (x, y))
+
+
+def test_random_models_are_refused() -> None:
+    class AlwaysDropout(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5, training=True)
+
+    model = nn.Sequential(conv(), nn.ReLU(), AlwaysDropout(), *head())
+    with pytest.raises(UnsupportedModelError, match="different logits for the same images"):
+        flatsearch.relative_flatness(model, images())
+
+
+def test_precision_switches_are_exact_inside_and_restored() -> None:
+    seen: list[object] = []
+    matmul = torch.backends.cuda.matmul
+    exact = "ieee" if hasattr(matmul, "fp32_precision") else False
+
+    class Look(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(matmul.fp32_precision if exact else matmul.allow_tf32)
+            return x
+
+    model = nn.Sequential(Look(), conv(), nn.ReLU(), *head())
+    for wanted in ("medium", "high", "highest"):
+        torch.set_float32_matmul_precision(wanted)
+        try:
+            flatsearch.relative_flatness(model, images())
+            assert torch.get_float32_matmul_precision() == wanted
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {exact}
+
+
+def test_everything_is_restored_when_the_model_fails() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("broken")
+
+    model = nn.Sequential(conv(), nn.BatchNorm2d(4), Fails(), *head()).train()
+    with pytest.raises(RuntimeError, match="broken"):
+        flatsearch.relative_flatness(model, images())
+    assert all(module.training for module in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_layers_by_keyword_and_inference_tensors() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = conv(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(input=F.relu(self.conv(input=x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Keyword()
+    expected = flatsearch.relative_flatness(model, images())
+    assert expected.relative_flatness == pytest.approx(
+        oracle.by_hessian(model, *images(), "conv")[1], rel=1e-4
+    )
+    with torch.inference_mode():
+        x, y = images()
+        x = x + 0  # made in inference mode
+    assert flatsearch.relative_flatness(model, (x, y)) == expected
+
+
+@pytest.mark.parametrize("layers", [[], None, 3, [3], ""])
+def test_layers_must_be_names(layers: object) -> None:
+    with pytest.raises((ValueError, TypeError), match="`layers` must be"):
+        flatsearch.relative_flatness(CASES[0].make(), images(), layers=layers)  # type: ignore[arg-type]
+
+
+def test_overflow_is_an_error() -> None:
+    model = CASES[0].make()
+    with torch.no_grad():
+        model[-1].weight.mul_(1e20)
+        model[2].weight.mul_(1e-25)
+        model[2].bias.zero_()
+    with pytest.raises(NonFiniteError, match="overflows"):
+        flatsearch.relative_flatness(model, images())
+
+
+def test_standard_error_of_several_layers_is_that_of_their_sum() -> None:
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.a(x) + self.b(x))
+
+    torch.manual_seed(0)
+    model, (x, y) = nn.Sequential(Parallel(), *head()), images(8)
+    options = {"layers": "all", "dtype": torch.float64}
+    each = [
+        flatsearch.relative_flatness(model, (x[i : i + 1], y[i : i + 1]), **options)  # type: ignore[arg-type]
+        for i in range(8)
+    ]
+    sums = torch.tensor([r.relative_flatness for r in each], dtype=torch.float64)
+    result = flatsearch.relative_flatness(model, (x, y), **options)  # type: ignore[arg-type]
+    assert result.standard_error == pytest.approx(float(sums.std() / 8**0.5), rel=1e-10)
+    assert result.standard_error < sum(r.standard_error for r in result.layers.values())
