@@ -47,7 +47,9 @@ def value(name: str, x: float) -> str:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
     for index, column in enumerate(columns):
         last = index == len(columns) - 1
         table.add_column(column, justify="left" if last else "right", no_wrap=not last)
@@ -113,15 +115,20 @@ def _print_worth(summary: StudySummary, console: Console) -> None:
     if not summary.worth:
         return
     n = summary.worth[0].n_trials
-    title = f"what early signals say about the final validation accuracy ({n} complete trials)"
-    table = _table(title, ["signal", "after epoch", "Kendall tau", "95% interval"])
+    console.print(
+        "[bold]what early signals say about the final validation accuracy[/]"
+        f" ({n} complete trials)",
+        highlight=False,
+    )
+    table = _table("", ["signal", "after epoch", "Kendall tau", "95% interval"])
     for worth in summary.worth:
         epoch = str(worth.epoch) if worth.epoch else "untrained"
         table.add_row(
             worth.signal, epoch, f"{worth.tau:+.2f}", f"[{worth.low:+.2f}, {worth.high:+.2f}]"
         )
     console.print(table, markup=False)
-    first = {w.signal: w for w in summary.worth if w.epoch == summary.worth[0].epoch}
+    # Parameters are known before the first epoch, at epoch 0.
+    first = {w.signal: w for w in summary.worth if w.epoch in {0, summary.worth[0].epoch}}
     console.print(_in_words(first), highlight=False, markup=False)
     if summary.counts.get("PRUNED"):
         console.print(
@@ -134,7 +141,7 @@ def _print_worth(summary: StudySummary, console: Console) -> None:
 def _in_words(first: dict[str, ProxyWorth]) -> str:
     """Say what flatness was worth after the first epoch, beside the best free signal."""
     flatness = first.get("flatness")
-    free = [first[name] for name in ("accuracy", "-train_loss") if name in first]
+    free = [first[name] for name in ("accuracy", "-train_loss", "parameters") if name in first]
     if flatness is None or not free:
         return "flatness could not be compared on this study."
     when = f"after epoch {flatness.epoch}"

@@ -388,9 +388,10 @@ def locate(
             raise UnsupportedModelError(
                 f"layer {call.name!r}: its kernel is used {counts[call.name]} times in one pass"
             )
-        if f"{call.name}.weight" not in state:
+        if f"{call.name}.weight" not in trained:
             raise UnsupportedModelError(
-                f"layer {call.name!r}: its kernel is reparametrised or shared with another layer"
+                f"layer {call.name!r}: its kernel is no parameter of its own: reparametrised, a"
+                " buffer, or shared with another layer"
             )
         width = tuple(features.shape)
         if features.ndim != 2 or width[1] != conv.out_channels:

@@ -98,7 +98,7 @@ REFUSED = {
     ),
     "layer '0.shared': its kernel is used 2 times": lambda: nn.Sequential(Twice(), *head()),
     "layer '0.conv': its kernel is not used as one": lambda: nn.Sequential(Reused(), *head()),
-    "layer '0.b': its kernel is reparametrised or shared": lambda: nn.Sequential(
+    "layer '0.b': its kernel is no parameter of its own": lambda: nn.Sequential(
         TiedTwin(), *head()
     ),
     "layer '0': its kernel is not used as one plain": lambda: nn.Sequential(
