@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ from flatsearch.errors import FlatsearchError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from optuna.artifacts import FileSystemArtifactStore
 
     from flatsearch.summary import StudySummary
 
@@ -154,7 +157,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument(
         "--image-size", type=int, metavar="PIXELS",
-        help="resize images (default: their own size, or 64 if larger or of several sizes)",
+        help="resize images (default: their own size, their median one if they differ; at most 64)",
     )  # fmt: skip
     training.add_argument(
         "--probe-size", type=int, default=d.probe_size,
@@ -315,6 +318,7 @@ def _run(options: argparse.Namespace) -> None:
     resolve_device(options.device)
     make_sampler(options.sampler, 0)
     make_pruner(options.pruner, settings.objectives)
+    store = _artifact_store(options.artifacts)
     storage = open_storage(options.storage)
     data = load_data(
         options.data,
@@ -325,11 +329,6 @@ def _run(options: argparse.Namespace) -> None:
         root=options.data_root,
     )
     progress = Progress(Console(stderr=True), settings)
-    store = None
-    if options.artifacts != "none":
-        folder = Path(options.artifacts)
-        folder.mkdir(parents=True, exist_ok=True)
-        store = optuna.artifacts.FileSystemArtifactStore(folder)
     objective = FlatnessObjective(
         options.space,
         data,
@@ -339,6 +338,8 @@ def _run(options: argparse.Namespace) -> None:
         on_epoch=progress.epoch,
     )
     objective.check()
+    if store is not None:
+        Path(options.artifacts).mkdir(parents=True, exist_ok=True)
     name = options.study or _study_name(options.space, options.data)
     study = open_study(name, storage, objective, sampler=options.sampler, pruner=options.pruner)
     finished = finished_count(study)
@@ -359,6 +360,23 @@ def _run(options: argparse.Namespace) -> None:
             console = _console()
             print_summary(summary, console)
             console.print(_next_steps(summary, options), highlight=False, markup=False)
+        if n_trials and "COMPLETE" not in summary.counts:
+            reasons = [trial.failure for trial in summary.trials if trial.failure]
+            last = f"; the last one: {reasons[-1]}" if reasons else ""
+            print(f"flatsearch run: no trial completed{last}", file=sys.stderr)
+
+
+def _artifact_store(name: str) -> FileSystemArtifactStore | None:
+    """Return the store, whose folder is made when a run begins; None for "none"."""
+    from optuna.artifacts import FileSystemArtifactStore
+
+    if name == "none":
+        return None
+    folder = Path(name)
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UsageError(f"--artifacts {name!r} is not a folder that can be written to")
+    return FileSystemArtifactStore(folder)
 
 
 def _next_steps(summary: StudySummary, options: argparse.Namespace) -> str:
@@ -381,8 +399,12 @@ def _next_steps(summary: StudySummary, options: argparse.Namespace) -> str:
 
 
 def _spaces(options: argparse.Namespace) -> None:
+    import optuna
+
     from flatsearch.registry import load_space, space_names
     from flatsearch.spacecard import describe_space
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
 
     if options.name is None:
         names = {name: _first_line(load_space(name)) for name in space_names()}

@@ -21,6 +21,9 @@ __all__ = [
     "unknown_name",
 ]
 
+# Longer lists of known names are cut down to the nearest ones.
+_MOST_NAMES = 24
+
 
 class FlatsearchError(Exception):
     """Base class. The message is one line that says what was given and what is accepted."""
@@ -77,5 +80,8 @@ def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "")
     names = sorted(known)
     near = get_close_matches(given, names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
+    if len(names) > _MOST_NAMES:
+        names = get_close_matches(given, names, n=_MOST_NAMES) or names[:_MOST_NAMES]
+        names.append("...")
     listing = ", ".join(names) or "none"
     return f"unknown {kind} {given!r}{hint}; known: {listing}{also}"

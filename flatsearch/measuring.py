@@ -61,6 +61,14 @@ def load_for_measuring(
     inputs, targets = images.probe.tensors()
     if images.in_channels == 1:
         inputs = inputs.expand(-1, 3, -1, -1).contiguous()
+    try:
+        with torch.no_grad():
+            network.eval()(inputs[:2])
+    except RuntimeError as error:
+        raise UsageError(
+            f"{model!r} cannot take images of {images.image_size}x{images.image_size};"
+            f" try --image-size: {str(error).splitlines()[0]}"
+        ) from None
     return network, inputs, targets, note
 
 
@@ -93,5 +101,6 @@ def _torchvision(
         return network, "the model's weights are random; --weights DEFAULT loads trained ones"
     try:
         return models.get_model(name, weights=weights), ""
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"torchvision has no weights {weights!r} for {name!r}: {error}") from None
+    except (KeyError, ValueError):
+        accepted = ["DEFAULT", *(weight.name for weight in models.get_model_weights(name))]
+        raise UsageError(unknown_name(f"weights of {name}", weights, accepted)) from None

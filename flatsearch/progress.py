@@ -62,10 +62,10 @@ class Progress:
             self._see(trial)
         images = f"{data.in_channels}x{data.image_size}x{data.image_size}"
         note = f" ({data.note})" if data.note else ""
-        how = f"resuming study '{study.study_name}' ({finished} trials finished)"
+        how = f"resuming study '{study.study_name}' (finished trials: {finished})"
         if not study.get_trials(deepcopy=False):
             how = f"new study '{study.study_name}'"
-        what = f"{n_trials} trials to go" if n_trials else "nothing to do; --trials N adds more"
+        what = f"trials to go: {n_trials}" if n_trials else "nothing to do; --trials N adds more"
         self._print(f"{how}: {what}")
         self._print(
             f"data {data.name}: {len(data.train)} training and {len(data.validation)} validation"

@@ -16,7 +16,7 @@ from flatsearch.errors import SpaceError, unknown_name
 if TYPE_CHECKING:
     from flatsearch.space import SearchSpace
 
-__all__ = ["ENTRY_POINT_GROUP", "load_space", "space_names"]
+__all__ = ["ENTRY_POINT_GROUP", "load_space", "space_identity", "space_names"]
 
 ENTRY_POINT_GROUP = "flatsearch.search_spaces"
 
@@ -69,6 +69,22 @@ def _attribute(module: object, name: str, where: str) -> Any:
         raise SpaceError(f"{where} has no attribute {name!r}") from None
 
 
+def space_identity(reference: str) -> tuple[str, str | None]:
+    """Return what tells one search space from another, however it was referred to.
+
+    Args:
+        reference: See `load_space`.
+
+    Returns:
+        The reference without folders, and for a file the first digits of its content's SHA-256.
+    """
+    name, _, attribute = reference.rpartition(":")
+    if not name.endswith(".py"):
+        return reference, None
+    digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12]
+    return f"{Path(name).name}:{attribute}", digest
+
+
 def load_space(reference: str) -> SearchSpace:
     """Return a search space.
 
@@ -88,6 +104,8 @@ def load_space(reference: str) -> SearchSpace:
         'ResNetSmall'
     """
     module_name, colon, attribute = reference.rpartition(":")
+    if reference.endswith(".py"):
+        raise SpaceError(f"name the class too: {reference}:ClassName")
     if not colon:
         registered = _registered()
         if reference not in registered:

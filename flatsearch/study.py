@@ -19,6 +19,7 @@ from flatsearch import record
 from flatsearch.config import PRUNERS, SAMPLERS
 from flatsearch.errors import FlatsearchError, SettingsError, StorageError, unknown_name
 from flatsearch.pruning import FlatnessPruner
+from flatsearch.registry import space_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ __all__ = [
 # A worker that has not been heard of for this long is taken for dead, and its trial failed. Much
 # longer than the interval: a slow machine must not lose a live trial.
 _HEARTBEAT_SECONDS = 60
-_GRACE_SECONDS = 900
+_GRACE_SECONDS = 300
 # This many failed trials in a row mean that something is wrong with more than a candidate.
 _MAX_FAILURES = 3
 
@@ -145,8 +146,10 @@ def make_pruner(name: str, objectives: tuple[str, ...]) -> optuna.pruners.BasePr
 
 def shared_settings(objective: FlatnessObjective) -> dict[str, Any]:
     """Return what all trials of a study must share, as JSON types."""
+    space, content = space_identity(objective.space_reference)
     return {
-        "space": objective.space_reference,
+        "space": space,
+        "space_file": content,
         "data": objective.data.name,
         "data_fingerprint": objective.data.fingerprint(),
         **objective.settings.to_dict(),
@@ -241,7 +244,8 @@ def load_study(name: str | None, storage: optuna.storages.BaseStorage) -> optuna
     names = sorted(optuna.get_all_study_names(storage))
     if name is None:
         if len(names) != 1:
-            raise StorageError(f"name a study; the storage has: {', '.join(names) or 'none'}")
+            what = f"name a study; the storage has: {', '.join(names)}"
+            raise StorageError(what if names else "the storage has no studies yet")
         name = names[0]
     if name not in names:
         raise StorageError(unknown_name("study", name, names))

@@ -72,7 +72,11 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
     complete.sort(key=lambda trial: sign * (trial.values or (math.inf,))[0])
     others = [trial for trial in summary.trials if trial.values is None]
     listed = complete + others if all_trials else complete[:_MOST_ROWS]
-    sizes = [name for name in ("parameters", "flops") if name not in names]
+    sizes = [
+        name
+        for name in ("loss", "parameters", "flops")
+        if name not in names and any(name in trial.metrics for trial in listed)
+    ]
     if listed:
         title = "trials" if all_trials else f"best trials by {names[0]}"
         table = _table(title, ["trial", *names, *sizes, "seconds", "front", "architecture"])
@@ -80,7 +84,7 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
             cells = ["-"] * len(names)
             if trial.values is not None:
                 cells = [value(n, v) for n, v in zip(names, trial.values, strict=True)]
-            size = [number(trial.metrics[n]) if n in trial.metrics else "-" for n in sizes]
+            size = [value(n, trial.metrics[n]) if n in trial.metrics else "-" for n in sizes]
             seconds = "-" if trial.seconds is None else f"{trial.seconds:.1f}"
             text = _describe(summary, trial.number)
             if trial.values is None:
@@ -104,7 +108,10 @@ def _describe(summary: StudySummary, trial: int) -> str:
     """Return an architecture in a few words."""
     architecture = summary.trial(trial).architecture
     if architecture is None:
-        return ", ".join(f"{k}={v}" for k, v in summary.trial(trial).params.items())
+        params = summary.trial(trial).params
+        return ", ".join(
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items()
+        )
     return " ".join(
         f"{key}={'-'.join(map(str, item)) if isinstance(item, tuple) else item}"
         for key, item in architecture.values.items()

@@ -66,12 +66,12 @@ def test_from_nothing_to_a_front_and_on(capsys: pytest.CaptureFixture[str]) -> N
     options = ["--space", "resnet_small", "--epochs", "1", "--device", "cpu"]
     assert call("run", *options, "--trials", "2") == 0
     out, err = capsys.readouterr()
-    assert "new study 'resnet_small-digits': 2 trials to go" in err
+    assert "new study 'resnet_small-digits': trials to go: 2" in err
     assert "best accuracy" in err
     assert "Pareto front" in out
     assert "flatsearch report resnet_small-digits" in out
     assert call("run", *options, "--trials", "1") == 0
-    assert "resuming study 'resnet_small-digits' (2 trials finished)" in capsys.readouterr().err
+    assert "resuming study 'resnet_small-digits' (finished trials: 2)" in capsys.readouterr().err
     study = optuna.load_study(study_name=None, storage="sqlite:///flatsearch.db")
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
     assert study.metric_names == ["accuracy", "flatness"]
@@ -289,3 +289,37 @@ def test_the_dashboard_shows_the_study(capsys: pytest.CaptureFixture[str]) -> No
     detail = get(f"/api/studies/{summary['study_id']}")
     assert detail["objective_names"] == ["accuracy", "flatness"]
     assert len(detail["trials"]) == 2  # type: ignore[arg-type]
+
+
+def test_an_edited_space_file_is_another_space(
+    capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    assert run() == 0
+    other = ["run", "--space", str(empty_folder / "my_space.py") + ":MySpace", *QUICK]
+    assert call(*other) == 0  # another way to write the same file
+    (empty_folder / "my_space.py").write_text(SPACE_FILE.replace("2, 8", "2, 16"))
+    capsys.readouterr()
+    assert run() == 2
+    assert "exists with other settings: space_file=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["my_space.py", "my_space.py/inside"])
+def test_artifacts_that_cannot_be_kept(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--artifacts", place) == 2
+    assert "is not a folder that can be written to" in capsys.readouterr().err
+    assert not Path("flatsearch.db").exists()
+
+
+def test_no_artifacts_when_not_wanted() -> None:
+    assert run("--artifacts", "none") == 0
+    assert not Path("flatsearch-artifacts").exists()
+
+
+def test_a_run_without_a_complete_trial_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--lr", "1e30") == 0
+    assert "no trial completed; the last one: training diverged" in capsys.readouterr().err
+
+
+def test_a_space_file_without_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "--space", "./my_space.py") == 2
+    assert "name the class too: ./my_space.py:ClassName" in capsys.readouterr().err

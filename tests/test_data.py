@@ -141,8 +141,8 @@ def test_labels_of_any_type_become_indices(given: Any, names: tuple[str, ...]) -
         (np.zeros((0, 8, 8)), labels(0), "but have (0, 8, 8)"),
         (np.full((60, 8, 8), np.nan), labels(), "NaN or infinite"),
         (pixels(), labels() * 0, "at least 2 classes"),
-        (pixels(6), labels(6), "too few images to hold out a test split"),
-        (pixels(60), np.arange(60) == 7, "too few images to hold out a test split"),
+        (pixels(6), labels(6), "too few for a test split"),
+        (pixels(60), np.arange(60) == 7, "too few for a test split"),
     ],
 )
 def test_arrays_refused(images: Any, targets: Any, message: str) -> None:
@@ -430,11 +430,11 @@ def test_one_coloured_image_makes_all_rgb(tmp_path: Path) -> None:
     assert len(gray) == 23
 
 
-def test_mixed_sizes_become_64(tmp_path: Path) -> None:
+def test_mixed_sizes_become_their_median(tmp_path: Path) -> None:
     picture(100, size=(20, 10)).save(folder(tmp_path) / "cat" / "00.png")
     picture(101, size=(100, 80)).save(tmp_path / "cat" / "01.png")
     data = load_data(tmp_path)
-    assert data.image_size == 64
+    assert data.image_size == 10
     assert data.note == "resized from 3 sizes"
     together = torch.cat([getattr(data, split).images for split in SPLITS])
     assert bool((together == together[:, :, :1, :1]).all())  # one level each, still

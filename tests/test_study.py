@@ -246,7 +246,7 @@ def test_storage_that_cannot_be_opened(url: str, message: str) -> None:
 
 
 def test_load_study(storage: optuna.storages.BaseStorage) -> None:
-    with pytest.raises(StorageError, match="the storage has: none"):
+    with pytest.raises(StorageError, match="has no studies yet"):
         load_study(None, storage)
     optuna.create_study(study_name="first", storage=storage)
     assert load_study(None, storage).study_name == "first"

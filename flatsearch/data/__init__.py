@@ -44,7 +44,7 @@ def load_data(
         source: "digits" (embedded), a torchvision name such as "cifar10" (downloaded into
             `root` when it is not there), a folder of class folders of images, an .npz file, or
             a pair (images, targets) of arrays, (N, H, W), (N, H, W, C) or (N, C, H, W).
-        image_size: Height and width to resize to. Where None, the images' own size, or 64 where
+        image_size: Height and width to resize to. Where None, the images' own size, the median one where they differ, and at most 64.
             they are larger or differ.
         validation_fraction: Of the training data, in (0, 1).
         probe_size: Training images kept as the probe; all of them where there are fewer.
@@ -117,9 +117,11 @@ def _stratified(
         rest, held = train_test_split(
             np.arange(len(targets)), test_size=fraction, random_state=seed, stratify=targets.numpy()
         )
-    except ValueError as error:
+    except ValueError:
+        counts = torch.bincount(targets)
         raise DataError(
-            f"too few images to hold out a {what} split of {fraction:g} with every class: {error}"
+            f"{len(targets)} images, {int(counts[counts > 0].min())} of the rarest class, are too"
+            f" few for a {what} split of {fraction:g} with every class in both parts"
         ) from None
     rest, held = torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(held))
     return (images[rest], targets[rest]), (images[held], targets[held])

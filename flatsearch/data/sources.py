@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,9 +260,9 @@ def _survey(files: list[str], image_size: int | None) -> tuple[bool, int, str]:
                 )
             sizes.add(image.size)
             gray = gray and image.mode in {"L", "1"}
-    side = min(min(size) for size in sizes)
+    side = statistics.median_low(min(size) for size in sizes)
     same = len(sizes) == 1
-    default = min(side, _LARGEST_DEFAULT_SIZE) if same else _LARGEST_DEFAULT_SIZE
+    default = min(side, _LARGEST_DEFAULT_SIZE)
     target = default if image_size is None else image_size
     if same and sizes == {(target, target)}:
         return gray, target, ""
@@ -297,7 +298,7 @@ def _npz(path: Path, image_size: int | None) -> RawData:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0]
+        reason = "it does not exist" if not path.exists() else f"{type(error).__name__}"
         raise DataError(f"{str(path)!r} cannot be read as an .npz file: {reason}") from None
     found: dict[str, tuple[Array, Array]] = {}
     for split, options in (

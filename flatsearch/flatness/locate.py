@@ -313,7 +313,7 @@ def _choose(
             module = dict(model.named_modules()).get(name)
             what = "unknown" if module is None else f"a {type(module).__name__}"
             raise UnsupportedModelError(
-                f"layer {name!r} is {what}; measurable convolutions: {', '.join(known)}"
+                f"layer {name!r} is {what}; convolutions: {', '.join(known)}"
             )
     return [call for call in reached if call.name in wanted]
 

@@ -166,7 +166,7 @@ def test_middle_layers_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize(("layer", "what"), [("9", "is unknown"), ("5", "is a Flatten")])
 def test_unknown_layer_names_list_the_known(layer: str, what: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"{what}; measurable convolutions: 0, 2"):
+    with pytest.raises(UnsupportedModelError, match=f"{what}; convolutions: 0, 2"):
         flatsearch.relative_flatness(CASES[0].make(), images(), layers=layer)
 
 
