@@ -44,8 +44,8 @@ def load_data(
         source: "digits" (embedded), a torchvision name such as "cifar10" (downloaded into
             `root` when it is not there), a folder of class folders of images, an .npz file, or
             a pair (images, targets) of arrays, (N, H, W), (N, H, W, C) or (N, C, H, W).
-        image_size: Height and width to resize to. Where None, the images' own size, the median one where they differ, and at most 64.
-            they are larger or differ.
+        image_size: Height and width to resize to. Where None, the images' own size, the median
+            one where they differ, and at most 64.
         validation_fraction: Of the training data, in (0, 1).
         probe_size: Training images kept as the probe; all of them where there are fewer.
         seed: Of validation split and probe; a drawn test split does not depend on it.

@@ -288,22 +288,36 @@ def _find_classifier(
     return name, features
 
 
+def _reached(calls: list[_Call], features: Tensor) -> list[_Call]:
+    """Return the calls whose output the features depend on."""
+    recorded = [(call, call.edge) for call in calls if call.edge is not None]
+    if not recorded:
+        return []
+    gradients = grad(
+        features,
+        [edge for _, edge in recorded],
+        torch.ones_like(features),
+        retain_graph=True,
+        allow_unused=True,
+    )
+    pairs = zip(recorded, gradients, strict=True)
+    return [call for (call, _), gradient in pairs if gradient is not None]
+
+
 def _choose(
     calls: list[_Call], features: Tensor, layers: str | Sequence[str], model: nn.Module
 ) -> list[_Call]:
     """Return the calls of the wanted convolutions, in the order of execution."""
-    reached = [
-        call
-        for call in calls
-        if call.edge is not None
-        and grad(
-            features, call.edge, torch.ones_like(features), retain_graph=True, allow_unused=True
-        )[0] is not None
-    ]  # fmt: skip
+    if layers == "last":
+        # From the end, so that only the tail is differentiated.
+        last = next((call for call in reversed(calls) if _reached([call], features)), None)
+        reached = [] if last is None else [last]
+    else:
+        reached = _reached(calls, features)
     if not reached:
         raise UnsupportedModelError("no convolution is called on the way to the classifier")
     if layers == "last":
-        return reached[-1:]
+        return reached
     if layers == "all":
         return reached
     wanted = [layers] if isinstance(layers, str) else list(layers)

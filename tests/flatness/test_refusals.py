@@ -75,6 +75,15 @@ class TiedTwin(nn.Module):
         return F.relu(self.b(F.relu(self.a(self.stem(x)))))
 
 
+class Parallel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x) + self.b(x))
+
+
 class Scaled(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -171,14 +180,6 @@ def test_unknown_layer_names_list_the_known(layer: str, what: str) -> None:
 
 
 def test_parallel_convolutions_are_measured_together() -> None:
-    class Parallel(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.relu(self.a(x) + self.b(x))
-
     torch.manual_seed(0)
     model, (x, y) = nn.Sequential(Parallel(), *head()), images()
     result = flatsearch.relative_flatness(model, (x, y), layers="all", dtype=torch.float64)
@@ -456,14 +457,6 @@ def test_overflow_is_an_error() -> None:
 
 
 def test_standard_error_of_several_layers_is_that_of_their_sum() -> None:
-    class Parallel(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.relu(self.a(x) + self.b(x))
-
     torch.manual_seed(0)
     model, (x, y) = nn.Sequential(Parallel(), *head()), images(8)
     options = {"layers": "all", "dtype": torch.float64}
