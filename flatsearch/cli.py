@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from flatsearch.config import (
 from flatsearch.errors import FlatsearchError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from optuna.artifacts import FileSystemArtifactStore
 
@@ -465,16 +464,15 @@ def _measure(options: argparse.Namespace) -> None:
     from flatsearch.terminal import print_flatness
 
     device = resolve_device(options.device)
-    with _quiet_downloads():
-        model, inputs, targets, note = load_for_measuring(
-            options.model,
-            options.data,
-            samples=options.samples,
-            image_size=options.image_size,
-            weights=options.weights,
-            seed=options.seed,
-            root=options.data_root,
-        )
+    model, inputs, targets, note = load_for_measuring(
+        options.model,
+        options.data,
+        samples=options.samples,
+        image_size=options.image_size,
+        weights=options.weights,
+        seed=options.seed,
+        root=options.data_root,
+    )
     layers = options.layers
     chosen = layers if layers in {"last", "all"} else layers.split(",")
     dtype = torch.float64 if options.float64 else None
@@ -489,10 +487,3 @@ def _measure(options: argparse.Namespace) -> None:
     print_flatness(result, _console())
     if note:
         print(note)
-
-
-@contextlib.contextmanager
-def _quiet_downloads() -> Iterator[None]:
-    """Keep torchvision's download messages off standard output."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["GapCnn", "count_flops", "count_parameters"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["GapCnn", "count_flops", "count_parameters", "eval_mode"]
 
 
 class GapCnn(nn.Module):
@@ -57,6 +63,18 @@ class GapCnn(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and every module back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable parameters.
 
@@ -89,12 +107,6 @@ def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
     """
     parameter = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, in_channels, image_size, image_size).to(parameter)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(image)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
     return int(counter.get_total_flops())

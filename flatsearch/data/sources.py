@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,12 @@ def _torchvision(key: str, root: Path, image_size: int | None) -> RawData:
 
 
 def _load_or_download(cls: Any, key: str, root: Path, which: dict[str, Any]) -> Any:
+    # Standard output belongs to the caller's results; torchvision reports downloads there.
+    with contextlib.redirect_stdout(sys.stderr):
+        return _loaded(cls, key, root, which)
+
+
+def _loaded(cls: Any, key: str, root: Path, which: dict[str, Any]) -> Any:
     try:
         return cls(root, download=False, **which)
     except RuntimeError as error:
@@ -261,13 +268,13 @@ def _survey(files: list[str], image_size: int | None) -> tuple[bool, int, str]:
             sizes.add(image.size)
             gray = gray and image.mode in {"L", "1"}
     side = statistics.median_low(min(size) for size in sizes)
-    same = len(sizes) == 1
     default = min(side, _LARGEST_DEFAULT_SIZE)
     target = default if image_size is None else image_size
-    if same and sizes == {(target, target)}:
+    if sizes == {(target, target)}:
         return gray, target, ""
-    (width, height), what = next(iter(sizes)), "resized from"
-    return gray, target, f"{what} {height}x{width}" if same else f"{what} {len(sizes)} sizes"
+    width, height = next(iter(sizes))
+    given = f"{height}x{width}" if len(sizes) == 1 else f"{len(sizes)} sizes"
+    return gray, target, f"resized from {given}"
 
 
 @contextlib.contextmanager
@@ -370,11 +377,9 @@ def _as_images(source: Array, where: str) -> Tensor:
             raise DataError(f"{where}: images must be numbers but are {array.dtype}")
         # torch takes neither negative strides nor another machine's byte order.
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-        images = torch.as_tensor(
-            array.astype(np.int64)
-            if array.dtype.kind == "u" and array.dtype.itemsize > 1
-            else array
-        )
+        if array.dtype.kind == "u" and array.dtype != np.uint8:
+            array = array.astype(np.int64)  # torch has little arithmetic for wider unsigned types
+        images = torch.as_tensor(array)
     if images.ndim not in {3, 4} or math.prod(images.shape) == 0:
         raise DataError(
             f"{where}: images must have shape (N, H, W), (N, H, W, C) or (N, C, H, W)"

@@ -25,46 +25,57 @@ if TYPE_CHECKING:
 __all__ = ["Proof", "examine"]
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
-# Per operation: is it piecewise linear in its inputs?
-_ELEMENTWISE = {
-    "AliasBackward0": True,
-    "CloneBackward0": True,
-    "ClampBackward1": True,
-    "EluBackward0": False,
-    "GeluBackward0": False,
-    "HardsigmoidBackward0": True,
-    "HardswishBackward0": False,
-    "HardtanhBackward0": True,
-    "LeakyReluBackward0": True,
-    "MishBackward0": False,
-    "ReluBackward0": True,
-    "SigmoidBackward0": False,
-    "SiluBackward0": False,
-    "SoftplusBackward0": False,
-    "TanhBackward0": False,
-}
-_BINARY = {"AddBackward0": True, "MulBackward0": False, "SubBackward0": True}
-_POOLING = {
-    "AdaptiveAvgPool2DBackward0": True,
-    "AdaptiveMaxPool2DBackward0": True,
-    "AvgPool2DBackward0": True,
-    "MaxPool2DWithIndicesBackward0": True,
-    "MkldnnAdaptiveAvgPool2DBackward0": True,
-}
-_BATCH_NORM = {"CudnnBatchNormBackward0": True, "NativeBatchNormBackward0": True}
-_REDUCING = {"MeanBackward1": True, "SelectBackward0": True, "SumBackward1": True}
-_RESHAPING = {
-    "SliceBackward0": True,
-    "SqueezeBackward0": True,
-    "SqueezeBackward1": True,
-    "SqueezeBackward2": True,
-    "UnsafeViewBackward0": True,
-    "UnsqueezeBackward0": True,
-    "ViewBackward0": True,
-}
-# These work position by position, as the elementwise ones do.
-_SPREADING = _BINARY | _BATCH_NORM
-_LINEAR = _ELEMENTWISE | _BINARY | _POOLING | _BATCH_NORM | _REDUCING | _RESHAPING
+_ELEMENTWISE = frozenset({
+    "AliasBackward0",
+    "CloneBackward0",
+    "ClampBackward1",
+    "EluBackward0",
+    "GeluBackward0",
+    "HardsigmoidBackward0",
+    "HardswishBackward0",
+    "HardtanhBackward0",
+    "LeakyReluBackward0",
+    "MishBackward0",
+    "ReluBackward0",
+    "SigmoidBackward0",
+    "SiluBackward0",
+    "SoftplusBackward0",
+    "TanhBackward0",
+})
+_BINARY = frozenset({"AddBackward0", "MulBackward0", "SubBackward0"})
+_POOLING = frozenset({
+    "AdaptiveAvgPool2DBackward0",
+    "AdaptiveMaxPool2DBackward0",
+    "AvgPool2DBackward0",
+    "MaxPool2DWithIndicesBackward0",
+    "MkldnnAdaptiveAvgPool2DBackward0",
+})
+_BATCH_NORM = frozenset({"CudnnBatchNormBackward0", "NativeBatchNormBackward0"})
+_REDUCING = frozenset({"MeanBackward1", "SelectBackward0", "SumBackward1"})
+_RESHAPING = frozenset({
+    "SliceBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "SqueezeBackward2",
+    "UnsafeViewBackward0",
+    "UnsqueezeBackward0",
+    "ViewBackward0",
+})
+# Those that work position by position.
+_POINTWISE = _ELEMENTWISE | _BINARY | _BATCH_NORM | {_ACCUMULATE}
+_KNOWN = _POINTWISE | _POOLING | _REDUCING | _RESHAPING
+# Those that are not piecewise linear in their inputs.
+_SMOOTH = frozenset({
+    "EluBackward0",
+    "GeluBackward0",
+    "HardswishBackward0",
+    "MishBackward0",
+    "MulBackward0",
+    "SigmoidBackward0",
+    "SiluBackward0",
+    "SoftplusBackward0",
+    "TanhBackward0",
+})
 
 
 @dataclass(frozen=True)
@@ -127,9 +138,7 @@ def _is_affine(node: Any) -> bool:
 
 def _is_linear(node: Any) -> bool:
     name = node.name()
-    return name == _ACCUMULATE or (
-        _is_affine(node) if name in _BATCH_NORM else _LINEAR.get(name, False)
-    )
+    return _is_affine(node) if name in _BATCH_NORM else name in _KNOWN - _SMOOTH
 
 
 def _inputs(node: Any) -> list[Any]:
@@ -172,9 +181,8 @@ def examine(features: Tensor, output: Tensor) -> Proof:
         linear = linear and _is_linear(node)
         channelwise = channelwise and _keeps_channels(node, inputs, lead)
         after = any(previous in combined for previous in inputs)
-        if after or not (name in _ELEMENTWISE or name in _SPREADING or name == _ACCUMULATE):
+        if after or name not in _POINTWISE:
             combined.add(node)
         # What is not listed is not known to be pointwise either.
-        known = name in _LINEAR or name == _ACCUMULATE
-        pointwise = pointwise and known and (_is_linear(node) or not after)
+        pointwise = pointwise and name in _KNOWN and (_is_linear(node) or not after)
     return Proof(channelwise, linear, channelwise and pointwise, own)

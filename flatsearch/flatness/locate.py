@@ -316,9 +316,7 @@ def _choose(
         reached = _reached(calls, features)
     if not reached:
         raise UnsupportedModelError("no convolution is called on the way to the classifier")
-    if layers == "last":
-        return reached
-    if layers == "all":
+    if layers in ("last", "all"):
         return reached
     wanted = [layers] if isinstance(layers, str) else list(layers)
     known = [call.name for call in reached]

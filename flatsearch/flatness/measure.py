@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from flatsearch.errors import NonFiniteError, UnsupportedModelError
 from flatsearch.flatness.contraction import ConvGeometry, filter_grams, quadratic_forms
 from flatsearch.flatness.locate import Layer, Pass, State, forward, locate
 from flatsearch.flatness.tail import TailDerivatives, differentiate_tail
+from flatsearch.models import eval_mode
 
 __all__ = ["FlatnessResult", "LayerFlatness", "relative_flatness"]
 
@@ -78,12 +79,12 @@ class FlatnessResult:
 class _Sums:
     """Per-sample columns of one layer, a tensor per batch, still on the device."""
 
-    kappa: list[Tensor]
-    trace: list[Tensor]
-    kappa_second: list[Tensor]
-    trace_second: list[Tensor]
-    not_separable: list[Tensor]
-    not_elementwise: list[Tensor]
+    kappa: list[Tensor] = field(default_factory=list)
+    trace: list[Tensor] = field(default_factory=list)
+    kappa_second: list[Tensor] = field(default_factory=list)
+    trace_second: list[Tensor] = field(default_factory=list)
+    not_separable: list[Tensor] = field(default_factory=list)
+    not_elementwise: list[Tensor] = field(default_factory=list)
 
 
 def relative_flatness(
@@ -163,7 +164,7 @@ def relative_flatness(
             raise ValueError("`data` has no samples")
         state = _state(model, dtype)
         found, classifier = locate(model, state, first[0], layers)
-        sums = {layer.name: _Sums([], [], [], [], [], []) for layer in found}
+        sums = {layer.name: _Sums() for layer in found}
         losses, hits = [], []
         for x, y in itertools.chain([first], batches):
             run = forward(model, state, x, found, classifier)
@@ -214,9 +215,10 @@ def _batches(
             raise ValueError(
                 f"targets must be {len(x)} class indices but are {y.dtype}, shape {tuple(y.shape)}"
             )
-        for start in range(0, len(x), size or max(len(x), 1)):
-            stop = start + size if size else len(x)
-            yield x[start:stop].to(device, dtype), y[start:stop].to(device, torch.int64)
+        step = size or max(len(x), 1)
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            yield x[part].to(device, dtype), y[part].to(device, torch.int64)
 
 
 def _check_targets(y: Tensor, logits: Tensor) -> None:
@@ -240,7 +242,6 @@ def _state(model: nn.Module, dtype: torch.dtype) -> State:
 @contextlib.contextmanager
 def _measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode, full precision and gradients on; everything as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
     backends: Any = torch.backends
     attribute: str
     exact: str | bool
@@ -254,16 +255,17 @@ def _measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
         switches = [backends.cuda.matmul, backends.cudnn]
     precisions = [getattr(switch, attribute) for switch in switches]
     try:
-        model.eval()
         for switch in switches:
             setattr(switch, attribute, exact)
-        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        with (
+            eval_mode(model),
+            torch.inference_mode(False),
+            torch.autocast(device.type, enabled=False),
+        ):
             yield
     finally:
         for switch, precision in zip(switches, precisions, strict=True):
             setattr(switch, attribute, precision)
-        for module, training in modes:
-            module.training = training
 
 
 def _chunk(layer: ConvGeometry, x: Tensor, channels: int, classes: int) -> int:
