@@ -1,12 +1,13 @@
 """Exact relative flatness of convolution kernels.
 
-Read in this order: `measure` (the public function and its result), `locate` (which layers are
-measured, and the proof that their kernels are used as assumed), `tail` and `graph` (derivatives
-of the pooled features with respect to the convolution's output, and the proof that channels are
-treated separately) and `contraction` (the closed form itself). Nothing in here knows of Optuna
-or of search spaces.
+Read in this order: `measure` (the public function), `contraction` (the derivation and both ways
+through it), `softmax` (the square root of the loss's Hessian in the logits), `tail` and
+`gauss_newton` (the derivatives it needs), `graph` (what the recorded operations prove, and hence
+which of these applies) and `locate` (which layers are measured, and the proof that their kernels
+are used as assumed). Nothing in here knows of Optuna or of search spaces.
 """
 
-from flatsearch.flatness.measure import FlatnessResult, LayerFlatness, relative_flatness
+from flatsearch.flatness.measure import relative_flatness
+from flatsearch.flatness.result import FlatnessResult, LayerFlatness
 
 __all__ = ["FlatnessResult", "LayerFlatness", "relative_flatness"]

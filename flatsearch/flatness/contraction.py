@@ -1,43 +1,57 @@
-"""The closed form: from patches, pooled-feature derivatives and softmax to trace and kappa.
+"""From patches and backpropagated factors to trace and kappa.
 
 Symbols, for one sample (a leading N is the batch):
 
 =====  ============  ==========================================================
-W      (C, d)        kernel, one row per filter; d = C_in * kh * kw
-Z      (d, P)        input patches, one column per output position
-S      (C, P)        d g_c / d A_c(p), derivative of pooled feature c
-b      (K, C)        b_k = sqrt(p_k) (v_k - V^T p), so that b^T b = V^T (diag(p) - p p^T) V
-m_c    (d,)          Z s_c, gradient of g_c with respect to filter c
-M      (C, C)        <m_c, m_c'> = S G S^T  with the patch Gram matrix G = Z^T Z
+W      (C, d)        kernel, one row per filter; d = (C_in / groups) kh kw
 Q      (C, C)        W W^T
+Z      (d, P)        input patches, one column per output position
+G      (P, P)        Z^T Z, the patch Gram matrix
+A      (C, P)        the convolution's output
+L      (K, K - 1)    L L^T = diag(p) - p p^T, see `softmax`
 =====  ============  ==========================================================
 
-The kernel's Hessian has blocks H_cc' = (b^T b)_cc' m_c m_c'^T (plus a second-order term that
-`measure` adds), hence
+**Any convolution.** g_k (C, P) is the derivative of <L_k, logits> with respect to A, and
+m_k = g_k Z^T (C, d) that with respect to the kernel. The Gauss-Newton matrix is
+sum_k vec(m_k) vec(m_k)^T, hence
 
-    Tr(H)  = sum_c   (b^T b)_cc M_cc
-    kappa  = sum_cc' <w_c, w_c'> Tr(H_cc') = sum_k b_k^T (Q o M) b_k
+    Tr(H)  = sum_k |m_k|^2            = sum_k <G, g_k^T g_k>
+    kappa  = sum_k <m_k m_k^T, Q>     = sum_k <G, g_k^T Q g_k>
 
-M is reached on one of two ways, both exact. Through the *pixel Gram matrix*: inner products of
-padded input pixels once, then G as a sum of kh * kw shifted views, which needs no patches at
-all. Or through the *explicit* per-sample gradients m. The first is cheaper on small maps, the
-second on large ones; `multiply_adds` counts both.
+**Features that treat channels separately**, with a linear classifier V (K, C). There g_k =
+diag(b_k) S with one S (C, P) for all classes and b = L^T V (K - 1, C), so one M (C, C) serves all
+of them:
+
+    M_cc'  = <m_c, m_c'> = (S G S^T)_cc',       m = S Z^T
+    Tr(H)  = sum_c (b^T b)_cc M_cc
+    kappa  = sum_k b_k^T (Q o M) b_k
+
+Either is reached on one of two ways, both exact. Through the *pixel Gram matrix*: inner products
+of padded input pixels once, then G as a sum of kh * kw shifted views, which needs no patches at
+all. Or through the *explicit* per-sample kernel gradients m. The first is cheaper on small maps,
+the second on large ones; `multiply_adds` counts both. Grouped convolutions always take the
+second: G would have to be kept per pair of groups.
+
+For kernels of several groups, Q and the sums over c, c' run over all filters as they stand in W,
+whichever group they belong to; that is the definition of kappa applied to the parameter W (C, d).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+if TYPE_CHECKING:
+    from flatsearch.flatness.geometry import ConvGeometry
+
 __all__ = [
     "Contraction",
-    "ConvGeometry",
     "cheaper",
+    "factor_norms",
     "filter_grams",
     "multiply_adds",
     "quadratic_forms",
@@ -46,124 +60,77 @@ __all__ = [
 Contraction = Literal["gram", "explicit"]
 
 
-@dataclass(frozen=True)
-class ConvGeometry:
-    """Kernel size, stride, dilation and padding of a 2d convolution.
-
-    Attributes:
-        kernel: (kh, kw).
-        stride: (vertical, horizontal).
-        dilation: (vertical, horizontal).
-        padding: (left, right, top, bottom), the order of `torch.nn.functional.pad`.
-        padding_mode: As in `torch.nn.functional.pad`, "constant" for zeros.
-    """
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    padding_mode: str = "constant"
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Return x (N, C_in, H, W) with the convolution's own padding applied."""
-        if not any(self.padding):
-            return x
-        return F.pad(x, self.padding, mode=self.padding_mode)
-
-    def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) after padding."""
-        left, right, top, bottom = self.padding
-        return height + top + bottom, width + left + right
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the output map's (height, width) for an unpadded input of that size."""
-        sizes = self.padded_size(height, width)
-        rows, columns = (
-            (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, dilation in zip(
-                sizes, self.kernel, self.stride, self.dilation, strict=True
-            )
-        )
-        return rows, columns
-
-    def shifts(self, height: int, width: int) -> list[tuple[slice, slice]]:
-        """Return, per kernel offset, the (row, column) slices its output positions read.
-
-        Args:
-            height: Rows of the output map.
-            width: Columns of the output map.
-
-        Returns:
-            kh * kw pairs of slices into the padded input.
-        """
-        rows, columns = (
-            [
-                slice(u * dilation, u * dilation + stride * (size - 1) + 1, stride)
-                for u in range(kernel)
-            ]
-            for kernel, stride, dilation, size in zip(
-                self.kernel, self.stride, self.dilation, (height, width), strict=True
-            )
-        )
-        return [(row, column) for row in rows for column in columns]
-
-
 def multiply_adds(
-    geometry: ConvGeometry, in_channels: int, out_channels: int, height: int, width: int
+    geometry: ConvGeometry,
+    in_channels: int,
+    out_channels: int,
+    size: tuple[int, int],
+    factors: int | None = None,
 ) -> dict[Contraction, int]:
-    """Return the multiply-adds per sample of both ways to M.
+    """Return the multiply-adds per sample of both ways.
 
-    gram:     C_in R^2  +  kh kw P^2  +  C P^2  +  C^2 P,   R pixels of the padded input
-    explicit: C d P  +  C^2 d
+    With one S for all classes, to M (R pixels of the padded input):
 
-    Args:
-        geometry: The convolution.
-        in_channels: C_in.
-        out_channels: C.
-        height: Rows of the (unpadded) input map.
-        width: Columns of the input map.
+        gram:     C_in R^2  +  kh kw P^2  +  C P^2  +  C^2 P
+        explicit: C d P  +  C^2 d
 
-    Returns:
-        The counts by name.
-    """
-    offsets = geometry.kernel[0] * geometry.kernel[1]
-    rows, columns = geometry.output_size(height, width)
-    positions = rows * columns
-    padded_rows, padded_columns = geometry.padded_size(height, width)
-    pixels = padded_rows * padded_columns
-    fan_in = in_channels * offsets
-    return {
-        "gram": in_channels * pixels**2
-        + (offsets + out_channels) * positions**2
-        + out_channels**2 * positions,
-        "explicit": out_channels * fan_in * positions + out_channels**2 * fan_in,
-    }
+    With F factors g_k each of its own, and r = min(C, d):
 
-
-def cheaper(
-    geometry: ConvGeometry, in_channels: int, out_channels: int, height: int, width: int
-) -> Contraction:
-    """Return the way to M with fewer multiply-adds.
+        gram:     C_in R^2  +  kh kw P^2  +  F (C P^2  +  C^2 P)
+        explicit: F (C d P  +  C d r)
 
     Args:
         geometry: The convolution.
         in_channels: C_in.
         out_channels: C.
-        height: Rows of the (unpadded) input map.
-        width: Columns of the input map.
+        size: (rows, columns) of the unpadded input.
+        factors: F; None for one S.
 
     Returns:
-        "gram" or "explicit".
+        The counts by name; only "explicit" for a grouped convolution.
 
     Example:
         A last map of 8x8 against one of 32x32, both 3x3 kernels:
 
+        >>> from flatsearch.flatness.geometry import ConvGeometry
         >>> conv = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
-        >>> cheaper(conv, 128, 128, 8, 8), cheaper(conv, 32, 64, 32, 32)
+        >>> multiply_adds(conv, 128, 128, (8, 8))
+        {'gram': 2889728, 'explicit': 28311552}
+        >>> multiply_adds(conv, 32, 64, (32, 32))
+        {'gram': 123520000, 'explicit': 20054016}
+    """
+    offsets = geometry.kernel[0] * geometry.kernel[1]
+    rows, columns = geometry.output_size(*size)
+    positions = rows * columns
+    padded_rows, padded_columns = geometry.padded_size(*size)
+    fan_in = in_channels // geometry.groups * offsets
+    times = 1 if factors is None else factors
+    across = out_channels if factors is None else min(out_channels, fan_in)
+    explicit = times * out_channels * fan_in * (positions + across)
+    if geometry.groups > 1:
+        return {"explicit": explicit}
+    gram = in_channels * (padded_rows * padded_columns) ** 2 + offsets * positions**2
+    gram += times * (out_channels * positions**2 + out_channels**2 * positions)
+    return {"gram": gram, "explicit": explicit}
+
+
+def cheaper(
+    geometry: ConvGeometry,
+    in_channels: int,
+    out_channels: int,
+    size: tuple[int, int],
+    factors: int | None = None,
+) -> Contraction:
+    """Return the way with fewer multiply-adds; the arguments are those of `multiply_adds`.
+
+    Example:
+        >>> from flatsearch.flatness.geometry import ConvGeometry
+        >>> conv = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+        >>> cheaper(conv, 128, 128, (8, 8)), cheaper(conv, 32, 64, (32, 32))
         ('gram', 'explicit')
     """
-    counts = multiply_adds(geometry, in_channels, out_channels, height, width)
-    return "gram" if counts["gram"] < counts["explicit"] else "explicit"
+    counts = multiply_adds(geometry, in_channels, out_channels, size, factors)
+    return min(counts, key=counts.__getitem__)
 
 
 def _patch_gram(x: Tensor, geometry: ConvGeometry, height: int, width: int) -> Tensor:
@@ -182,29 +149,41 @@ def _patch_gram(x: Tensor, geometry: ConvGeometry, height: int, width: int) -> T
     return total.reshape(n, height * width, height * width)
 
 
-def _filter_gradients(x: Tensor, S: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Return m = S Z^T, (N, C, d), of a padded input x; the order of d does not matter.
+def _kernel_gradients(x: Tensor, g: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Return m = g Z^T, (N, F, C, d), of a padded input x and factors g (N, F, C, rows, columns).
 
-    On a CPU one weight gradient per sample is about twice as fast as unfolding the patches, for
-    which memory traffic, not arithmetic, is the cost. A GPU wants few large operations instead.
+    On a CPU one weight gradient per sample is two to three times as fast as unfolding the
+    patches, for which memory traffic, not arithmetic, is the cost. A GPU wants few large operations
+    instead, and so do many small groups.
     """
-    n, channels = x.shape[:2]
-    height, width = S.shape[2:]
-    if geometry.kernel == (1, 1):
+    n, in_channels = x.shape[:2]
+    factors, channels, height, width = g.shape[1:]
+    groups, one_pixel = geometry.groups, geometry.kernel == (1, 1)
+    if groups == 1 and not one_pixel and x.device.type == "cpu":
+        size = (factors * channels, in_channels, *geometry.kernel)
+        gradients = [
+            conv2d_weight(  # type: ignore[no-untyped-call]
+                x[i : i + 1],
+                size,
+                g[i : i + 1].flatten(1, 2),
+                geometry.stride,
+                0,
+                geometry.dilation,
+            )
+            for i in range(n)
+        ]
+        return torch.stack(gradients).reshape(n, factors, channels, -1)
+    if one_pixel:
         ((row, column),) = geometry.shifts(height, width)
-        pixels = x[:, :, row, column].reshape(n, channels, height * width)
-        return torch.bmm(S.flatten(2), pixels.mT)
-    if x.device.type != "cpu":
+        patches = x[:, :, row, column].flatten(2)
+    else:
         patches = F.unfold(x, geometry.kernel, geometry.dilation, 0, geometry.stride)
-        return torch.bmm(S.flatten(2), patches.mT)
-    size = (S.shape[1], channels, *geometry.kernel)
-    gradients = [
-        conv2d_weight(  # type: ignore[no-untyped-call]
-            x[i : i + 1], size, S[i : i + 1], geometry.stride, 0, geometry.dilation
-        )
-        for i in range(n)
-    ]
-    return torch.stack(gradients).flatten(2)
+    # (N, groups, d, P): unfold keeps the offsets of one channel, and so of one group, together
+    patches = patches.reshape(n, groups, -1, height * width)
+    blocks = g.reshape(n, factors, groups, channels // groups, height * width)
+    rows = blocks.transpose(1, 2).flatten(2, 3)  # (N, groups, F C / groups, P)
+    m = (rows @ patches.mT).view(n, groups, factors, channels // groups, -1)
+    return m.transpose(1, 2).reshape(n, factors, channels, -1)
 
 
 def filter_grams(
@@ -224,15 +203,16 @@ def filter_grams(
     Example:
         One pixel of value 3, one filter of 1x1: m = 3 and M = 9.
 
+        >>> from flatsearch.flatness.geometry import ConvGeometry
         >>> conv = ConvGeometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
         >>> filter_grams(torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1), conv)
         tensor([[[9.]]])
     """
     if contraction is None:
-        contraction = cheaper(geometry, x.shape[1], S.shape[1], x.shape[2], x.shape[3])
+        contraction = cheaper(geometry, x.shape[1], S.shape[1], (x.shape[2], x.shape[3]))
     x = geometry.pad(x)
     if contraction == "explicit":
-        m = _filter_gradients(x, S, geometry)
+        m = _kernel_gradients(x, S[:, None], geometry)[:, 0]
         return torch.bmm(m, m.mT)
     gram = _patch_gram(x, geometry, S.shape[2], S.shape[3])
     S = S.flatten(2)
@@ -240,13 +220,12 @@ def filter_grams(
 
 
 def quadratic_forms(M: Tensor, Q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the per-sample trace and kappa from M, Q and the centred class vectors b.
+    """Return the per-sample trace and kappa from M, Q and the classes' vectors b.
 
     Args:
         M: (N, C, C), see `filter_grams`.
         Q: (C, C), W W^T.
-        b: (N, K, C), sqrt(p_k) (v_k - V^T p). The centred form is used because
-            V^T diag(p) V - (V^T p)(V^T p)^T cancels catastrophically for confident nets.
+        b: (N, K - 1, C), L^T V.
 
     Returns:
         (trace, kappa), each (N,).
@@ -254,3 +233,49 @@ def quadratic_forms(M: Tensor, Q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     trace = (M.diagonal(dim1=1, dim2=2) * b.square().sum(1)).sum(1)
     kappa = (torch.bmm(b, M * Q) * b).sum((1, 2))
     return trace, kappa
+
+
+def factor_norms(
+    x: Tensor,
+    g: Tensor,
+    W: Tensor,
+    geometry: ConvGeometry,
+    contraction: Contraction | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the per-sample trace and kappa from factors of any form.
+
+    Args:
+        x: The convolution's input, (N, C_in, H, W), not padded.
+        g: d <L_k, logits> / d A for some k, (N, F, C, rows, columns).
+        W: The kernel, (C, C_in / groups, kh, kw).
+        geometry: The convolution.
+        contraction: Which way; the cheaper one where None.
+
+    Returns:
+        (trace, kappa) summed over the F factors, each (N,).
+
+    Example:
+        One pixel of value 3, one filter w = 2 of 1x1, one factor of 1: m = 3.
+
+        >>> from flatsearch.flatness.geometry import ConvGeometry
+        >>> conv = ConvGeometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+        >>> x, W = torch.full((1, 1, 1, 1), 3.0), torch.full((1, 1, 1, 1), 2.0)
+        >>> factor_norms(x, torch.ones(1, 1, 1, 1, 1), W, conv)
+        (tensor([9.]), tensor([36.]))
+    """
+    factors, channels = g.shape[1:3]
+    if contraction is None:
+        size = (x.shape[2], x.shape[3])
+        contraction = cheaper(geometry, x.shape[1], channels, size, factors)
+    x, filters = geometry.pad(x), W.flatten(1)
+    if contraction == "explicit":
+        m = _kernel_gradients(x, g, geometry)
+        trace = m.square().sum((1, 2, 3))
+        if filters.shape[1] < channels:  # <m m^T, W W^T> = |W^T m|^2
+            return trace, (filters.T @ m).square().sum((1, 2, 3))
+        return trace, ((filters @ filters.T @ m) * m).sum((1, 2, 3))
+    gram = _patch_gram(x, geometry, g.shape[3], g.shape[4])
+    g = g.flatten(3)
+    weighted = torch.bmm(g.flatten(1, 2), gram).view_as(g)
+    trace = (weighted * g).sum((1, 2, 3))
+    return trace, ((filters @ filters.T @ g) * weighted).sum((1, 2, 3))

@@ -1,68 +1,59 @@
-"""Which convolutions are measured, and the proof that the derivation applies to them.
+"""Which layers are measured, and the proof that their kernels are used as assumed.
 
-Everything is read off one forward pass of the first two samples: which modules are called, in
-which order, how often, and what their kernels' gradients are. A kernel that is shared, is
-reparametrised or is used in any other way than a plain convolution has another gradient than
-the closed form assumes, and is refused by name.
+Everything is read off one forward pass of two samples: which modules are called, in which order,
+how often, and what their kernels' gradients are. A kernel that is shared, is reparametrised or is
+used in any other way than one plain convolution has another gradient than the derivation assumes,
+and is refused by name.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import grad
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import functional_call
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from flatsearch.errors import UnsupportedModelError
-from flatsearch.flatness.contraction import ConvGeometry
+from flatsearch.flatness.geometry import ConvGeometry, read_geometry
+from flatsearch.flatness.graph import pooling
+from flatsearch.flatness.passes import (
+    Layer,
+    State,
+    call,
+    disagree,
+    forward,
+    hooks,
+    layer_input,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["Layer", "Pass", "State", "forward", "locate"]
-
-State = dict[str, Tensor]
+__all__ = ["Located", "locate"]
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A convolution to measure.
+class Located:
+    """What is to be measured.
 
     Attributes:
-        name: Its name in `model.named_modules()`.
-        geometry: Kernel, stride, dilation, padding.
-        input_changes: The model changes the convolution's input in place later on.
-        output_changes: The model changes the convolution's output in place.
+        layers: The convolutions, in order of execution.
+        classifier: The linear layer whose output the logits are; None if there is none.
+        head: Whether the classifier's own kernel is measured too.
+        bytes_per_sample: Memory that a forward pass with the recorded graph takes, about.
+        factor_bytes: Memory of the measured convolutions' outputs, per sample.
     """
 
-    name: str
-    geometry: ConvGeometry
-    input_changes: bool = False
-    output_changes: bool = False
-
-
-@dataclass
-class Pass:
-    """What one forward pass gives.
-
-    Attributes:
-        logits: (N, K).
-        features: g, (N, C), the classifier's input.
-        inputs: The measured convolutions' inputs, by layer name.
-        outputs: Their outputs, tracked by autograd, by layer name.
-    """
-
-    logits: Tensor
-    features: Tensor
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
+    layers: list[Layer]
+    classifier: str | None
+    head: bool
+    bytes_per_sample: int
+    factor_bytes: int
 
 
 @dataclass(frozen=True)
@@ -86,132 +77,83 @@ class _Call:
     edge: GradientEdge | None
 
 
-@contextlib.contextmanager
-def _hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+class _Probe:
+    """One forward pass of a few samples, with everything that was called.
 
-
-def _source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return a layer's input, however it was passed."""
-    source: Tensor = args[0] if args else kwargs["input"]
-    return source
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two computations of one thing agree up to rounding; NaN agrees with NaN."""
-    if a.shape != b.shape:
-        return False
-    tolerance = 1e4 * torch.finfo(b.dtype).eps
-    return torch.allclose(
-        a, b, rtol=0, atol=tolerance * float(b.nan_to_num(0, 0, 0).abs().max()), equal_nan=True
-    )
-
-
-def forward(
-    model: nn.Module, state: State, x: Tensor, layers: Sequence[Layer], classifier: str
-) -> Pass:
-    """Run the model once and record the graph from the measured convolutions on.
-
-    Args:
-        model: In eval mode.
-        state: Parameters and buffers to use, none of which requires a gradient, so that
-            nothing is recorded before the first measured convolution.
-        x: A batch of inputs.
-        layers: The measured convolutions.
-        classifier: The linear classifier's name.
-
-    Returns:
-        Logits, features, and each measured convolution's input and output.
-
-    Raises:
-        UnsupportedModelError: If the forward pass differs from the one that was probed, or the
-            logits are not the classifier's kernel and bias applied to its input.
+    Attributes:
+        convs: Calls of convolutions, in order.
+        linears: Calls of linear layers: name, input, output.
+        logits: (N, K).
     """
-    inputs: dict[str, tuple[Tensor, int]] = {}
-    outputs: dict[str, Tensor] = {}
-    features: list[Tensor] = []
 
-    def tap(layer: Layer) -> Callable[..., Tensor]:
-        def hook(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-        ) -> Tensor:
-            if layer.name in inputs:
-                raise UnsupportedModelError(f"layer {layer.name!r}: it is called more than once")
-            source = _source(args, kwargs).detach()
-            if layer.input_changes or source.is_inference():
-                source = source.clone()
-            inputs[layer.name] = (source, source._version)
-            # In place, so that whoever else keeps this tensor is seen to use it.
-            tracked = output.clone() if output.is_inference() else output
-            outputs[layer.name] = tracked if tracked.requires_grad else tracked.requires_grad_()
-            return tracked.clone() if layer.output_changes else tracked
+    def __init__(self, model: nn.Module, state: State, x: Tensor) -> None:
+        self.convs: list[_Call] = []
+        self.linears: list[tuple[str, Tensor, Tensor]] = []
+        self._names = {module: name for name, module in model.named_modules()}
+        self._sources: list[Tensor] = []
+        handles = []
+        for module in self._names:
+            if isinstance(module, nn.modules.conv._ConvNd):
+                handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._conv, with_kwargs=True))
+            elif isinstance(module, nn.Linear):
+                handles.append(module.register_forward_hook(self._linear, with_kwargs=True))
+        with hooks(handles), torch.enable_grad():
+            self.logits = call(model, state, x)
 
-        return hook
+    # The model works on copies of the convolutions' inputs and outputs, so that a change in
+    # place shows on the version of what it was given.
+    def _before(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        source = layer_input(args, kwargs)
+        self._sources.append(source.clone() if source.is_inference() else source)
+        return (source.clone(), *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
 
-    def keep_features(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        features.append(_source(args, kwargs))
+    def _conv(
+        self, module: nn.Module, args: tuple[Any, ...], _: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        source, passed = self._sources.pop(), output.clone()
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        versions = (source._version, passed._version)
+        name = self._names[module]
+        self.convs.append(_Call(name, source, args[0].detach(), passed, versions, edge))
+        return passed
 
-    handles = [
-        model.get_submodule(layer.name).register_forward_hook(tap(layer), with_kwargs=True)
-        for layer in layers
-    ]
-    head = model.get_submodule(classifier)
-    handles.append(head.register_forward_pre_hook(keep_features, with_kwargs=True))
-    with _hooks(handles), torch.enable_grad():
-        # A copy: models may change their input in place.
-        logits = functional_call(model, state, (x.clone(),))
-    logits = _check_logits(logits, len(x)).detach()
-    for layer in layers:
-        if layer.name not in inputs or len(features) != 1:
-            raise UnsupportedModelError(
-                f"layer {layer.name!r}: the layers that are called depend on the input"
-            )
-        source, version = inputs[layer.name]
-        if source._version != version:
-            raise UnsupportedModelError(f"layer {layer.name!r}: its input is changed in place")
-        if not outputs[layer.name].requires_grad or features[0].grad_fn is None:
-            raise UnsupportedModelError(f"layer {layer.name!r}: no gradient reaches it")
-    V, bias = state[f"{classifier}.weight"], state.get(f"{classifier}.bias")
-    if not _same(F.linear(features[0].detach(), V, bias), logits):
-        raise UnsupportedModelError(
-            f"layer {classifier!r}: the logits are not this linear layer's weight times its input,"
-            " plus its bias"
+    def _linear(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        self.linears.append((self._names[module], layer_input(args, kwargs), output))
+
+    def reached(self, calls: list[_Call]) -> list[_Call]:
+        """Return the calls whose output the logits depend on."""
+        recorded = [(call, call.edge) for call in calls if call.edge is not None]
+        if not recorded:
+            return []
+        gradients = grad(
+            self.logits,
+            [edge for _, edge in recorded],
+            torch.ones_like(self.logits),
+            retain_graph=True,
+            allow_unused=True,
         )
-    return Pass(logits, features[0], {k: v for k, (v, _) in inputs.items()}, outputs)
+        pairs = zip(recorded, gradients, strict=True)
+        return [call for (call, _), gradient in pairs if gradient is not None]
 
-
-def _check_logits(logits: object, n: int) -> Tensor:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UnsupportedModelError(
-            f"the model must return logits of shape (N, K) but gave {shape} for {n} images"
-        )
-    return logits
-
-
-def _geometry(name: str, conv: nn.Conv2d) -> ConvGeometry:
-    """Read a convolution's geometry, refusing what the closed form does not cover."""
-    if conv.groups != 1:
-        raise UnsupportedModelError(
-            f"layer {name!r}: grouped convolutions are not covered (groups={conv.groups})"
-        )
-    kh, kw = conv.kernel_size
-    dilation = (conv.dilation[0], conv.dilation[1])
-    if conv.padding == "valid":
-        padding = (0, 0, 0, 0)
-    elif conv.padding == "same":
-        # torch pads the odd pixel at the end
-        rows, columns = dilation[0] * (kh - 1), dilation[1] * (kw - 1)
-        padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    else:
-        ph, pw = cast("tuple[int, int]", conv.padding)
-        padding = (int(pw), int(pw), int(ph), int(ph))
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    return ConvGeometry((kh, kw), (conv.stride[0], conv.stride[1]), dilation, padding, mode)
+    def classifier(self, state: State) -> tuple[str, Tensor] | None:
+        """Return the linear classifier's name and input, if the logits are one's output."""
+        if not self.linears:
+            return None
+        name, features, output = self.linears[-1]
+        calls = Counter(name for name, _, _ in self.linears)
+        if calls[name] > 1 or f"{name}.weight" not in state or features.ndim != 2:
+            return None
+        V, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+        plain = F.linear(features, V, bias).detach()
+        logits = self.logits.detach()
+        if bool(disagree(output.detach(), logits) | disagree(plain, logits)):
+            return None
+        return name, features
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:
@@ -223,204 +165,215 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
             )
 
 
-def _probe(
-    model: nn.Module, state: State, x: Tensor
-) -> tuple[list[_Call], list[tuple[str, Tensor, Tensor]], Tensor]:
-    """Run two samples; return calls of convolutions, of linear layers, and the logits."""
-    convs: list[_Call] = []
-    linears: list[tuple[str, Tensor, Tensor]] = []
-    names = {module: name for name, module in model.named_modules()}
-
-    sources: list[Tensor] = []
-
-    # The model works on copies of the convolutions' inputs and outputs, so that a change in
-    # place shows on the version of what it was given.
-    def before_conv(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        source = _source(args, kwargs)
-        sources.append(source.clone() if source.is_inference() else source)
-        return (source.clone(), *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
-
-    def on_conv(
-        module: nn.Module, args: tuple[Any, ...], _: dict[str, Any], output: Tensor
-    ) -> Tensor:
-        source, passed = sources.pop(), output.clone()
-        edge = get_gradient_edge(output) if output.requires_grad else None
-        versions = (source._version, passed._version)
-        convs.append(_Call(names[module], source, args[0].detach(), passed, versions, edge))
-        return passed
-
-    def on_linear(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        linears.append((names[module], _source(args, kwargs), output))
-
-    handles = []
-    for module in names:
-        if isinstance(module, nn.modules.conv._ConvNd):
-            handles.append(module.register_forward_pre_hook(before_conv, with_kwargs=True))
-            handles.append(module.register_forward_hook(on_conv, with_kwargs=True))
-        elif isinstance(module, nn.Linear):
-            handles.append(module.register_forward_hook(on_linear, with_kwargs=True))
-    with _hooks(handles), torch.enable_grad():
-        logits = functional_call(model, state, (x.clone(),))
-    return convs, linears, _check_logits(logits, len(x))
-
-
-def _find_classifier(
-    linears: list[tuple[str, Tensor, Tensor]], logits: Tensor, state: State
-) -> tuple[str, Tensor]:
-    """Return the linear classifier's name and input, the pooled features."""
-    if not linears:
-        raise UnsupportedModelError("the model has no linear classifier after its convolutions")
-    name, features, output = linears[-1]
-    if not _same(output.detach(), logits.detach()):
+def _last(probe: _Probe) -> _Call:
+    """Return the last convolution on the way to the logits, whose maps must be pooled globally."""
+    # From the end, so that only the tail is differentiated.
+    last = next((call for call in reversed(probe.convs) if probe.reached([call])), None)
+    if last is None or last.edge is None:
+        raise UnsupportedModelError("no convolution is called on the way to the logits")
+    how = pooling(probe.logits, last.edge)
+    if how == "flattened":
         raise UnsupportedModelError(
-            f"layer {name!r}: the model's output is not the output of its last linear layer"
+            f"layer {last.name!r}: its positions are flattened into a dense layer, as in VGG;"
+            " flatsearch measures networks with global pooling"
         )
-    if Counter(call[0] for call in linears)[name] > 1:
-        raise UnsupportedModelError(f"layer {name!r}: the classifier is called more than once")
-    if f"{name}.weight" not in state:
+    if how == "none":
         raise UnsupportedModelError(
-            f"layer {name!r}: the classifier is reparametrised or shared with another layer"
+            f"layer {last.name!r}, the last convolution, is not followed by global pooling;"
+            " flatsearch measures convolutional networks with global pooling, not transformers"
         )
-    return name, features
-
-
-def _reached(calls: list[_Call], features: Tensor) -> list[_Call]:
-    """Return the calls whose output the features depend on."""
-    recorded = [(call, call.edge) for call in calls if call.edge is not None]
-    if not recorded:
-        return []
-    gradients = grad(
-        features,
-        [edge for _, edge in recorded],
-        torch.ones_like(features),
-        retain_graph=True,
-        allow_unused=True,
-    )
-    pairs = zip(recorded, gradients, strict=True)
-    return [call for (call, _), gradient in pairs if gradient is not None]
+    return last
 
 
 def _choose(
-    calls: list[_Call], features: Tensor, layers: str | Sequence[str], model: nn.Module
-) -> list[_Call]:
-    """Return the calls of the wanted convolutions, in the order of execution."""
+    probe: _Probe, layers: str | Sequence[str], model: nn.Module, classifier: str | None
+) -> tuple[list[_Call], bool]:
+    """Return the calls of the wanted convolutions in order, and whether the head is wanted."""
+    if layers == "head":
+        if classifier is None:
+            raise UnsupportedModelError("the model's logits are not the output of one linear layer")
+        return [], True
+    last = _last(probe)
     if layers == "last":
-        # From the end, so that only the tail is differentiated.
-        last = next((call for call in reversed(calls) if _reached([call], features)), None)
-        reached = [] if last is None else [last]
-    else:
-        reached = _reached(calls, features)
-    if not reached:
-        raise UnsupportedModelError("no convolution is called on the way to the classifier")
-    if layers in ("last", "all"):
-        return reached
+        return [last], False
+    reached = probe.reached(probe.convs)
+    if layers == "all":
+        return reached, False
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    known = [call.name for call in reached]
+    known = list(dict.fromkeys(call.name for call in reached))
+    heads = [] if classifier is None else [classifier]
     for name in wanted:
-        if name not in known:
+        if name not in known + heads:
             module = dict(model.named_modules()).get(name)
             what = "unknown" if module is None else f"a {type(module).__name__}"
             raise UnsupportedModelError(
                 f"layer {name!r} is {what}; convolutions: {', '.join(known)}"
+                + "".join(f"; classifier: {head}" for head in heads)
             )
-    return [call for call in reached if call.name in wanted]
+    return [call for call in reached if call.name in wanted], classifier in wanted
 
 
-def _prove_plain(call: _Call, features: Tensor, state: State, geometry: ConvGeometry) -> None:
-    """Check that autograd's kernel gradient is sum_n S_n Z_n^T, that of one plain convolution."""
-    weight = state[f"{call.name}.weight"]
-    generator = torch.Generator("cpu").manual_seed(0)
-    cotangent = torch.randn(
-        features.shape, generator=generator, dtype=torch.float64, device="cpu"
-    ).to(features)
-    assert call.edge is not None  # noqa: S101 - `_choose` keeps reached calls only
-    (through,) = grad(features, call.edge, cotangent, retain_graph=True)
-    (expected,) = grad(features, weight, cotangent, retain_graph=True, allow_unused=True)
-    if through.shape[2:] == geometry.output_size(*call.input_value.shape[2:]):
-        ours = _kernel_gradient(call.input_value, through, geometry).view(weight.shape)
-        proven = expected is not None and _same(ours, expected)
-        # No gradient at all proves nothing, unless the layer is dead.
-        if proven and (bool(expected.any()) or not bool(through.any())):
-            return
-    raise UnsupportedModelError(
-        f"layer {call.name!r}: its kernel is not used as one plain convolution"
-        " (shared, changed before use, its output changed by a hook), or the first images are"
-        " blank"
+def _check_module(call: _Call, model: nn.Module, calls: int, trained: set[str]) -> ConvGeometry:
+    """Return the geometry of a convolution, refusing what the derivation does not cover."""
+    conv = model.get_submodule(call.name)
+    if not isinstance(conv, nn.Conv2d):
+        raise UnsupportedModelError(
+            f"layer {call.name!r}: {type(conv).__name__} is not covered, only Conv2d"
+        )
+    if calls > 1:
+        raise UnsupportedModelError(
+            f"layer {call.name!r}: its kernel is used {calls} times in one pass"
+        )
+    if f"{call.name}.weight" not in trained:
+        raise UnsupportedModelError(
+            f"layer {call.name!r}: its kernel is no parameter of its own: reparametrised, a"
+            " buffer, or shared with another layer"
+        )
+    return read_geometry(conv)
+
+
+def _prove_plain(
+    probe: _Probe, calls: list[_Call], geometries: list[ConvGeometry], state: State
+) -> None:
+    """Check that autograd's kernel gradients are sum_n g_n Z_n^T, those of plain convolutions."""
+    edges = [call.edge for call in calls if call.edge is not None]
+    weights = [state[f"{call.name}.weight"] for call in calls]
+    edges += [get_gradient_edge(weight) for weight in weights]
+    gradients = grad(
+        probe.logits, edges, _cotangent(probe.logits), retain_graph=True, allow_unused=True
     )
+    through, expected = gradients[: len(calls)], gradients[len(calls) :]
+    for conv, geometry, g, gradient, weight in zip(
+        calls, geometries, through, expected, weights, strict=True
+    ):
+        if g.shape[2:] == geometry.output_size(*conv.input_value.shape[2:]):
+            ours = _kernel_gradient(conv.input_value, g, geometry).view(weight.shape)
+            proven = gradient is not None and not bool(disagree(ours, gradient))
+            # A gradient of zero proves nothing; then the recorded operations have to.
+            if proven and (bool(gradient.any()) or _used_once(probe.logits, conv, weight)):
+                continue
+        raise UnsupportedModelError(
+            f"layer {conv.name!r}: its kernel is not used as one plain convolution"
+            " (shared, changed before use, or its output changed by a hook)"
+        )
 
 
-def _kernel_gradient(x: Tensor, through: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Return sum_n S_n Z_n^T, written down once more without the routines it is to check."""
+def _cotangent(logits: Tensor) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
+
+
+def _kernel_gradient(x: Tensor, g: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Return sum_n g_n Z_n^T, written down once more without the routines it is to check."""
     padded = geometry.pad(x)
+    groups = geometry.groups
+    g = torch.unflatten(g, 1, (groups, -1))
+    padded = torch.unflatten(padded, 1, (groups, -1))
     columns = [
-        torch.einsum("ncij,nzij->cz", through, padded[:, :, rows, cols])
-        for rows, cols in geometry.shifts(*through.shape[2:])
+        torch.einsum("ngcij,ngzij->gcz", g, padded[..., rows, cols])
+        for rows, cols in geometry.shifts(*g.shape[3:])
     ]
     return torch.stack(columns, -1)
 
 
-def locate(
-    model: nn.Module, state: State, x: Tensor, layers: str | Sequence[str]
-) -> tuple[list[Layer], str]:
+def _used_once(logits: Tensor, call: _Call, weight: Tensor) -> bool:
+    """Return whether the only operation on a kernel is the convolution that was called."""
+    todo, seen, users = [logits.grad_fn], set(), []
+    while todo:
+        node: Any = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for previous, _ in node.next_functions:
+            if getattr(previous, "variable", None) is weight:
+                users.append(node)
+            todo.append(previous)
+    return (
+        call.edge is not None
+        and users == [call.edge.node]
+        and (users[0].name() == "ConvolutionBackward0")
+    )
+
+
+def _prove_linear(probe: _Probe, name: str, features: Tensor, state: State) -> None:
+    """Check that autograd's gradient of the classifier's kernel is sum_n c_n g_n^T."""
+    cotangent = _cotangent(probe.logits)
+    weight = state[f"{name}.weight"]
+    (gradient,) = grad(probe.logits, weight, cotangent, retain_graph=True, allow_unused=True)
+    ours = cotangent.T @ features.detach()
+    if gradient is None or bool(disagree(ours, gradient)):
+        raise UnsupportedModelError(
+            f"layer {name!r}: its kernel is used elsewhere too, or changed before use"
+        )
+
+
+def _memory(
+    model: nn.Module, state: State, x: Tensor, layers: list[Layer], classifier: str | None
+) -> tuple[Tensor, int]:
+    """Return the logits, and the bytes per sample that the recorded graph keeps."""
+    owned = {value.untyped_storage().data_ptr() for value in state.values()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        run = forward(model, state, x, layers, classifier)
+    return run.logits.detach(), sum(kept.values()) // len(x)
+
+
+def locate(model: nn.Module, state: State, x: Tensor, layers: str | Sequence[str]) -> Located:
     """Find the convolutions to measure and the linear classifier.
 
     Args:
         model: In eval mode.
         state: Parameters and buffers to use.
         x: The first samples.
-        layers: "last" (the last convolution that is executed before the classifier), "all", a
-            name or several names.
+        layers: "last" (the last convolution that is executed before the logits), "all", "head",
+            a name or several names.
 
     Returns:
-        The layers in order of execution, and the classifier's name.
+        The layers, the classifier, and what a sample costs in memory.
 
     Raises:
-        UnsupportedModelError: If the closed form does not cover the model; names the layer.
+        UnsupportedModelError: If the derivation does not cover the model; names the layer.
     """
     _refuse_batch_statistics(model)
     trained = {name for name, _ in model.named_parameters()}
     frozen, state = state, {k: v.detach().requires_grad_(k in trained) for k, v in state.items()}
     # The two images with most contrast: blank ones would prove nothing.
     x = x[x.flatten(1).std(1, correction=0).topk(min(2, len(x))).indices]
-    calls, linears, logits = _probe(model, state, x)
-    classifier, features = _find_classifier(linears, logits, state)
-    counts = Counter(call.name for call in calls)
-    found = []
-    for call in _choose(calls, features, layers, model):
-        conv = model.get_submodule(call.name)
-        if not isinstance(conv, nn.Conv2d):
-            raise UnsupportedModelError(
-                f"layer {call.name!r}: {type(conv).__name__} is not covered, only Conv2d"
-            )
-        if counts[call.name] > 1:
-            raise UnsupportedModelError(
-                f"layer {call.name!r}: its kernel is used {counts[call.name]} times in one pass"
-            )
-        if f"{call.name}.weight" not in trained:
-            raise UnsupportedModelError(
-                f"layer {call.name!r}: its kernel is no parameter of its own: reparametrised, a"
-                " buffer, or shared with another layer"
-            )
-        width = tuple(features.shape)
-        if features.ndim != 2 or width[1] != conv.out_channels:
-            raise UnsupportedModelError(
-                f"layer {call.name!r}: the classifier's input has shape {width}, but global pooling"
-                f" of this layer's {conv.out_channels} channels gives (N, {conv.out_channels})"
-            )
-        geometry = _geometry(call.name, conv)
-        _prove_plain(call, features, state, geometry)
-        found.append(
-            Layer(
-                call.name,
-                geometry,
-                input_changes=call.input._version != call.versions[0],
-                output_changes=call.output._version != call.versions[1],
-            )
+    probe = _Probe(model, state, x)
+    classifier = probe.classifier(state)
+    name = None if classifier is None else classifier[0]
+    calls, head = _choose(probe, layers, model, name)
+    if classifier is not None and head:
+        _prove_linear(probe, *classifier, state)
+    counts = Counter(call.name for call in probe.convs)
+    geometries = [_check_module(call, model, counts[call.name], trained) for call in calls]
+    if calls:
+        _prove_plain(probe, calls, geometries, state)
+    found = [
+        Layer(
+            call.name,
+            geometry,
+            input_changes=call.input._version != call.versions[0],
+            output_changes=call.output._version != call.versions[1],
         )
-    if not _same(forward(model, frozen, x, found, classifier).logits, logits.detach()):
+        for call, geometry in zip(calls, geometries, strict=True)
+    ]
+    logits, graph = _memory(model, frozen, x, found, name)
+    if bool(disagree(logits, probe.logits.detach())):
         raise UnsupportedModelError("the model gives different logits for the same images")
-    return found, classifier
+    # At any moment some of the largest maps are alive beside what the graph keeps.
+    largest = max((call.input.nbytes + call.output.nbytes for call in probe.convs), default=0)
+    return Located(
+        found,
+        name,
+        head,
+        bytes_per_sample=graph + 4 * largest // len(x),
+        factor_bytes=sum(call.output.nbytes for call in calls) // len(x),
+    )

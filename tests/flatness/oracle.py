@@ -59,3 +59,74 @@ def by_gauss_newton(model: nn.Module, x: Tensor, layer: str) -> tuple[float, flo
     A = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     G = torch.einsum("nki,nkl,nlj->ij", J, A, J) / len(x)
     return _trace_and_kappa(G, W)
+
+
+def by_kernel_gradients(
+    model: nn.Module, x: Tensor, layers: list[str]
+) -> dict[str, tuple[float, float]]:
+    """Return each layer's Gauss-Newton (trace, kappa) where the matrix itself is too large.
+
+    One sample and one class at a time: autograd's own kernel gradients of the logits, and the
+    full K x K Hessian of the cross-entropy in the logits.
+    """
+    model = copy.deepcopy(model).double().eval()
+    weights = [model.get_parameter(f"{layer}.weight") for layer in layers]
+    sums = {layer: [0.0, 0.0] for layer in layers}
+    for n in range(len(x)):
+        logits = model(x[n : n + 1].double())[0]
+        p = logits.detach().softmax(0)
+        A = torch.diag(p) - torch.outer(p, p)
+        rows = [torch.autograd.grad(logit, weights, retain_graph=True) for logit in logits]
+        for i, layer in enumerate(layers):
+            J = torch.stack([row[i] for row in rows]).flatten(2)  # (K, C, d)
+            W = weights[i].detach().flatten(1)
+            # sum_kl A_kl J_k J_l^T, whose diagonal over fan-ins is contracted with W W^T
+            AJ = torch.einsum("kl,lcd->kcd", A, J)
+            blocks = torch.einsum("kcd,ked->ce", J, AJ)
+            sums[layer][0] += float(blocks.trace())
+            sums[layer][1] += float((blocks * (W @ W.T)).sum())
+    return {layer: (t / len(x), k / len(x)) for layer, (t, k) in sums.items()}
+
+
+def by_output_hessian(model: nn.Module, x: Tensor, y: Tensor, layer: str) -> tuple[float, float]:
+    """Return (trace, kappa) from the dense Hessian in the output of a 1x1 convolution.
+
+    The output is linear in the kernel, A_c(p) = sum_j W_cj z_j(p), so the kernel's Hessian is
+    sum_pq z_i(p) z_j(q) times the output's; second derivatives of everything behind included.
+    """
+    model = copy.deepcopy(model).double().eval()
+    conv = model.get_submodule(layer)
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.kernel_size == (1, 1)
+    W = conv.weight.detach().flatten(1)
+    trace = kappa = 0.0
+    for n in range(len(x)):
+        z, output = _input_and_output(model, conv, x[n : n + 1].double())
+
+        def loss(changed: Tensor, n: int = n) -> Tensor:
+            put = conv.register_forward_hook(lambda m, a, out: changed.view_as(out))
+            result = F.cross_entropy(model(x[n : n + 1].double()), y[n : n + 1])
+            put.remove()
+            return result
+
+        changed = output.clone().requires_grad_()
+        (first,) = torch.autograd.grad(loss(changed), changed, create_graph=True)
+        C, P = output.shape[1], output[0, 0].numel()
+        G = z.flatten(2)[0].T @ z.flatten(2)[0]
+        Q = W @ W.T
+        flat = first.flatten()
+        for c in range(C):
+            for p in range(P):
+                (row,) = torch.autograd.grad(flat[c * P + p], changed, retain_graph=True)
+                block = row.view(C, P) @ G[p]  # sum_q G(p, q) H[(c, p), (c', q)]
+                trace += float(block[c])
+                kappa += float(Q[c] @ block)
+    return trace / len(x), kappa / len(x)
+
+
+def _input_and_output(model: nn.Module, conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    seen: list[Tensor] = []
+    keep = conv.register_forward_hook(lambda m, a, out: seen.extend([a[0], out]))
+    model(x)
+    keep.remove()
+    return seen[0].detach(), seen[1].detach()

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
-from flatsearch.flatness.graph import Proof, examine
+from flatsearch.flatness.graph import Proof, examine, pooling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,9 +40,17 @@ class Squared(torch.autograd.Function):
         return 2 * g * ctx.saved_tensors[0]
 
 
-def look(tail: Callable[[Tensor], Tensor]) -> Proof:
+def look(tail: Callable[[Tensor], Tensor], head: Callable[[Tensor], Tensor] | None = None) -> Proof:
     output = torch.randn(SHAPE, requires_grad=True)
-    return examine(tail(output), output)
+    edge = get_gradient_edge(output)
+    features = tail(output)
+    logits = F.linear(features, torch.randn(2, 3), torch.randn(2))
+    return examine(logits if head is None else head(features), features, {"a": edge})
+
+
+def facts(proof: Proof) -> tuple[bool, bool, bool]:
+    """Channelwise, linear, pointwise."""
+    return "a" in proof.channelwise, "a" in proof.linear, "a" in proof.pointwise
 
 
 LINEAR = {
@@ -93,46 +102,154 @@ NOTHING = {
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_piecewise_linear_tails(name: str) -> None:
-    assert look(LINEAR[name]) == Proof(True, True, True, True)
+    assert facts(look(LINEAR[name])) == (True, True, True)
+    assert look(LINEAR[name]).samplewise
 
 
 @pytest.mark.parametrize("name", POINTWISE)
 def test_pointwise_tails(name: str) -> None:
-    assert look(POINTWISE[name]) == Proof(True, False, True, True)
+    assert facts(look(POINTWISE[name])) == (True, False, True)
 
 
 @pytest.mark.parametrize("name", CHANNELWISE_ONLY)
 def test_smooth_behind_pooling(name: str) -> None:
-    assert look(CHANNELWISE_ONLY[name]) == Proof(True, False, False, True)
+    assert facts(look(CHANNELWISE_ONLY[name])) == (True, False, False)
 
 
 @pytest.mark.parametrize("name", NOTHING)
 def test_tails_that_mix(name: str) -> None:
-    proof = look(NOTHING[name])
-    assert not proof.channelwise
-    assert not proof.pointwise
+    channelwise, _, pointwise = facts(look(NOTHING[name]))
+    assert not channelwise
+    assert not pointwise
 
 
 def test_a_gain_that_depends_on_the_map() -> None:
-    proof = look(lambda x: gap(norm(x, weight=x.mean((0, 2, 3)))))
-    assert not proof.channelwise
-    assert not proof.piecewise_linear
+    assert facts(look(lambda x: gap(norm(x, weight=x.mean((0, 2, 3)))))) == (False, False, False)
 
 
 def test_batch_statistics_are_not_linear() -> None:
-    assert not look(lambda x: gap(norm(x, training=True))).piecewise_linear
+    assert "a" not in look(lambda x: gap(norm(x, training=True))).linear
 
 
-def test_hand_written_derivatives_are_not_trusted() -> None:
-    proof = look(lambda x: gap(Squared.apply(x)))
-    assert proof == Proof(False, False, False, False)
+@pytest.mark.parametrize("tail", [lambda x: gap(Squared.apply(x)), lambda x: gap(torch.sin(x))])
+def test_unknown_operations_prove_nothing(tail: Callable[[Tensor], Tensor]) -> None:
+    proof = look(tail)
+    assert facts(proof) == (False, False, False)
+    assert not proof.samplewise
 
 
-def test_unknown_operations_prove_nothing() -> None:
-    assert look(lambda x: gap(torch.sin(x))) == Proof(False, False, False, True)
+COUPLED = {
+    "mean over samples": lambda x: gap(x - x.mean(0, keepdim=True)),
+    "negative dimension": lambda x: gap(x - x.mean(-4, keepdim=True)),
+    "a sample": lambda x: gap(x + x[0]),
+    "transposed": lambda x: gap(x.transpose(0, 1)),
+    "permuted": lambda x: gap(x.permute(1, 0, 2, 3)),
+    "rolled": lambda x: gap(x.roll(1, 0)),
+    "other rank": lambda x: gap(x + gap(x)),
+    "joined": lambda x: torch.cat([gap(x)[:1], gap(x)[:2]], 0),
+    "joined, negative": lambda x: torch.cat([gap(x)[:1], gap(x)[:2]], -2),
+    "stacked": lambda x: torch.stack([x[0], x[1], x[2]], 0).mean((2, 3)),
+    "unbound": lambda x: gap(x + x.unbind(0)[1]),
+    "batch statistics": lambda x: gap(norm(x, training=True)),
+    "maximum": lambda x: gap(x + x.amax(0, keepdim=True)),
+    "as weights": lambda x: gap(x) @ gap(x),
+    "as kernels": lambda x: gap(F.conv2d(torch.ones(SHAPE), x)),
+    "shuffled": lambda x: gap(x[[1, 0, 2]]),
+    "everything": lambda x: gap(x) + x.mean(),
+    "layer norm": lambda x: F.layer_norm(gap(x), (3, 3)),
+    "reshaped": lambda x: gap(x).reshape(9).reshape(3, 3).T,
+}
+UNCOUPLED = {
+    "convolution": lambda x: gap(F.conv2d(x, torch.ones(3, 3, 2, 2))),
+    "depthwise": lambda x: gap(F.conv2d(x, torch.ones(3, 1, 2, 2), groups=3)),
+    "dense": lambda x: torch.cat([gap(x), gap(F.relu(x))], 1)[:, :3],
+    "dense, negative": lambda x: torch.cat([x, x], -3).mean((2, 3))[:, 3:],
+    "gate": lambda x: gap(x * torch.sigmoid(x.mean((2, 3), keepdim=True))),
+    "channels last": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (3,)).mean((1, 2)),
+    "group norm": lambda x: gap(F.group_norm(x, 1)),
+    "linear": lambda x: F.linear(gap(x), torch.ones(3, 3), torch.ones(3)),
+    "shuffle": lambda x: gap(x.transpose(1, 2).contiguous()),
+    "split": lambda x: gap(torch.cat(x.split(1, 1), 1)),
+    "attention": lambda x: torch.bmm(x.flatten(2), x.flatten(2).mT).mean(2),
+    "maximum": lambda x: x.amax((2, 3)),
+    "padded": lambda x: gap(F.pad(x, (1, 1, 1, 1), mode="reflect")),
+    "upsampled": lambda x: gap(F.interpolate(x, scale_factor=2, mode="bilinear")),
+}
+LINEAR_ONLY = [
+    "convolution", "dense", "dense, negative", "linear", "shuffle", "split", "maximum",
+    "padded", "upsampled", "depthwise",
+]  # fmt: skip
 
 
-def test_the_output_must_be_where_the_graph_begins() -> None:
-    start = torch.randn(SHAPE, requires_grad=True)
-    output = start * 2
-    assert not examine(gap(output), output).channelwise
+@pytest.mark.parametrize("name", COUPLED)
+def test_networks_that_mix_samples(name: str) -> None:
+    proof = look(COUPLED[name])
+    assert not proof.samplewise
+    assert not proof.channelwise
+
+
+@pytest.mark.parametrize("name", UNCOUPLED)
+def test_networks_that_keep_samples_apart(name: str) -> None:
+    proof = look(UNCOUPLED[name])
+    assert proof.samplewise
+    assert ("a" in proof.linear) == (name in LINEAR_ONLY)
+
+
+def test_depthwise_convolutions_keep_channels() -> None:
+    assert facts(look(UNCOUPLED["depthwise"])) == (True, True, True)
+    smooth = look(lambda x: gap(F.silu(F.conv2d(x, torch.ones(3, 1, 2, 2), groups=3))))
+    assert facts(smooth) == (True, False, False)
+    twice = look(lambda x: gap(F.conv2d(x, torch.ones(6, 1, 2, 2), groups=3)[:, :3]))
+    assert "a" not in twice.channelwise
+
+
+HEADS = {
+    "scaled": lambda g: 2 * F.linear(g, torch.ones(2, 3)),
+    "two": lambda g: F.linear(F.linear(g, torch.ones(3, 3)), torch.ones(2, 3)),
+    "rectified": lambda g: F.relu(F.linear(g, torch.ones(2, 3))),
+    "with a skip": lambda g: F.linear(g, torch.ones(2, 3)) + g[:, :2],
+    "of itself": lambda g: F.linear(g, g[:2]),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_that_are_not_one_linear_layer(name: str) -> None:
+    assert not look(gap, HEADS[name]).channelwise
+    assert look(gap, lambda g: F.linear(g, torch.ones(2, 3))).channelwise
+
+
+def test_several_convolutions_are_judged_apart() -> None:
+    first = torch.randn(SHAPE, requires_grad=True)
+    edges = {"first": get_gradient_edge(first)}
+    second = F.conv2d(F.silu(first), torch.randn(3, 3, 1, 1))
+    edges["second"] = get_gradient_edge(second)
+    # a constant gate as far as the second is concerned
+    features = gap(F.relu(second) * torch.sigmoid(first))
+    proof = examine(F.linear(features, torch.ones(2, 3)), features, edges)
+    assert proof.linear == {"second"}
+    assert proof.channelwise == {"second"}
+    assert proof.samplewise
+
+
+def test_how_positions_are_pooled() -> None:
+    def how(tail: Callable[[Tensor], Tensor]) -> str:
+        output = torch.randn(2, 3, 4, 4, requires_grad=True)
+        edge = get_gradient_edge(output)
+        return pooling(tail(output), edge)
+
+    for tail in (
+        gap,
+        lambda x: x.flatten(2).mean(2),
+        lambda x: x.mean(3).mean(2),
+        lambda x: nn.AdaptiveAvgPool2d(1)(x).flatten(1),
+        lambda x: F.adaptive_max_pool2d(x, 1).flatten(1),
+        lambda x: x.permute(0, 2, 3, 1).mean((1, 2)),
+        lambda x: F.linear(x.permute(0, 2, 3, 1), torch.ones(5, 3)).mean((1, 2)),
+        lambda x: x.logsumexp((2, 3)),
+    ):
+        assert how(tail) == "global"
+    assert how(lambda x: F.linear(x.flatten(1), torch.ones(2, 48))) == "flattened"
+    assert how(lambda x: F.linear(F.adaptive_avg_pool2d(x, 7).flatten(1), torch.ones(2, 147))) == (
+        "flattened"
+    )
+    assert how(lambda x: x.flatten(2).mT[:, 0]) == "none"

@@ -1,0 +1,111 @@
+"""The data: checked, moved to the device, and cut to what fits into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["Data", "as_batches", "iterate", "memory_budget", "most_samples"]
+
+Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+
+# A CPU gains nothing from more than this; a GPU is filled.
+_CPU_BYTES = 2**30
+_MOST_SAMPLES = 256
+
+
+def as_batches(data: Data, *, twice: bool) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return an iterable of batches.
+
+    Args:
+        data: A pair of tensors, or an iterable of such pairs.
+        twice: Whether it will be iterated twice: a one-shot iterator is then read into a list.
+
+    Returns:
+        The batches, unchecked.
+
+    Raises:
+        ValueError: If the data are something else.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
+        return [(data[0], data[1])]
+    if not isinstance(data, Iterable):
+        raise ValueError(
+            "`data` must be (inputs, targets) or an iterable of such batches but got"
+            f" {type(data).__name__}"
+        )
+    return list(data) if twice and isinstance(data, Iterator) else data
+
+
+def iterate(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield checked batches on the device in the measure's precision.
+
+    Args:
+        batches: Pairs of inputs (N, ...) and class indices (N,).
+        device: Where to.
+        dtype: Of the inputs.
+        batch_size: The most samples at a time; batches as they come where None.
+
+    Yields:
+        (inputs, targets), none of them empty.
+
+    Raises:
+        ValueError: If a batch is not such a pair.
+        TypeError: If its parts are no tensors, or the inputs no floating-point numbers.
+    """
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ValueError("`data` must be (inputs, targets) or an iterable of such batches")
+        x, y = batch
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            raise TypeError(f"inputs and targets must be tensors but got {type(x)}, {type(y)}")
+        if not x.is_floating_point():
+            raise TypeError(f"inputs must be floating-point images but got {x.dtype}")
+        if y.is_floating_point():
+            raise ValueError(
+                f"targets must be {len(x)} class indices but are {y.dtype}: soft targets (label"
+                " smoothing, mixup) are not covered, the loss is the plain cross-entropy"
+            )
+        if y.ndim != 1 or len(x) != len(y) or y.dtype == torch.bool:
+            raise ValueError(
+                f"targets must be {len(x)} class indices but are {y.dtype}, shape {tuple(y.shape)}"
+            )
+        step = batch_size or max(len(x), 1)
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            yield x[part].to(device, dtype), y[part].to(device, torch.int64)
+
+
+def memory_budget(device: torch.device) -> int:
+    """Return how many bytes the measure may use: a fraction of what is free.
+
+    Args:
+        device: Where it computes.
+
+    Returns:
+        Bytes; on a CPU at most one GiB, more would not be faster.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (free + cached) // 2
+    import psutil
+
+    return min(_CPU_BYTES, int(psutil.virtual_memory().available) // 4)
+
+
+def most_samples(budget: int, bytes_per_sample: int) -> int:
+    """Return how many samples to work on at a time: as many as fit, at most 256.
+
+    Example:
+        >>> most_samples(10_000, 4_000), most_samples(10_000, 1), most_samples(1, 4_000)
+        (2, 256, 1)
+    """
+    return min(_MOST_SAMPLES, max(1, budget // max(1, bytes_per_sample)))

@@ -1,0 +1,104 @@
+"""Where a convolution's patches lie: kernel, stride, dilation, padding, groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ConvGeometry", "read_geometry"]
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Kernel size, stride, dilation and padding of a 2d convolution.
+
+    Attributes:
+        kernel: (kh, kw).
+        stride: (vertical, horizontal).
+        dilation: (vertical, horizontal).
+        padding: (left, right, top, bottom), the order of `torch.nn.functional.pad`.
+        padding_mode: As in `torch.nn.functional.pad`, "constant" for zeros.
+        groups: Blocks of channels that are convolved separately; C_in for a depthwise one.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    padding_mode: str = "constant"
+    groups: int = 1
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Return x (N, C_in, H, W) with the convolution's own padding applied."""
+        if not any(self.padding):
+            return x
+        return F.pad(x, self.padding, mode=self.padding_mode)
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) after padding."""
+        left, right, top, bottom = self.padding
+        return height + top + bottom, width + left + right
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the output map's (height, width) for an unpadded input of that size."""
+        sizes = self.padded_size(height, width)
+        rows, columns = (
+            (size - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, dilation in zip(
+                sizes, self.kernel, self.stride, self.dilation, strict=True
+            )
+        )
+        return rows, columns
+
+    def shifts(self, height: int, width: int) -> list[tuple[slice, slice]]:
+        """Return, per kernel offset, the (row, column) slices its output positions read.
+
+        Args:
+            height: Rows of the output map.
+            width: Columns of the output map.
+
+        Returns:
+            kh * kw pairs of slices into the padded input.
+        """
+        rows, columns = (
+            [
+                slice(u * dilation, u * dilation + stride * (size - 1) + 1, stride)
+                for u in range(kernel)
+            ]
+            for kernel, stride, dilation, size in zip(
+                self.kernel, self.stride, self.dilation, (height, width), strict=True
+            )
+        )
+        return [(row, column) for row in rows for column in columns]
+
+
+def read_geometry(conv: nn.Conv2d) -> ConvGeometry:
+    """Read a module's geometry.
+
+    Args:
+        conv: Any `nn.Conv2d`.
+
+    Returns:
+        Its geometry, with string paddings resolved to numbers.
+
+    Example:
+        >>> read_geometry(nn.Conv2d(4, 8, 4, padding="same")).padding
+        (1, 2, 1, 2)
+    """
+    kh, kw = conv.kernel_size
+    dilation = (conv.dilation[0], conv.dilation[1])
+    if conv.padding == "valid":
+        padding = (0, 0, 0, 0)
+    elif conv.padding == "same":
+        # torch pads the odd pixel at the end
+        rows, columns = dilation[0] * (kh - 1), dilation[1] * (kw - 1)
+        padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    else:
+        ph, pw = cast("tuple[int, int]", conv.padding)
+        padding = (int(pw), int(pw), int(ph), int(ph))
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    stride = (conv.stride[0], conv.stride[1])
+    return ConvGeometry((kh, kw), stride, dilation, padding, mode, conv.groups)

@@ -1,0 +1,84 @@
+"""torchvision's classifiers against an independent float64 computation."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+import flatsearch
+from flatsearch import UnsupportedModelError
+
+from . import oracle
+
+CLASSES = 10
+# The kind of the last convolution's measure.
+LAST = {
+    "resnet18": "hessian",
+    "resnet50": "hessian",
+    "mobilenet_v2": "hessian",
+    "mobilenet_v3_small": "gauss-newton",  # two linear layers with a hardswish in between
+    "efficientnet_b0": "hessian",  # a SiLU, channel by channel
+    "densenet121": "hessian",  # by classes: it is concatenated before the classifier
+    "regnet_y_400mf": "hessian",
+    "shufflenet_v2_x1_0": "hessian",
+    "squeezenet1_1": "hessian",  # no linear layer: the classifier is the last convolution
+    "convnext_tiny": "gauss-newton",  # depthwise, followed by a layer norm
+    "googlenet": "hessian",
+}
+
+
+def network(name: str) -> nn.Module:
+    """Random weights in float64, with batch statistics of random images."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # googlenet's note on its initialisation
+        model = models.get_model(name, num_classes=CLASSES).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        with torch.no_grad():
+            model.train()(torch.randn(8, 3, 64, 64, dtype=torch.float64))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_last_and_two_middle_convolutions(name: str) -> None:
+    model = network(name)
+    x, y = torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.tensor([3, 7])
+    last = flatsearch.relative_flatness(model, (x, y))
+    assert last.kind == LAST[name]
+    (final,) = last.layers
+    convs = [n for n, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    # The auxiliary heads of googlenet are not part of the network in eval mode.
+    convs = [n for n in convs if not n.startswith("aux")]
+    middle = [convs[len(convs) // 3], convs[2 * len(convs) // 3]]
+    some = flatsearch.relative_flatness(model, (x, y), layers=[*middle, final])
+    expected = oracle.by_kernel_gradients(model, x, [*middle, final])
+    for layer in middle if some.kind == "hessian" else [*middle, final]:
+        trace, kappa = expected[layer]
+        assert trace > 0
+        assert some.layers[layer].hessian_trace == pytest.approx(trace, rel=1e-8)
+        assert some.layers[layer].relative_flatness == pytest.approx(kappa, rel=1e-8)
+    if name == "efficientnet_b0":
+        expected[final] = oracle.by_output_hessian(model, x, y, final)
+    assert last.hessian_trace == pytest.approx(expected[final][0], rel=1e-8)
+    assert last.relative_flatness == pytest.approx(expected[final][1], rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        ("vgg16", 32, "layer 'features.28': its positions are flattened into a dense layer"),
+        ("vit_b_16", 224, "layer 'conv_proj', the last convolution, is not followed by global"),
+    ],
+)
+def test_networks_without_global_pooling_are_refused(name: str, size: int, reason: str) -> None:
+    torch.manual_seed(0)
+    model = models.get_model(name, num_classes=CLASSES)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        flatsearch.relative_flatness(model, (torch.randn(2, 3, size, size), torch.tensor([0, 1])))
