@@ -97,7 +97,7 @@ def multiply_adds(
         >>> multiply_adds(conv, 128, 128, (8, 8))
         {'gram': 2889728, 'explicit': 28311552}
         >>> multiply_adds(conv, 32, 64, (32, 32))
-        {'gram': 123520000, 'explicit': 20054016}
+        {'gram': 123503104, 'explicit': 20054016}
     """
     offsets = geometry.kernel[0] * geometry.kernel[1]
     rows, columns = geometry.output_size(*size)
