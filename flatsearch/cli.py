@@ -186,23 +186,37 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Measure a model's relative flatness. A saved model is measured on the training probe of"
-        " the data; a torchvision model is built with random weights unless --weights is given."
+        "Measure a model's relative flatness on the training probe of the data. A torchvision"
+        " model has random weights unless --weights is given."
     )
     parser.add_argument(
-        "model", help="a model file saved by 'flatsearch run', or torchvision:NAME (resnet18, ...)"
-    )
+        "model", help="a model file saved by 'flatsearch run', a .pt2 file saved by"
+        " torch.export.save, or torchvision:NAME (resnet18, ...)",
+    )  # fmt: skip
     _add_data(parser, None)
     parser.add_argument(
         "--layers",
         default="last",
-        help="last, all, or comma-separated names (default: %(default)s)",
+        help="last, all, head (the linear classifier), or comma-separated names (default:"
+        " %(default)s)",
     )
+    parser.add_argument(
+        "--normalize", action="store_true",
+        help="measure kernels on inputs of unit standard deviation per channel",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N",
+        help="samples at a time (default: what fits into the free memory)",
+    )  # fmt: skip
     parser.add_argument(
         "--samples", type=int, default=512, help="training images to use (default: %(default)s)"
     )
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resize images")
-    parser.add_argument("--weights", metavar="NAME", help="torchvision weights, e.g. DEFAULT")
+    parser.add_argument(
+        "--weights", metavar="NAME",
+        help="of a torchvision model: DEFAULT, another published name, or a file with a state"
+        " dictionary",
+    )  # fmt: skip
     parser.add_argument("--float64", action="store_true", help="compute in double precision")
     parser.add_argument("--seed", type=int, default=RunSettings().seed, help="of the data split")
     _add_device(parser)
@@ -251,7 +265,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_json(fields: dict[str, Any]) -> None:
-    print(json.dumps(fields, allow_nan=False))
+    print(json.dumps(_without_nan(fields), allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN, which here means not known (one sample has no standard error): null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def _console() -> Any:
@@ -456,6 +479,8 @@ def _refuse_missing_sqlite(url: str) -> None:
 def _measure(options: argparse.Namespace) -> None:
     if options.samples < 1:
         raise UsageError(f"--samples must be at least 1 but got {options.samples}")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1 but got {options.batch_size}")
     import torch
 
     from flatsearch.flatness import relative_flatness
@@ -474,9 +499,15 @@ def _measure(options: argparse.Namespace) -> None:
         root=options.data_root,
     )
     layers = options.layers
-    chosen = layers if layers in {"last", "all"} else layers.split(",")
-    dtype = torch.float64 if options.float64 else None
-    result = relative_flatness(model.to(device), (inputs, targets), layers=chosen, dtype=dtype)
+    keyword = layers in {"last", "all", "head"}
+    result = relative_flatness(
+        model.to(device),
+        (inputs, targets),
+        layers=layers if keyword else [name.strip() for name in layers.split(",")],
+        normalize="input" if options.normalize else None,
+        dtype=torch.float64 if options.float64 else None,
+        batch_size=options.batch_size,
+    )
     if options.json:
         import dataclasses
 

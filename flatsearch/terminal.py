@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.bar import Bar
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["number", "print_flatness", "print_summary", "value"]
 
 _MOST_ROWS = 10
+_BAR_WIDTH = 24
 
 
 def number(count: float) -> str:
@@ -165,18 +167,29 @@ def _in_words(first: dict[str, ProxyWorth]) -> str:
 
 
 def print_flatness(result: FlatnessResult, console: Console) -> None:
-    """Print a measurement, one row per layer.
+    """Print a measurement, one row per layer, with bars where there are several.
 
     Args:
         result: The measurement.
         console: Where to.
     """
+    several = len(result.layers) > 1
+    variant = ", normalised inputs" if result.normalize else ""
     table = _table(
-        f"relative flatness ({result.kind}, {result.n_samples} samples,"
+        f"relative flatness ({result.kind}{variant}, {result.n_samples} samples,"
         f" loss {result.loss:.4g}, accuracy {result.accuracy:.4f})",
-        ["relative flatness", "standard error", "Hessian trace", "layer"],
+        ["relative flatness", "standard error", "Hessian trace"]
+        + (["", "layer"] if several else ["layer"]),
     )
+    largest = max(abs(layer.relative_flatness) for layer in result.layers.values())
     for name, layer in result.layers.items():
-        numbers = (layer.relative_flatness, layer.standard_error, layer.hessian_trace)
-        table.add_row(*(f"{x:.6g}" for x in numbers), name)
+        row = [
+            f"{x:.6g}" for x in (layer.relative_flatness, layer.standard_error, layer.hessian_trace)
+        ]
+        bar = Bar(largest or 1.0, 0, abs(layer.relative_flatness), width=_BAR_WIDTH)
+        table.add_row(*row, *([bar] if several else []), name)
+    if several:
+        total = (result.relative_flatness, result.standard_error, result.hessian_trace)
+        table.add_section()
+        table.add_row(*(f"{x:.6g}" for x in total), "", "all of them")
     console.print(table)

@@ -13,9 +13,14 @@ from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
+from flatsearch import load_data, relative_flatness
 from flatsearch.cli import main
 
 SPACE_FILE = '''
@@ -157,6 +162,100 @@ def test_measure_a_torchvision_model(capsys: pytest.CaptureFixture[str]) -> None
     assert "error: layer" in capsys.readouterr().err
 
 
+def test_measure_every_layer_and_the_head(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", "digits", "--samples", "4", "--image-size", "32"]
+    assert call("measure", "torchvision:squeezenet1_1", *options, "--layers", "all") == 0
+    out = capsys.readouterr().out
+    assert "features.3.squeeze" in out
+    assert "\u2588" * 24 in out  # the largest layer's bar
+    assert "all of them" in out
+    options += ["--json"]
+    assert call("measure", "torchvision:resnet18", *options, "--layers", "head") == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert call("measure", "torchvision:resnet18", *options, "--layers=fc", "--normalize") == 0
+    normalised = json.loads(capsys.readouterr().out)
+    assert list(plain["layers"]) == list(normalised["layers"]) == ["fc"]
+    assert (plain["normalize"], normalised["normalize"]) == (None, "input")
+    assert plain["relative_flatness"] != normalised["relative_flatness"]
+    options[options.index("4")] = "1"
+    assert call("measure", "torchvision:resnet18", *options) == 0
+    assert json.loads(capsys.readouterr().out)["standard_error"] is None
+
+
+def test_measure_a_state_dictionary(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(1)
+    model = torchvision.models.resnet18(num_classes=10)
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, "weights.pth")
+    options = ["--data", "digits", "--samples", "8", "--image-size", "32", "--json"]
+    assert call("measure", "torchvision:resnet18", "--weights", "weights.pth", *options) == 0
+    measured = json.loads(capsys.readouterr().out)
+    data = load_data("digits", image_size=32, probe_size=8)
+    x, y = data.probe.tensors()
+    expected = relative_flatness(model, (x.expand(-1, 3, -1, -1), y))
+    assert measured["relative_flatness"] == pytest.approx(expected.relative_flatness, rel=1e-4)
+    assert call("measure", "torchvision:resnet34", "--weights", "weights.pth", *options) == 2
+    assert "holds other weights than those of resnet34" in capsys.readouterr().err
+    assert call("measure", "weights.pth", *options) == 2
+    assert "torchvision:NAME --weights FILE" in capsys.readouterr().err
+    assert call("measure", "weights.pth", "--weights", "DEFAULT", *options) == 2
+    assert "--weights is for torchvision:NAME" in capsys.readouterr().err
+
+
+class Exported(nn.Module):
+    """String padding, groups, and a kernel that is also used as a function."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding="same")
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.last = nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 0), (1, 2), 2, bias=False)
+        self.norm, self.fc = nn.BatchNorm2d(6), nn.Linear(6, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(F.relu(self.stem(x)))
+        x = F.relu(F.conv2d(x, self.twice.weight))
+        return self.fc(F.relu(self.norm(self.last(x)), inplace=True).mean((2, 3)))
+
+
+def export(model: nn.Module, file: str, batch: object = None) -> None:
+    x = torch.randn(2, 1, 8, 8)
+    dynamic = ({0: torch.export.Dim("n")},) if batch is None else None
+    torch.export.save(torch.export.export(model.eval(), (x,), dynamic_shapes=dynamic), file)
+
+
+def test_measure_an_exported_program(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = Exported()
+    export(model, "model.pt2")
+    options = ["--data", "digits", "--samples", "8", "--json"]
+    assert call("measure", "model.pt2", *options, "--layers", "last") == 0
+    last = json.loads(capsys.readouterr().out)
+    data = load_data("digits", probe_size=8).probe.tensors()
+    expected = relative_flatness(model, data)
+    assert list(last["layers"]) == ["last"]
+    assert last["kind"] == expected.kind == "hessian"
+    assert last["relative_flatness"] == pytest.approx(expected.relative_flatness, rel=1e-4)
+    assert call("measure", "model.pt2", *options, "--layers", "stem,fc") == 0
+    measured = json.loads(capsys.readouterr().out)
+    expected = relative_flatness(model, data, layers=["stem", "fc"])
+    assert list(measured["layers"]) == ["stem", "fc"]
+    assert measured["relative_flatness"] == pytest.approx(expected.relative_flatness, rel=1e-4)
+
+
+def test_exported_programs_that_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(file: str, message: str) -> None:
+        assert call("measure", file, "--data", "digits", "--samples", "8") == 2
+        assert message in capsys.readouterr().err
+
+    fails("nothing.pt2", "does not exist")
+    Path("damaged.pt2").write_bytes(b"PK nothing")
+    fails("damaged.pt2", "is not a program saved by torch.export.save")
+    export(Exported(), "fixed.pt2", batch=2)
+    fails("fixed.pt2", "takes batches of exactly 2")
+    export(Exported(classes=3), "few.pt2")
+    fails("few.pt2", "has 3 classes, but the data have 10")
+
+
 def test_help_explains_the_default_pruner(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -185,6 +284,10 @@ WRONG = {
     "no storage": (["report"], "'sqlite:///flatsearch.db' does not exist"),
     "unknown model": (["measure", "torchvision:resnet19", "--data", "digits"], "'resnet18'"),
     "no model file": (["measure", "nothing.pt", "--data", "digits"], "does not exist"),
+    "measure no batch": (
+        ["measure", "torchvision:resnet18", "--data", "digits", "--batch-size", "0"],
+        "--batch-size must be at least 1",
+    ),
     "measure without data": (["measure", "torchvision:resnet18"], "--data"),
 }  # fmt: skip
 

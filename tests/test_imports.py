@@ -17,8 +17,8 @@ SPACES = ROOT.parent / "search_spaces"
 # Each may import itself and what stands before it.
 ORDER = [
     "errors", "config", "space", "registry", "models", "data", "training", "flatness", "record",
-    "pruning", "export", "objective", "study", "summary", "spacecard", "measuring", "terminal",
-    "progress", "cli",
+    "pruning", "export", "objective", "study", "summary", "spacecard", "exported", "measuring",
+    "terminal", "progress", "cli",
 ]  # fmt: skip
 
 
