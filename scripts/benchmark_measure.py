@@ -1,12 +1,13 @@
-"""Time of the measure over one forward pass, beside torch.func and BackPACK on the same work.
+"""What the measure costs, beside other ways to the same numbers.
 
-Every method gets the same network, images and thread count in the same run, and its value is
-compared with float64. The peers get their best case: the layers before the measured convolution
-are run without gradients, and only its kernel is differentiated.
+Times are ratios to one forward pass over the same images, measured in pairs with it; memory is the
+peak above that of the forward pass, each method in a process of its own; errors are relative to a
+float64 computation by torch.func on a few of the images. The floor is the multiply-adds of the
+forward pass, the backward passes and the cheaper contraction, over those of the forward pass.
 
     python scripts/benchmark_measure.py --out scripts/results/measure-cpu.json
 
-The peers need the extra `bench`.
+The peers need the extra `bench`; a peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -15,33 +16,34 @@ import argparse
 import copy
 import json
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from peers import METHODS, Problem, Unsuitable, torch_func
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torchvision.models import resnet18
 
-import flatsearch
-from flatsearch.flatness.contraction import ConvGeometry, cheaper, multiply_adds
+from flatsearch.flatness.contraction import cheaper, multiply_adds
+from flatsearch.flatness.geometry import read_geometry
 from flatsearch.models import count_flops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CLASSES = 10
-SIZE = 32
-# Widths and strides: a five-layer network whose last map is 8x8, a three-layer one at 32x32.
-NETS = {
-    "32-64-64-128-128, last map 8x8": ((32, 64, 64, 128, 128), (1, 2, 1, 2, 1)),
-    "16-32-64, last map 32x32": ((16, 32, 64), (1, 1, 1)),
-}
-Result = tuple[float, float | None]  # trace, kappa
+EXACT_SAMPLES = 4
 
 
-def network(widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Sequential:
+def plain(widths: tuple[int, ...], strides: tuple[int, ...], last_map: int) -> nn.Sequential:
     """Return conv-norm-relu layers, global average pooling and a linear classifier."""
     layers: list[nn.Module] = []
     inputs = 3
@@ -50,200 +52,193 @@ def network(widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Sequential:
         layers += [nn.ReLU()]
         inputs = width
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES)]
-    return nn.Sequential(*layers)
+    net = nn.Sequential(*layers)
+    net.last_map = last_map  # type: ignore[assignment]
+    return net
 
 
-def split(net: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
-    """Return the layers before the last convolution, and the rest."""
-    last = max(i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d))
-    return nn.Sequential(*list(net)[:last]), nn.Sequential(*list(net)[last:])
+def resnet(*, small_images: bool) -> nn.Sequential:
+    """Return torchvision's ResNet-18 as a sequence; for small images with a 3x3 stem, no pooling."""
+    net = resnet18(num_classes=CLASSES)
+    stem = [net.conv1, net.bn1, net.relu, net.maxpool]
+    if small_images:
+        stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), net.bn1, net.relu]
+    blocks = [*net.layer1, *net.layer2, *net.layer3, *net.layer4]
+    return nn.Sequential(*stem, *blocks, net.avgpool, nn.Flatten(), net.fc)
 
 
-def softmax_root(logits: Tensor) -> Tensor:
-    """Return L with L L^T = diag(p) - p p^T, (N, K, K)."""
-    p = logits.softmax(1)
-    return torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]
+@dataclass(frozen=True)
+class Net:
+    """A network of the benchmark.
+
+    Attributes:
+        build: Makes it.
+        size: Height and width of its images.
+    """
+
+    build: Callable[[], nn.Sequential]
+    size: int
 
 
-def contract(roots: Tensor, W: Tensor) -> Result:
-    """Return (trace, kappa) from factors (N, K, C, d) of the per-sample matrices."""
-    W = W.flatten(1)
-    kappa = (torch.einsum("nkcd,ce->nked", roots, W @ W.T) * roots).sum() / len(roots)
-    return float(roots.square().sum() / len(roots)), float(kappa)
+NETS = {
+    "32-64-64-128-128, last map 8x8": Net(
+        lambda: plain((32, 64, 64, 128, 128), (1, 2, 1, 2, 1), 8), 32
+    ),
+    "16-32-64, last map 32x32": Net(lambda: plain((16, 32, 64), (1, 1, 1), 32), 32),
+    "ResNet-18, 64x64": Net(lambda: resnet(small_images=False), 64),
+    "ResNet-18 with a 3x3 stem, 32x32": Net(lambda: resnet(small_images=True), 32),
+}
 
 
-def run_forward(net: nn.Sequential, batches: list[tuple[Tensor, Tensor]]) -> None:
+def prepare(name: str, options: argparse.Namespace) -> tuple[nn.Sequential, Tensor, Tensor]:
+    """Return a network with batch statistics that are not the initial ones, and its images."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    net, size = NETS[name].build().to(device), NETS[name].size
+    x = torch.randn(options.samples, 3, size, size, device=device)
+    y = torch.randint(0, CLASSES, (options.samples,), device=device)
+    with torch.no_grad():
+        net.train()(x[:64])
+    return net.eval(), x, y
+
+
+def pose(net: nn.Sequential, layers: str) -> Problem:
+    """Split a network in front of the first measured convolution, or of the block it is in."""
+    kernels = [f"{name}.weight" for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    if layers == "all":
+        return Problem(net, nn.Identity(), net, kernels, layers)
+    block, _, rest = kernels[-1].partition(".")
+    prefix, tail = nn.Sequential(*net[: int(block)]), nn.Sequential(*net[int(block) :])
+    return Problem(net, prefix, tail, [f"0.{rest}"], layers)
+
+
+def floor(net: nn.Sequential, size: int, layers: str) -> float:
+    """Return the multiply-adds of an exact method over those of the forward pass."""
+    net = copy.deepcopy(net).cpu()
+    forward = count_flops(net, 3, size) / 2
+    convs: list[tuple[nn.Conv2d, Tensor]] = []
+    keep = [
+        m.register_forward_hook(lambda m, a, out: convs.append((m, a[0])))
+        for m in net.modules()
+        if isinstance(m, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        net(torch.zeros(1, 3, size, size))
+    for handle in keep:
+        handle.remove()
+
+    def contraction(conv: nn.Conv2d, x: Tensor, factors: int | None) -> int:
+        rows, columns = x.shape[2:]
+        shape = (conv.in_channels, conv.out_channels, (rows, columns), factors)
+        geometry = read_geometry(conv)
+        return multiply_adds(geometry, *shape)[cheaper(geometry, *shape)]
+
+    last = contraction(*convs[-1], None)
+    if layers == "last":
+        return 1 + last / forward
+    # A backward pass to the first convolution's output does not need that one's own.
+    first, image = convs[0]
+    rows, columns = read_geometry(first).output_size(*image.shape[2:])
+    back = forward - first.weight.numel() * rows * columns
+    others = sum(contraction(*conv, CLASSES - 1) for conv in convs[:-1])
+    return 1 + ((CLASSES - 1) * back + others + last) / forward
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    """Return the wall time of a call, with the device's queue empty before and after."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def run_forward(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
     """Run the forward passes that everything is compared with."""
     with torch.no_grad():
         for x, _ in batches:
             net(x)
 
 
-def ours(net: nn.Sequential, batches: list[tuple[Tensor, Tensor]]) -> Result:
-    """Measure with flatsearch."""
-    result = flatsearch.relative_flatness(net, batches)
-    return result.hessian_trace, result.relative_flatness
+def peak(device: str) -> int:
+    """Return the most memory used until now, in MiB."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def forward_backward(net: nn.Sequential, batches: list[tuple[Tensor, Tensor]]) -> Result:
-    """Run what a training step costs, for scale; it measures nothing."""
-    for x, y in batches:
-        nn.functional.cross_entropy(net(x), y).backward()
-    net.zero_grad()
-    return float("nan"), None
-
-
-def torch_func(net: nn.Sequential, batches: list[tuple[Tensor, Tensor]]) -> Result:
-    """Per-sample Jacobians of the logits in the kernel by vmap(jacrev)."""
-    prefix, tail = split(net)
-    W = tail[0].weight.detach()
-
-    def logits(weight: Tensor, h: Tensor) -> Tensor:
-        return functional_call(tail, {"0.weight": weight}, (h[None],))[0]
-
-    jacobian = vmap(jacrev(logits), in_dims=(None, 0))
-    total, n = [0.0, 0.0], 0
-    for x, _ in batches:
-        with torch.no_grad():
-            h = prefix(x)
-            J = jacobian(W, h).flatten(3)  # (N, K, C, d)
-            L = softmax_root(tail(h))
-            part = contract(torch.einsum("nkl,nkcd->nlcd", L, J), W)
-        total = [t + p * len(x) for t, p in zip(total, part, strict=True)]  # type: ignore[operator]
-        n += len(x)
-    return total[0] / n, total[1] / n
-
-
-def backpack_method(name: str) -> Callable[[nn.Sequential, list[tuple[Tensor, Tensor]]], Result]:
-    """Return a method that uses one of BackPACK's extensions."""
-    from backpack import backpack, extend, extensions
-
-    def method(net: nn.Sequential, batches: list[tuple[Tensor, Tensor]]) -> Result:
-        prefix, tail = split(net)
-        with torch.no_grad():
-            side = tail[0](prefix(batches[0][0][:1])).shape[-1]
-        # SqrtGGNExact knows no adaptive pooling; on a square map this is the same function.
-        pool = {nn.AdaptiveAvgPool2d: nn.AvgPool2d(side)}
-        tail = extend(nn.Sequential(*(pool.get(type(m), copy.deepcopy(m)) for m in tail)))
-        loss = extend(nn.CrossEntropyLoss())
-        for parameter in tail.parameters():
-            parameter.requires_grad_(parameter is tail[0].weight)
-        total, n = [0.0, 0.0], 0
-        for x, y in batches:
-            with torch.no_grad():
-                h = prefix(x)
-            with backpack(getattr(extensions, name)()):
-                loss(tail(h), y).backward()
-            weight = tail[0].weight
-            if name == "DiagGGNExact":
-                total[0] += float(weight.diag_ggn_exact.sum()) * len(x)
-            else:
-                # (K, N, C, C_in, kh, kw), already divided by sqrt(N)
-                roots = weight.sqrt_ggn_exact.transpose(0, 1).flatten(3)
-                trace, kappa = contract(roots, weight.detach())
-                total[0] += trace * len(x) ** 2
-                total[1] += (kappa or 0.0) * len(x) ** 2
-            n += len(x)
-        return total[0] / n, None if name == "DiagGGNExact" else total[1] / n
-
-    return method
-
-
-def floor(net: nn.Sequential) -> float:
-    """Return (forward + cheaper contraction) / forward, in multiply-adds."""
-    forward = count_flops(net, 3, SIZE) / 2
-    prefix, tail = split(net)
-    with torch.no_grad():
-        _, channels, height, width = prefix(torch.zeros(1, 3, SIZE, SIZE)).shape
-    geometry = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
-    shape = (geometry, channels, tail[0].out_channels, height, width)
-    return 1 + multiply_adds(*shape)[cheaper(*shape)] / forward
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return the wall time of a call, with the device's queue empty before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def benchmark(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
-    """Time every method on one network, in turn, and compare its value with float64."""
-    device = torch.device(options.device)
-    torch.manual_seed(0)
-    net = network(*NETS[name]).to(device)
-    x = torch.randn(options.samples, 3, SIZE, SIZE, device=device)
-    y = torch.randint(0, CLASSES, (options.samples,), device=device)
-    net.train()
-    net(x)  # batch statistics that are not the initial ones
-    net.eval()
-    batches = list(zip(x.split(options.batch_size), y.split(options.batch_size), strict=True))
-    methods = {"flatsearch": ours, "forward and backward": forward_backward}
-    methods["torch.func vmap(jacrev)"] = torch_func
-    try:
-        methods |= {f"BackPACK {n}": backpack_method(n) for n in ("DiagGGNExact", "SqrtGGNExact")}
-    except ImportError:
-        print("BackPACK is not installed; pip install -e '.[bench]' adds it")
-    double = copy.deepcopy(net).double()
-    exact = torch_func(double, [(x[:8].double(), y[:8])])
-    small = [(x[:8], y[:8])]
-    # In pairs with the forward pass, method after method: the peers' large arrays would otherwise
-    # leave the allocator in another state for whoever comes next.
-    times: dict[str, list[float]] = {}
-    ratios: dict[str, list[float]] = {}
-    forwards = []
-    for method, call in methods.items():
-        times[method], ratios[method] = [], []
-        for repeat in range(options.repeats + 1):
-            forward = seconds(lambda: run_forward(net, batches), device)
-            elapsed = seconds(lambda call=call: call(net, batches), device)  # type: ignore[misc]
-            if repeat:  # the first is the warm-up
-                forwards.append(forward)
-                times[method].append(elapsed)
-                ratios[method].append(elapsed / forward)
-    base = statistics.median(forwards)
-    rows = []
-    for method, call in methods.items():
-        trace, kappa = call(net, small)
-        error = None if trace != trace else abs(trace / exact[0] - 1)
-        rows.append({
-            "net": name,
-            "method": method,
-            "over_forward": statistics.median(ratios[method]),
-                "seconds": statistics.median(times[method]),
-            "trace_relative_error": error,
-            "kappa_relative_error": None if kappa is None else abs(kappa / exact[1] - 1),  # type: ignore[operator]
-            "floor_over_forward": floor(net.cpu()) if method == "flatsearch" else None,
-        })  # fmt: skip
-        net.to(device)
-    print(
-        f"\n{name}: forward {base:.4f} s, FLOP floor {rows[0]['floor_over_forward']:.2f} forwards"
-    )
-    print(f"  {'method':28s} {'x forward':>10s} {'trace error':>12s} {'kappa error':>12s}")
-    for row in rows:
-        errors = [row["trace_relative_error"], row["kappa_relative_error"]]
-        shown = ["-" if e is None else f"{e:.0e}" for e in errors]
-        print(f"  {row['method']:28s} {row['over_forward']:10.2f} {shown[0]:>12s} {shown[1]:>12s}")
-    return rows
-
-
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="write the rows and the environment as JSON")
-    options = parser.parse_args()
+def row(options: argparse.Namespace) -> dict[str, object]:
+    """Time one method on one network, and compare its value with float64."""
     torch.set_num_threads(options.threads)
-    environment = {
-        "torch": torch.__version__,
+    net, x, y = prepare(options.net, options)
+    batches = list(zip(x.split(options.batch_size), y.split(options.batch_size), strict=True))
+    problem = pose(net, options.layers)
+    double = copy.deepcopy(net).double()
+    few = (x[:EXACT_SAMPLES], y[:EXACT_SAMPLES])
+    exact = torch_func(pose(double, options.layers), [(few[0].double(), few[1])])
+    result: dict[str, object] = {
+        "net": options.net, "layers": options.layers, "method": options.method
+    }  # fmt: skip
+    method = METHODS[options.method]
+    # What estimators aim at; the exact methods do not look at it.
+    if "%" in options.method:
+        problem.exact = METHODS["flatsearch"](problem, batches)[0]
+    run_forward(net, batches)
+    before = peak(options.device)
+    try:
+        method(problem, batches)  # warm up
+    except (Unsuitable, ImportError, NotImplementedError) as error:
+        return result | {"note": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    memory = peak(options.device) - before
+    ratios, times = [], []
+    for _ in range(options.repeats):
+        forward = seconds(lambda: run_forward(net, batches), options.device)
+        elapsed = seconds(lambda: method(problem, batches), options.device)
+        ratios.append(elapsed / forward)
+        times.append(elapsed)
+    if options.method == "flatsearch":
+        result["floor_over_forward"] = floor(net, NETS[options.net].size, options.layers)
+    if "%" in options.method:
+        problem.exact = exact[0]
+    trace, kappa = method(problem, [few])
+    return result | {
+        "over_forward": statistics.median(ratios),
+        "seconds": statistics.median(times),
+        "peak_mib": memory,
+        "trace_relative_error": None if trace != trace else abs(trace / exact[0] - 1),
+        "kappa_relative_error": None if kappa is None else abs(kappa / exact[1] - 1),  # type: ignore[operator]
+    }
+
+
+def show(entry: dict[str, object]) -> None:
+    """Print one row."""
+    if "note" in entry:
+        print(f"  {entry['method']:28s} {entry['note']}", flush=True)
+        return
+    errors = [entry["trace_relative_error"], entry["kappa_relative_error"]]
+    shown = ["-" if e is None else f"{e:.0e}" for e in errors]
+    floor = f"floor {entry['floor_over_forward']:.2f}" if "floor_over_forward" in entry else ""
+    print(
+        f"  {entry['method']:28s} {entry['over_forward']:9.2f} {entry['peak_mib']:7d} MiB"
+        f" {shown[0]:>8s} {shown[1]:>8s}  {floor}",
+        flush=True,
+    )
+
+
+def environment(options: argparse.Namespace) -> dict[str, object]:
+    """Return versions and settings, without the machine's name."""
+    packages = ["torch", "torchvision", "backpack-for-pytorch", "curvlinops-for-pytorch",
+                "pyhessian"]  # fmt: skip
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        **versions,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if options.device != "cpu" else platform.machine(),
         "threads": options.threads,
@@ -252,11 +247,52 @@ def main() -> None:
         "repeats": options.repeats,
         "dtype": "float32",
     }
-    print(", ".join(f"{key} {value}" for key, value in environment.items()))
-    rows = [row for name in NETS for row in benchmark(name, options)]
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1))
+
+
+def main() -> None:
+    """Run the benchmark: every row in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--net", choices=NETS, help="only this network")
+    parser.add_argument("--layers", choices=["last", "all"], help="only these")
+    parser.add_argument("--method", choices=METHODS, help="only this one")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="write the rows and the environment as JSON")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if options.one:
+        print(json.dumps(row(options)))
+        return
+    rows = []
+    settings = environment(options)
+    print(", ".join(f"{key} {value}" for key, value in settings.items()))
+    for net in [options.net] if options.net else NETS:
+        for layers in [options.layers] if options.layers else ["last", "all"]:
+            print(f"\n{net}, {layers}: over a forward pass, memory, errors of trace and kappa")
+            for method in [options.method] if options.method else METHODS:
+                repeats = options.repeats if method in {"flatsearch", "forward and backward"} else 1
+                command = [
+                    sys.executable, __file__, "--one", "--net", net, "--layers", layers,
+                    "--method", method, "--samples", str(options.samples),
+                    "--batch-size", str(options.batch_size), "--repeats", str(repeats),
+                    "--threads", str(options.threads), "--device", options.device,
+                ]  # fmt: skip
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
+                    entry = {"net": net, "layers": layers, "method": method, "note": reason[-1]}
+                else:
+                    entry = json.loads(done.stdout.splitlines()[-1])
+                rows.append(entry)
+                show(entry)
+                if options.out is not None:
+                    options.out.parent.mkdir(parents=True, exist_ok=True)
+                    content = {"environment": settings, "rows": rows}
+                    options.out.write_text(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

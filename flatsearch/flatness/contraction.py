@@ -46,6 +46,8 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flatsearch.flatness.geometry import ConvGeometry
 
 __all__ = [
@@ -172,7 +174,8 @@ def _kernel_gradients(x: Tensor, g: Tensor, geometry: ConvGeometry) -> Tensor:
             )
             for i in range(n)
         ]
-        return torch.stack(gradients).reshape(n, factors, channels, -1)
+        stacked = torch.stack(gradients) if n > 1 else gradients[0][None]
+        return stacked.reshape(n, factors, channels, -1)
     if one_pixel:
         ((row, column),) = geometry.shifts(height, width)
         patches = x[:, :, row, column].flatten(2)
@@ -237,8 +240,9 @@ def quadratic_forms(M: Tensor, Q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def factor_norms(
     x: Tensor,
-    g: Tensor,
+    factors: Sequence[Tensor],
     W: Tensor,
+    Q: Tensor,
     geometry: ConvGeometry,
     contraction: Contraction | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -246,36 +250,39 @@ def factor_norms(
 
     Args:
         x: The convolution's input, (N, C_in, H, W), not padded.
-        g: d <L_k, logits> / d A for some k, (N, F, C, rows, columns).
-        W: The kernel, (C, C_in / groups, kh, kw).
+        factors: g_k = d <L_k, logits> / d A for some k, each (N, C, rows, columns).
+        W: The kernel, (C, d).
+        Q: W W^T, (C, C).
         geometry: The convolution.
         contraction: Which way; the cheaper one where None.
 
     Returns:
-        (trace, kappa) summed over the F factors, each (N,).
+        (trace, kappa) summed over the factors, each (N,).
 
     Example:
         One pixel of value 3, one filter w = 2 of 1x1, one factor of 1: m = 3.
 
         >>> from flatsearch.flatness.geometry import ConvGeometry
         >>> conv = ConvGeometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
-        >>> x, W = torch.full((1, 1, 1, 1), 3.0), torch.full((1, 1, 1, 1), 2.0)
-        >>> factor_norms(x, torch.ones(1, 1, 1, 1, 1), W, conv)
+        >>> x, W = torch.full((1, 1, 1, 1), 3.0), torch.full((1, 1), 2.0)
+        >>> factor_norms(x, [torch.ones(1, 1, 1, 1)], W, W @ W.T, conv)
         (tensor([9.]), tensor([36.]))
     """
-    factors, channels = g.shape[1:3]
+    _, channels, rows, columns = factors[0].shape
     if contraction is None:
         size = (x.shape[2], x.shape[3])
-        contraction = cheaper(geometry, x.shape[1], channels, size, factors)
-    x, filters = geometry.pad(x), W.flatten(1)
+        contraction = cheaper(geometry, x.shape[1], channels, size, len(factors))
+    x = geometry.pad(x)
     if contraction == "explicit":
-        m = _kernel_gradients(x, g, geometry)
+        m = _kernel_gradients(x, torch.stack(list(factors), 1), geometry)
         trace = m.square().sum((1, 2, 3))
-        if filters.shape[1] < channels:  # <m m^T, W W^T> = |W^T m|^2
-            return trace, (filters.T @ m).square().sum((1, 2, 3))
-        return trace, ((filters @ filters.T @ m) * m).sum((1, 2, 3))
-    gram = _patch_gram(x, geometry, g.shape[3], g.shape[4])
-    g = g.flatten(3)
-    weighted = torch.bmm(g.flatten(1, 2), gram).view_as(g)
-    trace = (weighted * g).sum((1, 2, 3))
-    return trace, ((filters @ filters.T @ g) * weighted).sum((1, 2, 3))
+        if W.shape[1] < channels:  # <m m^T, W W^T> = |W^T m|^2
+            return trace, (W.T @ m).square().sum((1, 2, 3))
+        return trace, ((Q @ m) * m).sum((1, 2, 3))
+    gram = _patch_gram(x, geometry, rows, columns)
+    # (N, P, F C): positions first, so that both products are single large ones
+    g = torch.stack([factor.flatten(2).mT for factor in factors], 2).flatten(2)
+    weighted = torch.bmm(gram, g)
+    trace = (weighted * g).sum((1, 2))
+    across = g.view(-1, channels) @ Q
+    return trace, (across.view_as(g) * weighted).sum((1, 2))

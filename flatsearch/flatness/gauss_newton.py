@@ -35,7 +35,7 @@ __all__ = ["backpropagate", "factor_sums", "sample_coupling"]
 
 def backpropagate(
     logits: Tensor, edges: Sequence[GradientEdge], root: SoftmaxRoot, columns: range, *, last: bool
-) -> list[Tensor | None]:
+) -> list[list[Tensor]]:
     """Return g_k for some columns k of L, at every convolution.
 
     Args:
@@ -46,7 +46,7 @@ def backpropagate(
         last: Whether the graph is not needed afterwards.
 
     Returns:
-        Per convolution (N, len(columns), C, rows, columns), or None where no gradient reaches it.
+        Per convolution, one (N, C, rows, columns) per column; none where no gradient reaches it.
     """
     found: list[list[Tensor]] = [[] for _ in edges]
     for k in columns:
@@ -55,29 +55,32 @@ def backpropagate(
         for factors, gradient in zip(found, gradients, strict=True):
             if gradient is not None:
                 factors.append(gradient)
-    return [torch.stack(factors, 1) if factors else None for factors in found]
+    return found
 
 
 def factor_sums(
-    x: Tensor, g: Tensor, W: Tensor, geometry: ConvGeometry, entries: int
+    x: Tensor, factors: Sequence[Tensor], W: Tensor, geometry: ConvGeometry, entries: int
 ) -> tuple[Tensor, Tensor]:
     """Return `factor_norms` of a batch, worked on a few samples at a time.
 
     Args:
         x: The convolution's input, (N, C_in, H, W).
-        g: (N, F, C, rows, columns).
-        W: The kernel.
+        factors: g_k, each (N, C, rows, columns).
+        W: The kernel, (C, C_in / groups, kh, kw).
         geometry: The convolution.
         entries: Numbers that the arrays in between may have.
 
     Returns:
         (trace, kappa), each (N,).
     """
-    per_sample = max(g[0].numel(), g.shape[1] * W.numel(), x[0].numel())
+    one, positions = len(factors), factors[0][0, 0].numel()
+    per_sample = max(one * factors[0][0].numel(), one * W.numel(), x[0].numel(), positions**2)
     size = max(1, entries // per_sample)
+    filters = W.flatten(1)
+    Q = filters @ filters.T
+    slices = [slice(start, start + size) for start in range(0, len(x), size)]
     parts = [
-        factor_norms(a, b, W, geometry)
-        for a, b in zip(torch.split(x, size), torch.split(g, size), strict=True)
+        factor_norms(x[part], [g[part] for g in factors], filters, Q, geometry) for part in slices
     ]
     return torch.cat([trace for trace, _ in parts]), torch.cat([kappa for _, kappa in parts])
 

@@ -292,7 +292,7 @@ class _Measurement:
             last = columns[-1] == root.columns - 1
             factors = backpropagate(run.logits, edges, root, columns, last=last)
             for layer, g in zip(layers, factors, strict=True):
-                if g is None:
+                if not g:
                     continue
                 x, W = self._input(run, layer.name), self._kernels[layer.name]
                 trace, kappa = factor_sums(x, g, W, layer.geometry, self._chunk(1, x))
