@@ -13,6 +13,11 @@ Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
 # A CPU gains nothing from more than this; a GPU is filled.
 _CPU_BYTES = 2**30
+# On a CPU a forward pass is up to twice as fast when its maps stay in the cache, and in memory that
+# the allocator keeps instead of handing it back to the system after every batch. The more weights
+# there are to read for every batch, the more samples it takes to make up for that.
+_CPU_CACHE_BYTES = 24 * 2**20
+_CPU_SAMPLES = 16
 _MOST_SAMPLES = 256
 
 
@@ -101,11 +106,21 @@ def memory_budget(device: torch.device) -> int:
     return min(_CPU_BYTES, int(psutil.virtual_memory().available) // 4)
 
 
-def most_samples(budget: int, bytes_per_sample: int) -> int:
-    """Return how many samples to work on at a time: as many as fit, at most 256.
+def most_samples(budget: int, bytes_per_sample: int, weights: int, device: torch.device) -> int:
+    """Return how many samples to work on at a time.
+
+    As many as fit into the budget, at most 256; on a CPU about what fits into the cache.
 
     Example:
-        >>> most_samples(10_000, 4_000), most_samples(10_000, 1), most_samples(1, 4_000)
-        (2, 256, 1)
+        >>> gpu, cpu = torch.device("cuda"), torch.device("cpu")
+        >>> most_samples(10_000, 4_000, 0, gpu), most_samples(10**9, 1, 0, gpu)
+        (2, 256)
+        >>> most_samples(10**9, 10**6, 0, cpu), most_samples(10**9, 10**6, 40 * 10**6, cpu)
+        (25, 65)
     """
-    return min(_MOST_SAMPLES, max(1, budget // max(1, bytes_per_sample)))
+    bytes_per_sample = max(1, bytes_per_sample)
+    samples = min(_MOST_SAMPLES, max(1, budget // bytes_per_sample))
+    if device.type == "cpu":
+        fast = (_CPU_CACHE_BYTES + weights) // bytes_per_sample
+        samples = min(samples, max(_CPU_SAMPLES, fast))
+    return samples

@@ -52,14 +52,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Contraction",
+    "by_factors",
     "cheaper",
     "factor_norms",
     "filter_grams",
     "multiply_adds",
     "quadratic_forms",
+    "separable_norms",
 ]
 
 Contraction = Literal["gram", "explicit"]
+# What an operation on M costs in multiply-adds of a matrix product, measured on a CPU.
+_SLOW_ENTRIES = 3.0
 
 
 def multiply_adds(
@@ -236,6 +240,52 @@ def quadratic_forms(M: Tensor, Q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     trace = (M.diagonal(dim1=1, dim2=2) * b.square().sum(1)).sum(1)
     kappa = (torch.bmm(b, M * Q) * b).sum((1, 2))
     return trace, kappa
+
+
+def by_factors(channels: int, positions: int, factors: int) -> bool:
+    """Return whether features that treat channels separately are cheaper to do by factors.
+
+    M is C^2 numbers per sample, written and read for little arithmetic, so its multiply-adds count
+    threefold. For few positions and classes the factors diag(b_k) S themselves are cheaper.
+
+    Args:
+        channels: C.
+        positions: P.
+        factors: K - 1.
+
+    Returns:
+        Whether to call `factor_norms` instead of `filter_grams` and `quadratic_forms`.
+
+    Example:
+        A 2x2 map and an 8x8 one, ten classes:
+
+        >>> by_factors(512, 4, 9), by_factors(128, 64, 9)
+        (True, False)
+    """
+    cost = factors * (positions + positions**2 / channels)
+    return 0 < cost < _SLOW_ENTRIES * (positions + factors + 1)
+
+
+def separable_norms(
+    x: Tensor, S: Tensor, b: Tensor, W: Tensor, Q: Tensor, geometry: ConvGeometry
+) -> tuple[Tensor, Tensor]:
+    """Return the per-sample trace and kappa where the features treat channels separately.
+
+    Args:
+        x: The convolution's input, (N, C_in, H, W), not padded.
+        S: d g_c / d A_c(p), (N, C, rows, columns).
+        b: L^T V, (N, K - 1, C).
+        W: The kernel, (C, d).
+        Q: W W^T, (C, C).
+        geometry: The convolution.
+
+    Returns:
+        (trace, kappa), each (N,).
+    """
+    if by_factors(S.shape[1], S[0, 0].numel(), b.shape[1]):
+        columns = [column[:, :, None, None] * S for column in b.unbind(1)]
+        return factor_norms(x, columns, W, Q, geometry)
+    return quadratic_forms(filter_grams(x, S, geometry), Q, b)
 
 
 def factor_norms(

@@ -59,14 +59,20 @@ def backpropagate(
 
 
 def factor_sums(
-    x: Tensor, factors: Sequence[Tensor], W: Tensor, geometry: ConvGeometry, entries: int
+    x: Tensor,
+    factors: Sequence[Tensor],
+    W: Tensor,
+    Q: Tensor,
+    geometry: ConvGeometry,
+    entries: int,
 ) -> tuple[Tensor, Tensor]:
     """Return `factor_norms` of a batch, worked on a few samples at a time.
 
     Args:
         x: The convolution's input, (N, C_in, H, W).
         factors: g_k, each (N, C, rows, columns).
-        W: The kernel, (C, C_in / groups, kh, kw).
+        W: The kernel, (C, d).
+        Q: W W^T, (C, C).
         geometry: The convolution.
         entries: Numbers that the arrays in between may have.
 
@@ -76,12 +82,8 @@ def factor_sums(
     one, positions = len(factors), factors[0][0, 0].numel()
     per_sample = max(one * factors[0][0].numel(), one * W.numel(), x[0].numel(), positions**2)
     size = max(1, entries // per_sample)
-    filters = W.flatten(1)
-    Q = filters @ filters.T
     slices = [slice(start, start + size) for start in range(0, len(x), size)]
-    parts = [
-        factor_norms(x[part], [g[part] for g in factors], filters, Q, geometry) for part in slices
-    ]
+    parts = [factor_norms(x[part], [g[part] for g in factors], W, Q, geometry) for part in slices]
     return torch.cat([trace for trace, _ in parts]), torch.cat([kappa for _, kappa in parts])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flatsearch.errors import NonFiniteError, UnsupportedModelError
 from flatsearch.flatness.batches import Data, as_batches, iterate, memory_budget, most_samples
-from flatsearch.flatness.contraction import filter_grams, quadratic_forms
+from flatsearch.flatness.contraction import by_factors, separable_norms
 from flatsearch.flatness.gauss_newton import backpropagate, factor_sums, sample_coupling
 from flatsearch.flatness.graph import Proof, examine
 from flatsearch.flatness.locate import Located, locate
@@ -75,8 +75,9 @@ def relative_flatness(
             for one more forward pass.
         dtype: torch.float32 or torch.float64; the model's own where None, and float32 for
             half-precision models. float32 is computed without TF32.
-        batch_size: The most samples at a time; where None, at most 256, as many as fit into the
-            free memory. The result does not depend on it.
+        batch_size: The most samples at a time; where None, as many as suit the device and fit into
+            the free memory, whatever the size of the batches in `data`. The result does not
+            depend on it.
 
     Returns:
         The measure with its standard error, the loss and the accuracy.
@@ -123,7 +124,8 @@ def relative_flatness(
             raise ValueError("`data` has no samples")
         found = locate(model, state, first[0], layers)
         budget = memory_budget(device) // 2
-        size = batch_size or most_samples(budget, found.bytes_per_sample)
+        weights = sum(value.nbytes for value in state.values())
+        size = batch_size or most_samples(budget, found.bytes_per_sample, weights, device)
         scales: dict[str, Tensor] = {}
         if normalize == "input":
             scales = _input_scales(model, state, found, iterate(batches, device, dtype, size))
@@ -188,6 +190,7 @@ class _Measurement:
     ) -> None:
         self._model, self._state, self._found = model, state, found
         self._scales, self._budget = scales, budget
+        # W (C, d) and Q = W W^T, once: for many filters Q costs as much as several samples.
         self._kernels = {layer.name: self._kernel(layer) for layer in found.layers}
         names = [*self._kernels, *([found.classifier] if found.head else [])]
         self._samples = {name: _Samples() for name in names if name is not None}
@@ -199,11 +202,12 @@ class _Measurement:
         self._coupling: list[Tensor] = []
         self._classes = 0
 
-    def _kernel(self, layer: Layer) -> Tensor:
+    def _kernel(self, layer: Layer) -> tuple[Tensor, Tensor]:
         W = self._state[f"{layer.name}.weight"]
         if layer.name in self._scales:
             W = scale_kernel(W, self._scales[layer.name], layer.geometry.groups)
-        return W
+        W = W.flatten(1)
+        return W, W @ W.T
 
     def _input(self, run: Pass, name: str) -> Tensor:
         x = run.inputs[name]
@@ -258,15 +262,18 @@ class _Measurement:
         )
         classifier = self._found.classifier
         V = None if classifier is None else self._state[f"{classifier}.weight"]
-        x, W, logits = self._input(run, layer.name), self._kernels[layer.name], run.logits.detach()
-        filters = W.flatten(1)
-        Q = filters @ filters.T
+        x, logits = self._input(run, layer.name), run.logits.detach()
+        W, Q = self._kernels[layer.name]
         samples, classes = self._samples[layer.name], logits.shape[1]
         channels, positions = S.shape[1], S[0, 0].numel()
-        size = self._chunk(max(channels**2, channels * classes, channels * positions), x)
+        if by_factors(channels, positions, classes - 1):
+            entries = max(channels * positions * classes, x[0].numel())
+        else:
+            entries = max(channels**2, channels * classes, channels * positions)
+        size = self._chunk(entries, x)
         for part in (slice(i, i + size) for i in range(0, len(x), size)):
-            M = filter_grams(x[part], S[part], layer.geometry)
-            trace, kappa = quadratic_forms(M, Q, SoftmaxRoot(logits[part]).times(V))
+            b = SoftmaxRoot(logits[part]).times(V)
+            trace, kappa = separable_norms(x[part], S[part], b, W, Q, layer.geometry)
             samples.trace.append(trace)
             samples.kappa.append(kappa)
         added = x.new_zeros(len(x), channels)
@@ -294,8 +301,8 @@ class _Measurement:
             for layer, g in zip(layers, factors, strict=True):
                 if not g:
                     continue
-                x, W = self._input(run, layer.name), self._kernels[layer.name]
-                trace, kappa = factor_sums(x, g, W, layer.geometry, self._chunk(1, x))
+                x, (W, Q) = self._input(run, layer.name), self._kernels[layer.name]
+                trace, kappa = factor_sums(x, g, W, Q, layer.geometry, self._chunk(1, x))
                 old_trace, old_kappa = sums[layer.name]
                 sums[layer.name] = (old_trace + trace, old_kappa + kappa)
         for name, (trace, kappa) in sums.items():
