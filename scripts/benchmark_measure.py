@@ -1,9 +1,11 @@
 """What the measure costs, beside other ways to the same numbers.
 
-Times are ratios to one forward pass over the same images, measured in pairs with it; memory is the
-peak above that of the forward pass, each method in a process of its own; errors are relative to a
-float64 computation by torch.func on a few of the images. The floor is the multiply-adds of the
-forward pass, the backward passes and the cheaper contraction, over those of the forward pass.
+Times are ratios to one forward pass over the same images, measured in pairs with it: in batches of
+--batch-size, which is what the methods are given, and in batches of whatever size is fastest
+(flatsearch cuts batches itself). Memory is the peak above that of the forward pass, each method in
+a process of its own; errors are relative to a float64 computation by torch.func on a few of the
+images. The floor is the multiply-adds of the forward pass, the backward passes and the cheaper
+contraction, over those of the forward pass.
 
     python scripts/benchmark_measure.py --out scripts/results/measure-cpu.json
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 CLASSES = 10
 EXACT_SAMPLES = 4
+FORWARD_BATCHES = (16, 32, 256)
 
 
 def plain(widths: tuple[int, ...], strides: tuple[int, ...], last_map: int) -> nn.Sequential:
@@ -192,11 +195,14 @@ def row(options: argparse.Namespace) -> dict[str, object]:
     except (Unsuitable, ImportError, NotImplementedError) as error:
         return result | {"note": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     memory = peak(options.device) - before
-    ratios, times = [], []
+    cuts = [list(zip(x.split(size), y.split(size), strict=True)) for size in FORWARD_BATCHES]
+    ratios, fastest, times = [], [], []
     for _ in range(options.repeats):
         forward = seconds(lambda: run_forward(net, batches), options.device)
+        others = [seconds(lambda cut=cut: run_forward(net, cut), options.device) for cut in cuts]  # type: ignore[misc]
         elapsed = seconds(lambda: method(problem, batches), options.device)
         ratios.append(elapsed / forward)
+        fastest.append(elapsed / min(forward, *others))
         times.append(elapsed)
     if options.method == "flatsearch":
         result["floor_over_forward"] = floor(net, NETS[options.net].size, options.layers)
@@ -205,6 +211,7 @@ def row(options: argparse.Namespace) -> dict[str, object]:
     trace, kappa = method(problem, [few])
     return result | {
         "over_forward": statistics.median(ratios),
+        "over_fastest_forward": statistics.median(fastest),
         "seconds": statistics.median(times),
         "peak_mib": memory,
         "trace_relative_error": None if trace != trace else abs(trace / exact[0] - 1),
@@ -221,10 +228,24 @@ def show(entry: dict[str, object]) -> None:
     shown = ["-" if e is None else f"{e:.0e}" for e in errors]
     floor = f"floor {entry['floor_over_forward']:.2f}" if "floor_over_forward" in entry else ""
     print(
-        f"  {entry['method']:28s} {entry['over_forward']:9.2f} {entry['peak_mib']:7d} MiB"
+        f"  {entry['method']:28s} {entry['over_forward']:9.2f} {entry['over_fastest_forward']:9.2f}"
+        f" {entry['peak_mib']:7d} MiB"
         f" {shown[0]:>8s} {shown[1]:>8s}  {floor}",
         flush=True,
     )
+
+
+def finish(command: list[str], limit: int) -> dict[str, object]:
+    """Run one row in a process of its own, and return what it found or why it did not."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"note": f"more than {limit} s"}
+    if done.returncode:
+        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
+        return {"note": reason[-1][:200]}
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def environment(options: argparse.Namespace) -> dict[str, object]:
@@ -243,6 +264,7 @@ def environment(options: argparse.Namespace) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if options.device != "cpu" else platform.machine(),
         "threads": options.threads,
         "samples": options.samples,
+        "peer_samples": options.peer_samples,
         "batch_size": options.batch_size,
         "repeats": options.repeats,
         "dtype": "float32",
@@ -252,7 +274,9 @@ def environment(options: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     """Run the benchmark: every row in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--peer-samples", type=int, default=64, help="for everyone else")
+    parser.add_argument("--limit", type=int, default=300, help="seconds for one row")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -272,21 +296,21 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in settings.items()))
     for net in [options.net] if options.net else NETS:
         for layers in [options.layers] if options.layers else ["last", "all"]:
-            print(f"\n{net}, {layers}: over a forward pass, memory, errors of trace and kappa")
+            print(
+                f"\n{net}, {layers}: over forward, over the fastest, memory, trace and kappa errors"
+            )
             for method in [options.method] if options.method else METHODS:
-                repeats = options.repeats if method in {"flatsearch", "forward and backward"} else 1
+                own = method == "flatsearch"
+                repeats = options.repeats if own or method == "forward and backward" else 1
+                samples = options.samples if own and layers == "last" else options.peer_samples
                 command = [
                     sys.executable, __file__, "--one", "--net", net, "--layers", layers,
-                    "--method", method, "--samples", str(options.samples),
+                    "--method", method, "--samples", str(samples),
                     "--batch-size", str(options.batch_size), "--repeats", str(repeats),
                     "--threads", str(options.threads), "--device", options.device,
                 ]  # fmt: skip
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
-                    entry = {"net": net, "layers": layers, "method": method, "note": reason[-1]}
-                else:
-                    entry = json.loads(done.stdout.splitlines()[-1])
+                entry: dict[str, object] = {"net": net, "layers": layers, "method": method}
+                entry |= finish(command, options.limit)
                 rows.append(entry)
                 show(entry)
                 if options.out is not None:

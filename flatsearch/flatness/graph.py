@@ -64,6 +64,8 @@ _CURVED = frozenset({
     "SoftplusBackward0",
     "TanhBackward0",
 })
+# Their derivative cannot be differentiated again, so second derivatives in front are out of reach.
+_ONCE = frozenset({"HardsigmoidBackward0"})
 # Entry by entry, of several tensors, with broadcasting.
 _SUMS = frozenset({"AddBackward0", "MaximumBackward0", "MinimumBackward0", "SubBackward0",
                    "WhereBackward0"})  # fmt: skip
@@ -147,7 +149,7 @@ class Proof:
         linear: The convolutions in whose output the logits are piecewise linear.
         channelwise: Those the closed form holds for: their tail is channelwise, and the logits
             are one linear layer of the features.
-        pointwise: Those of them whose second derivatives couple no two positions.
+        pointwise: Those of them whose second derivatives couple no two positions, and can be had.
     """
 
     samplewise: bool
@@ -285,11 +287,10 @@ def _is_linear_head(nodes: set[Any], features: Any) -> bool:
     passive = {"AliasBackward0", "CloneBackward0", "UnsafeViewBackward0", "ViewBackward0"}
     if len(matrix) != 1 or any(n.name() not in passive for n in nodes if n not in matrix):
         return False
-    data, weight = _PRODUCTS[matrix[0].name()]
-    if matrix[0].next_functions[weight][0] is not None:
-        return False
+    data, _ = _PRODUCTS[matrix[0].name()]
     below = {previous for node in nodes for previous in _inputs(node)} - nodes
-    return below == {features} and matrix[0].next_functions[data][0] is not None
+    # neither the weights nor the bias may depend on the features
+    return below == {features} and _inputs(matrix[0]) == [matrix[0].next_functions[data][0]]
 
 
 def examine(logits: Tensor, features: Tensor, taps: Mapping[str, GradientEdge]) -> Proof:
@@ -327,6 +328,8 @@ def examine(logits: Tensor, features: Tensor, taps: Mapping[str, GradientEdge]) 
             if node in tail:
                 # A curved operation that is not entrywise couples positions by itself.
                 coupling |= bent & together if node.name() in _POINTWISE else bent
+                if node.name() in _ONCE:
+                    coupling |= into
                 if not _keeps_channels(node, reach, lead):
                     mixing |= into
             samplewise = samplewise and _keeps_samples(node, reach, n)

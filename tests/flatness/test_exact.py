@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import flatsearch
 from flatsearch.flatness import contraction
 
 from . import oracle
-from .nets import CASES, Case, images
+from .nets import CASES, CLASSES, Case, images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 IDS = [case.name for case in CASES]
 
@@ -37,6 +43,72 @@ def test_both_contractions_are_exact(
 ) -> None:
     monkeypatch.setattr(contraction, "cheaper", lambda *_: which)
     test_equals_the_dense_matrix(case)
+
+
+ACTIVATIONS = {
+    "abs": torch.abs,
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "clamp from below": lambda x: x.clamp_min(-0.3),
+    "clamp from above": lambda x: x.clamp_max(0.3),
+    "hardshrink": F.hardshrink,
+    "hardsigmoid": F.hardsigmoid,
+    "hardtanh": F.hardtanh,
+    "leaky relu": F.leaky_relu,
+    "negative": torch.neg,
+    "relu": F.relu,
+    "reflected": lambda x: 1 - x,
+    "softshrink": F.softshrink,
+    "threshold": lambda x: F.threshold(x, 0.1, 0.0),
+    "where": lambda x: torch.where(x > 0, x, 0.5 * x),
+    "maximum": lambda x: torch.maximum(x, -0.2 * x),
+    "prelu": lambda x: F.prelu(x, x.new_tensor([0.3])),
+    "celu": F.celu,
+    "elu": F.elu,
+    "erf": torch.erf,
+    "exp": lambda x: torch.exp(0.3 * x),
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "hardswish": F.hardswish,
+    "logsigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "cube": lambda x: x**3,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "tanh": torch.tanh,
+}
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_known_activation(name: str, *, smooth: bool) -> None:
+    """Alone, and between two that are smooth, so that it is differentiated twice."""
+    torch.manual_seed(0)
+    around = nn.SiLU if smooth else nn.Identity
+    act = Function(ACTIVATIONS[name])
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), around(), act, around(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, CLASSES),
+    )  # fmt: skip
+    x, y = images()
+    result = flatsearch.relative_flatness(model, (x, y), dtype=torch.float64)
+    # torch cannot differentiate the derivative of a hardsigmoid
+    unknown = name == "hardsigmoid" and smooth
+    assert result.kind == ("gauss-newton" if unknown else "hessian")
+    expected = (
+        oracle.by_gauss_newton(model, x, "0") if unknown else oracle.by_hessian(model, x, y, "0")
+    )
+    assert result.hessian_trace == pytest.approx(expected[0], rel=1e-9)
+    assert result.relative_flatness == pytest.approx(expected[1], rel=1e-9)
 
 
 def test_the_second_order_term_matters() -> None:
