@@ -106,21 +106,33 @@ def memory_budget(device: torch.device) -> int:
     return min(_CPU_BYTES, int(psutil.virtual_memory().available) // 4)
 
 
-def most_samples(budget: int, bytes_per_sample: int, weights: int, device: torch.device) -> int:
+def most_samples(
+    budget: int, graph_bytes: int, map_bytes: int, weights: int, device: torch.device
+) -> int:
     """Return how many samples to work on at a time.
 
-    As many as fit into the budget, at most 256; on a CPU about what fits into the cache.
+    As many as fit into the budget, at most 256; on a CPU about as many as have their maps in the
+    cache.
+
+    Args:
+        budget: Bytes.
+        graph_bytes: What the recorded graph keeps, per sample.
+        map_bytes: What a forward pass holds beside it at any moment, per sample.
+        weights: Bytes of the model.
+        device: Where it computes.
+
+    Returns:
+        At least 1.
 
     Example:
         >>> gpu, cpu = torch.device("cuda"), torch.device("cpu")
-        >>> most_samples(10_000, 4_000, 0, gpu), most_samples(10**9, 1, 0, gpu)
+        >>> most_samples(10_000, 3_000, 1_000, 0, gpu), most_samples(10**9, 0, 1, 0, gpu)
         (2, 256)
-        >>> most_samples(10**9, 10**6, 0, cpu), most_samples(10**9, 10**6, 40 * 10**6, cpu)
+        >>> most_samples(10**9, 0, 10**6, 0, cpu), most_samples(10**9, 0, 10**6, 40 * 10**6, cpu)
         (25, 65)
     """
-    bytes_per_sample = max(1, bytes_per_sample)
-    samples = min(_MOST_SAMPLES, max(1, budget // bytes_per_sample))
+    samples = min(_MOST_SAMPLES, max(1, budget // max(1, graph_bytes + map_bytes)))
     if device.type == "cpu":
-        fast = (_CPU_CACHE_BYTES + weights) // bytes_per_sample
+        fast = (_CPU_CACHE_BYTES + weights) // max(1, map_bytes)
         samples = min(samples, max(_CPU_SAMPLES, fast))
     return samples

@@ -48,14 +48,16 @@ class Located:
         layers: The convolutions, in order of execution.
         classifier: The linear layer whose output the logits are; None if there is none.
         head: Whether the classifier's own kernel is measured too.
-        bytes_per_sample: Memory that a forward pass with the recorded graph takes, about.
+        graph_bytes: What the recorded graph keeps, per sample.
+        map_bytes: What a forward pass holds beside it at any moment, per sample, about.
         factor_bytes: Memory of the measured convolutions' outputs, per sample.
     """
 
     layers: list[Layer]
     classifier: str | None
     head: bool
-    bytes_per_sample: int
+    graph_bytes: int
+    map_bytes: int
     factor_bytes: int
 
 
@@ -378,6 +380,7 @@ def locate(model: nn.Module, state: State, x: Tensor, layers: str | Sequence[str
         found,
         name,
         head,
-        bytes_per_sample=graph + 4 * largest // len(x),
+        graph_bytes=graph,
+        map_bytes=4 * largest // len(x),
         factor_bytes=sum(call.output.nbytes for call in calls) // len(x),
     )

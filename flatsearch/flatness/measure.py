@@ -125,7 +125,9 @@ def relative_flatness(
         found = locate(model, state, first[0], layers)
         budget = memory_budget(device) // 2
         weights = sum(value.nbytes for value in state.values())
-        size = batch_size or most_samples(budget, found.bytes_per_sample, weights, device)
+        size = batch_size or most_samples(
+            budget, found.graph_bytes, found.map_bytes, weights, device
+        )
         scales: dict[str, Tensor] = {}
         if normalize == "input":
             scales = _input_scales(model, state, found, iterate(batches, device, dtype, size))

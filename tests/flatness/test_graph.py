@@ -64,7 +64,6 @@ LINEAR = {
     "negative dimensions": lambda x: x.sum((-1, -2)),
     "in steps": lambda x: x.mean(-1, keepdim=True).squeeze(-1).mean(2),
     "select": lambda x: F.avg_pool2d(x, 3)[:, :, 0, 0],
-    "hardsigmoid": lambda x: gap(F.hardsigmoid(x)),
 }
 POINTWISE = {
     "gelu": lambda x: gap(F.gelu(x)),
@@ -193,6 +192,11 @@ def test_networks_that_keep_samples_apart(name: str) -> None:
     proof = look(UNCOUPLED[name])
     assert proof.samplewise
     assert ("a" in proof.linear) == (name in LINEAR_ONLY)
+
+
+def test_derivatives_that_cannot_be_differentiated_again() -> None:
+    assert facts(look(lambda x: gap(F.hardsigmoid(x)))) == (True, True, False)
+    assert facts(look(lambda x: gap(F.hardsigmoid(F.silu(x))))) == (True, False, False)
 
 
 def test_depthwise_convolutions_keep_channels() -> None:
