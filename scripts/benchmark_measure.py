@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peers import METHODS, Problem, Unsuitable, torch_func
+from peers import METHODS, Problem, UnsuitableError, torch_func
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -61,7 +61,7 @@ def plain(widths: tuple[int, ...], strides: tuple[int, ...], last_map: int) -> n
 
 
 def resnet(*, small_images: bool) -> nn.Sequential:
-    """Return torchvision's ResNet-18 as a sequence; for small images with a 3x3 stem, no pooling."""
+    """Return torchvision's ResNet-18 as a sequence; for small images with a 3x3 stem."""
     net = resnet18(num_classes=CLASSES)
     stem = [net.conv1, net.bn1, net.relu, net.maxpool]
     if small_images:
@@ -77,10 +77,12 @@ class Net:
     Attributes:
         build: Makes it.
         size: Height and width of its images.
+        peers: Whether the other methods are run too.
     """
 
     build: Callable[[], nn.Sequential]
     size: int
+    peers: bool = True
 
 
 NETS = {
@@ -89,7 +91,7 @@ NETS = {
     ),
     "16-32-64, last map 32x32": Net(lambda: plain((16, 32, 64), (1, 1, 1), 32), 32),
     "ResNet-18, 64x64": Net(lambda: resnet(small_images=False), 64),
-    "ResNet-18 with a 3x3 stem, 32x32": Net(lambda: resnet(small_images=True), 32),
+    "ResNet-18 with a 3x3 stem, 32x32": Net(lambda: resnet(small_images=True), 32, peers=False),
 }
 
 
@@ -121,7 +123,7 @@ def floor(net: nn.Sequential, size: int, layers: str) -> float:
     forward = count_flops(net, 3, size) / 2
     convs: list[tuple[nn.Conv2d, Tensor]] = []
     keep = [
-        m.register_forward_hook(lambda m, a, out: convs.append((m, a[0])))
+        m.register_forward_hook(lambda m, a, _: convs.append((m, a[0])))
         for m in net.modules()
         if isinstance(m, nn.Conv2d)
     ]
@@ -185,25 +187,26 @@ def row(options: argparse.Namespace) -> dict[str, object]:
         "net": options.net, "layers": options.layers, "method": options.method
     }  # fmt: skip
     method = METHODS[options.method]
-    # What estimators aim at; the exact methods do not look at it.
-    if "%" in options.method:
-        problem.exact = METHODS["flatsearch"](problem, batches)[0]
-    run_forward(net, batches)
+    cuts = [list(zip(x.split(size), y.split(size), strict=True)) for size in FORWARD_BATCHES]
+    for cut in [batches, *cuts]:
+        run_forward(net, cut)
     before = peak(options.device)
+    ratios, fastest, times = [], [], []
     try:
-        method(problem, batches)  # warm up
-    except (Unsuitable, ImportError, NotImplementedError) as error:
+        problem.exact = exact[0]
+        method(problem, [few])  # warm up
+        if "%" in options.method:  # what the estimators stop at
+            problem.exact = METHODS["flatsearch"](problem, batches)[0]
+        for _ in range(options.repeats):
+            elapsed = seconds(lambda: method(problem, batches), options.device)
+            forward = seconds(lambda: run_forward(net, batches), options.device)
+            others = [seconds(lambda c=cut: run_forward(net, c), options.device) for cut in cuts]  # type: ignore[misc]
+            ratios.append(elapsed / forward)
+            fastest.append(elapsed / min(forward, *others))
+            times.append(elapsed)
+    except (UnsuitableError, ImportError, NotImplementedError) as error:
         return result | {"note": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     memory = peak(options.device) - before
-    cuts = [list(zip(x.split(size), y.split(size), strict=True)) for size in FORWARD_BATCHES]
-    ratios, fastest, times = [], [], []
-    for _ in range(options.repeats):
-        forward = seconds(lambda: run_forward(net, batches), options.device)
-        others = [seconds(lambda cut=cut: run_forward(net, cut), options.device) for cut in cuts]  # type: ignore[misc]
-        elapsed = seconds(lambda: method(problem, batches), options.device)
-        ratios.append(elapsed / forward)
-        fastest.append(elapsed / min(forward, *others))
-        times.append(elapsed)
     if options.method == "flatsearch":
         result["floor_over_forward"] = floor(net, NETS[options.net].size, options.layers)
     if "%" in options.method:
@@ -248,16 +251,19 @@ def finish(command: list[str], limit: int) -> dict[str, object]:
     return found
 
 
+def installed(package: str) -> str | None:
+    """Return a package's version, None if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def environment(options: argparse.Namespace) -> dict[str, object]:
     """Return versions and settings, without the machine's name."""
     packages = ["torch", "torchvision", "backpack-for-pytorch", "curvlinops-for-pytorch",
                 "pyhessian"]  # fmt: skip
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
+    versions = {package: installed(package) for package in packages}
     return {
         **versions,
         "python": platform.python_version(),
@@ -299,7 +305,8 @@ def main() -> None:
             print(
                 f"\n{net}, {layers}: over forward, over the fastest, memory, trace and kappa errors"
             )
-            for method in [options.method] if options.method else METHODS:
+            chosen = [options.method] if options.method else METHODS
+            for method in chosen if NETS[net].peers else ["flatsearch", "forward and backward"]:
                 own = method == "flatsearch"
                 repeats = options.repeats if own or method == "forward and backward" else 1
                 samples = options.samples if own and layers == "last" else options.peer_samples

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     Result = tuple[float, float | None]  # trace, kappa
     Method = Callable[["Problem", Batches], Result]
 
-__all__ = ["METHODS", "Problem", "Unsuitable"]
+__all__ = ["METHODS", "Problem", "UnsuitableError"]
 
 TRACE_ERROR = 0.01  # what the random estimators have to reach
 
 
-class Unsuitable(Exception):
+class UnsuitableError(Exception):
     """A method cannot do this network."""
 
 
@@ -131,7 +131,7 @@ def backpack_method(name: str) -> Method:
             not isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten,
                                nn.Linear)) for m in problem.tail
         ):  # fmt: skip
-            raise Unsuitable("sequences of plain layers only")
+            raise UnsuitableError("sequences of plain layers only")
         side = problem.net.last_map if hasattr(problem.net, "last_map") else 1
         # SqrtGGNExact knows no adaptive pooling; on a square map this is the same function.
         layers = [

@@ -2,9 +2,9 @@
 
 Read in this order: `measure` (the public function), `contraction` (the derivation and both ways
 through it), `softmax` (the square root of the loss's Hessian in the logits), `tail` and
-`gauss_newton` (the derivatives it needs), `graph` (what the recorded operations prove, and hence
-which of these applies) and `locate` (which layers are measured, and the proof that their kernels
-are used as assumed). Nothing in here knows of Optuna or of search spaces.
+`gauss_newton` (the derivatives it needs), `graph` (what the recorded operations prove),
+`accumulate` (which formula therefore applies) and `locate` (which layers are measured, and the
+proof that their kernels are used as assumed). Nothing in here knows of Optuna or of search spaces.
 """
 
 from flatsearch.flatness.measure import relative_flatness

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "as_batches", "iterate", "memory_budget", "most_samples"]
+__all__ = ["MOST_SAMPLES", "Data", "as_batches", "iterate", "memory_budget", "most_samples"]
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
@@ -18,7 +18,7 @@ _CPU_BYTES = 2**30
 # there are to read for every batch, the more samples it takes to make up for that.
 _CPU_CACHE_BYTES = 24 * 2**20
 _CPU_SAMPLES = 16
-_MOST_SAMPLES = 256
+MOST_SAMPLES = 256
 
 
 def as_batches(data: Data, *, twice: bool) -> Iterable[tuple[Tensor, Tensor]]:
@@ -48,7 +48,7 @@ def iterate(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     dtype: torch.dtype,
-    batch_size: int | None = None,
+    batch_size: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield checked batches on the device in the measure's precision.
 
@@ -56,7 +56,7 @@ def iterate(
         batches: Pairs of inputs (N, ...) and class indices (N,).
         device: Where to.
         dtype: Of the inputs.
-        batch_size: The most samples at a time; batches as they come where None.
+        batch_size: The most samples at a time.
 
     Yields:
         (inputs, targets), none of them empty.
@@ -82,9 +82,8 @@ def iterate(
             raise ValueError(
                 f"targets must be {len(x)} class indices but are {y.dtype}, shape {tuple(y.shape)}"
             )
-        step = batch_size or max(len(x), 1)
-        for start in range(0, len(x), step):
-            part = slice(start, start + step)
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
             yield x[part].to(device, dtype), y[part].to(device, torch.int64)
 
 
@@ -131,7 +130,7 @@ def most_samples(
         >>> most_samples(10**9, 0, 10**6, 0, cpu), most_samples(10**9, 0, 10**6, 40 * 10**6, cpu)
         (25, 65)
     """
-    samples = min(_MOST_SAMPLES, max(1, budget // max(1, graph_bytes + map_bytes)))
+    samples = min(MOST_SAMPLES, max(1, budget // max(1, graph_bytes + map_bytes)))
     if device.type == "cpu":
         fast = (_CPU_CACHE_BYTES + weights) // max(1, map_bytes)
         samples = min(samples, max(_CPU_SAMPLES, fast))

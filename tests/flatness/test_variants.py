@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import flatsearch
 from flatsearch import UnsupportedModelError
-from flatsearch.flatness import batches, measure
+from flatsearch.flatness import accumulate, batches, measure
 from flatsearch.flatness.softmax import SoftmaxRoot
 
 from . import oracle
@@ -210,17 +210,17 @@ def test_classes_and_samples_in_small_blocks(monkeypatch: pytest.MonkeyPatch) ->
     model, (x, y) = network(7), images(10)
     whole = measured(model, (x.double(), y), layers="all")
     seen = []
-    forward = measure.forward
+    forward = accumulate.forward
 
     def watched(model: nn.Module, state: object, x: Tensor, *rest: object) -> object:
         seen.append(len(x))
         return forward(model, state, x, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(measure, "forward", watched)
+    monkeypatch.setattr(accumulate, "forward", watched)
     monkeypatch.setattr(measure, "memory_budget", lambda device: 1)
     assert measured(model, (x.double(), y), layers="all") == pytest.approx(whole, rel=1e-12)
     assert set(seen) == {1}
-    monkeypatch.setattr(measure, "_CHUNK_ENTRIES", {"cpu": 1, "other": 1})
+    monkeypatch.setattr(accumulate, "_CHUNK_ENTRIES", {"cpu": 1, "other": 1})
     assert measured(model, (x.double(), y), layers="all") == pytest.approx(whole, rel=1e-12)
 
 
