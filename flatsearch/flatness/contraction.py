@@ -38,6 +38,7 @@ whichever group they belong to; that is the definition of kappa applied to the p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -75,7 +76,7 @@ def multiply_adds(
 ) -> dict[Contraction, int]:
     """Return the multiply-adds per sample of both ways.
 
-    With one S for all classes, to M (R pixels of the padded input):
+    With one S for all classes, to M (R pixels of the input; zero padding is not made):
 
         gram:     C_in R^2  +  kh kw P^2  +  C P^2  +  C^2 P
         explicit: C d P  +  C^2 d
@@ -101,21 +102,22 @@ def multiply_adds(
         >>> from flatsearch.flatness.geometry import ConvGeometry
         >>> conv = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
         >>> multiply_adds(conv, 128, 128, (8, 8))
-        {'gram': 2889728, 'explicit': 28311552}
+        {'gram': 2134016, 'explicit': 28311552}
         >>> multiply_adds(conv, 32, 64, (32, 32))
-        {'gram': 123503104, 'explicit': 20054016}
+        {'gram': 114294784, 'explicit': 20054016}
     """
     offsets = geometry.kernel[0] * geometry.kernel[1]
     rows, columns = geometry.output_size(*size)
     positions = rows * columns
-    padded_rows, padded_columns = geometry.padded_size(*size)
+    if geometry.padding_mode != "constant":
+        size = geometry.padded_size(*size)
     fan_in = in_channels // geometry.groups * offsets
     times = 1 if factors is None else factors
     across = out_channels if factors is None else min(out_channels, fan_in)
     explicit = times * out_channels * fan_in * (positions + across)
     if geometry.groups > 1:
         return {"explicit": explicit}
-    gram = in_channels * (padded_rows * padded_columns) ** 2 + offsets * positions**2
+    gram = in_channels * (size[0] * size[1]) ** 2 + offsets * positions**2
     gram += times * (out_channels * positions**2 + out_channels**2 * positions)
     return {"gram": gram, "explicit": explicit}
 
@@ -140,19 +142,24 @@ def cheaper(
 
 
 def _patch_gram(x: Tensor, geometry: ConvGeometry, height: int, width: int) -> Tensor:
-    """Return G = Z^T Z, (N, P, P), of a padded input x (N, C_in, R_h, R_w).
+    """Return G = Z^T Z, (N, P, P), of an input x (N, C_in, R_h, R_w).
 
     G(p, q) = sum_u <x(p + u), x(q + u)>: one matrix product over C_in for all pixel pairs,
-    then kh * kw shifted views of it are added, instead of a product over C_in * kh * kw.
+    then kh * kw shifted views of it are added, instead of a product over C_in * kh * kw. Pixels
+    of zero padding add nothing, and are not made.
     """
+    if geometry.padding_mode != "constant":
+        x, geometry = geometry.pad(x), replace(geometry, padding=(0, 0, 0, 0))
     n, _, rows, columns = x.shape
     pixels = x.flatten(2)
-    gram = torch.bmm(pixels.mT, pixels).view(n, rows, columns, rows, columns)
-    shifted = [gram[:, r, c, r, c] for r, c in geometry.shifts(height, width)]
-    total = shifted[0].clone() if len(shifted) > 1 else shifted[0]
-    for view in shifted[1:]:
-        total += view
-    return total.reshape(n, height * width, height * width)
+    gram = torch.bmm(pixels.mT, pixels)
+    if geometry.kernel == (1, 1) and (rows, columns) == (height, width):
+        return gram
+    gram = gram.view(n, rows, columns, rows, columns)
+    total = gram.new_zeros(n, height, width, height, width)
+    for r, c, row, column in geometry.overlaps((rows, columns)):
+        total[:, r, c, r, c] += gram[:, row, column, row, column]
+    return total.view(n, height * width, height * width)
 
 
 def _kernel_gradients(x: Tensor, g: Tensor, geometry: ConvGeometry) -> Tensor:
@@ -217,9 +224,8 @@ def filter_grams(
     """
     if contraction is None:
         contraction = cheaper(geometry, x.shape[1], S.shape[1], (x.shape[2], x.shape[3]))
-    x = geometry.pad(x)
     if contraction == "explicit":
-        m = _kernel_gradients(x, S[:, None], geometry)[:, 0]
+        m = _kernel_gradients(geometry.pad(x), S[:, None], geometry)[:, 0]
         return torch.bmm(m, m.mT)
     gram = _patch_gram(x, geometry, S.shape[2], S.shape[3])
     S = S.flatten(2)
@@ -322,9 +328,8 @@ def factor_norms(
     if contraction is None:
         size = (x.shape[2], x.shape[3])
         contraction = cheaper(geometry, x.shape[1], channels, size, len(factors))
-    x = geometry.pad(x)
     if contraction == "explicit":
-        m = _kernel_gradients(x, torch.stack(list(factors), 1), geometry)
+        m = _kernel_gradients(geometry.pad(x), torch.stack(list(factors), 1), geometry)
         trace = m.square().sum((1, 2, 3))
         if W.shape[1] < channels:  # <m m^T, W W^T> = |W^T m|^2
             return trace, (W.T @ m).square().sum((1, 2, 3))

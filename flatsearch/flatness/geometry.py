@@ -74,6 +74,45 @@ class ConvGeometry:
         )
         return [(row, column) for row in rows for column in columns]
 
+    def overlaps(self, size: tuple[int, int]) -> list[tuple[slice, slice, slice, slice]]:
+        """Return, per kernel offset, which output positions read which pixels.
+
+        Zero padding is not made: positions that read a padded pixel are left out.
+
+        Args:
+            size: (height, width) of the input, not padded with zeros.
+
+        Returns:
+            kh * kw times (output rows, output columns, input rows, input columns), as slices; those
+            that are empty are left out.
+
+        Example:
+            A kernel of two pixels, with one zero in front of a row of three:
+
+            >>> ConvGeometry((1, 2), (1, 1), (1, 1), (1, 0, 0, 0)).overlaps((1, 3))
+            [(slice(0, 1, None), slice(1, 3, None), slice(0, 1, 1), slice(0, 2, 1)),
+             (slice(0, 1, None), slice(0, 3, None), slice(0, 1, 1), slice(0, 3, 1))]
+        """
+        left, _, top, _ = self.padding
+        along = []
+        for axis, before in enumerate((top, left)):
+            stride, found = self.stride[axis], []
+            for u in range(self.kernel[axis]):
+                offset = (
+                    u * self.dilation[axis] - before
+                )  # position p reads pixel p stride + offset
+                low = max(0, -(offset // stride))
+                high = min(self.output_size(*size)[axis], (size[axis] - 1 - offset) // stride + 1)
+                if low < high:
+                    pixels = slice(low * stride + offset, (high - 1) * stride + offset + 1, stride)
+                    found.append((slice(low, high), pixels))
+            along.append(found)
+        return [
+            (rows, columns, row_pixels, column_pixels)
+            for rows, row_pixels in along[0]
+            for columns, column_pixels in along[1]
+        ]
+
 
 def read_geometry(conv: nn.Conv2d) -> ConvGeometry:
     """Read a module's geometry.
