@@ -26,7 +26,7 @@ from flatsearch.flatness import relative_flatness
 from flatsearch.models import count_flops, count_parameters
 from flatsearch.pruning import report, should_prune
 from flatsearch.registry import load_space
-from flatsearch.space import Architecture, SearchSpace, build_model
+from flatsearch.space import Architecture, SearchSpace, build_model, suggest_checked
 from flatsearch.training import EpochResult, train
 
 if TYPE_CHECKING:
@@ -187,13 +187,7 @@ class FlatnessObjective:
             SpaceError: If the space fails or breaks its contract; names the class and method.
         """
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-        where = f"{type(self.space).__name__}.suggest"
-        try:
-            architecture = self.space.suggest(trial)
-        except Exception as error:
-            raise SpaceError(f"{where} failed: {type(error).__name__}: {error}") from error
-        if not isinstance(architecture, Architecture):
-            raise SpaceError(f"{where} must return an Architecture but returned {architecture!r}")
+        architecture = suggest_checked(self.space, trial)
         with torch.random.fork_rng(devices=[]):
             model = self._build(architecture).to(self.device)
         inputs, targets = self._probe

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import optuna
     from torch import nn
 
-__all__ = ["Architecture", "SearchSpace", "Value", "build_model"]
+__all__ = ["Architecture", "SearchSpace", "Value", "build_model", "suggest_checked"]
 
 Scalar: TypeAlias = str | int | float | bool | None
 Value: TypeAlias = Scalar | Sequence[Scalar]
@@ -161,6 +161,54 @@ class SearchSpace(Protocol):
             ending in global average pooling and one linear layer.
         """
         ...
+
+
+class _OnceTrial:
+    """A trial that refuses a name that has been used: Optuna would give the same value again."""
+
+    def __init__(self, trial: optuna.trial.BaseTrial) -> None:
+        self._trial = trial
+        self._names: set[str] = set()
+
+    def __getattr__(self, attribute: str) -> Any:
+        found = getattr(self._trial, attribute)
+        if not attribute.startswith("suggest_"):
+            return found
+
+        def suggest(name: str, *args: Any, **kwargs: Any) -> Any:
+            if name in self._names:
+                raise SpaceError(f"the parameter name {name!r} is used twice")
+            self._names.add(name)
+            return found(name, *args, **kwargs)
+
+        return suggest
+
+
+def suggest_checked(space: SearchSpace, trial: optuna.trial.BaseTrial) -> Architecture:
+    """Ask a space for an architecture, and check that it keeps to the rules.
+
+    Args:
+        space: The search space.
+        trial: An Optuna trial.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        SpaceError: If the space fails, uses a parameter name twice or returns something else;
+            names the class and the method.
+    """
+    where = f"{type(space).__name__}.suggest"
+    once: Any = _OnceTrial(trial)
+    try:
+        architecture = space.suggest(once)
+    except SpaceError as error:
+        raise SpaceError(f"{where}: {error}") from error
+    except Exception as error:
+        raise SpaceError(f"{where} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(architecture, Architecture):
+        raise SpaceError(f"{where} must return an Architecture but returned {architecture!r}")
+    return architecture
 
 
 def build_model(

@@ -18,7 +18,7 @@ SPACES = ROOT.parent / "search_spaces"
 ORDER = [
     "errors", "config", "space", "registry", "models", "data", "training", "flatness", "record",
     "pruning", "export", "objective", "study", "summary", "spacecard", "exported", "measuring",
-    "terminal", "progress", "cli",
+    "terminal", "progress", "testing", "cli",
 ]  # fmt: skip
 
 

@@ -1,0 +1,193 @@
+"""What every search space has to pass, for pytest; built-in spaces and third parties alike.
+
+from flatsearch.testing import SearchSpaceContract
+
+class TestMySpace(SearchSpaceContract):
+space = "my_package.spaces:MySpace"
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import optuna
+import torch
+import torch.nn.functional as F
+
+from flatsearch.flatness import relative_flatness
+from flatsearch.models import GapCnn
+from flatsearch.registry import load_space
+from flatsearch.space import Architecture, SearchSpace, build_model, suggest_checked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+    from torch import nn
+
+__all__ = ["CornerSampler", "SearchSpaceContract"]
+
+_CLASSES = 4
+
+
+class CornerSampler(optuna.samplers.BaseSampler):
+    """Draws only the ends of every parameter's range, at random; every choice of a categorical one.
+
+    Args:
+        seed: Of the draws.
+        end: Always the low (0) or high (1) end, or the first or last choice; random where None.
+    """
+
+    def __init__(self, seed: int = 0, end: int | None = None) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._end = end
+
+    def _draw(self, count: int) -> int:
+        if self._end is not None:
+            return (count - 1) * self._end
+        return int(torch.randint(count, (), generator=self._generator))
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return nothing: every parameter is drawn by itself."""
+        del study, trial
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return nothing: every parameter is drawn by itself."""
+        del study, trial, search_space
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Return one end of a parameter's range.
+
+        Args:
+            study: Not used.
+            trial: Not used.
+            param_name: Not used.
+            param_distribution: The range.
+
+        Returns:
+            A value in it.
+        """
+        del study, trial, param_name
+        if isinstance(param_distribution, optuna.distributions.CategoricalDistribution):
+            return param_distribution.choices[self._draw(len(param_distribution.choices))]
+        ends: Any = param_distribution
+        return ends.high if self._draw(2) else ends.low
+
+
+class SearchSpaceContract:
+    """Tests of one search space: subclass it in a test file and set `space`.
+
+    Attributes:
+        space: A reference as `flatsearch.load_space` takes it, or an object.
+        image_sizes: Heights and widths of the images that networks are built for.
+        channels: Numbers of channels of the images.
+        draws: Random architectures per test.
+    """
+
+    space: ClassVar[str | SearchSpace]
+    image_sizes: ClassVar[tuple[int, ...]] = (8, 28, 32)
+    channels: ClassVar[tuple[int, ...]] = (1, 3)
+    draws: ClassVar[int] = 12
+
+    def _space(self) -> SearchSpace:
+        return load_space(self.space) if isinstance(self.space, str) else self.space
+
+    def _draw(self, *samplers: optuna.samplers.BaseSampler) -> Iterator[tuple[dict[str, Any], Any]]:
+        """Yield (parameters, architecture): each sampler's draws in turn."""
+        space = self._space()
+        for sampler in samplers or (optuna.samplers.RandomSampler(seed=0),):
+            study = optuna.create_study(sampler=sampler)
+            for _ in range(self.draws):
+                trial = study.ask()
+                architecture = suggest_checked(space, trial)
+                yield trial.params, architecture
+
+    def _build(self, architecture: Architecture, channels: int, size: int) -> nn.Module:
+        torch.manual_seed(0)
+        return build_model(
+            self._space(), architecture, in_channels=channels, num_classes=_CLASSES, image_size=size
+        )
+
+    def _cases(self) -> Iterator[tuple[nn.Module, torch.Tensor, torch.Tensor, str]]:
+        """Yield networks of random architectures, images, targets and a name, sizes in turn."""
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(size, channels) for size in self.image_sizes for channels in self.channels]
+        for index, (_, architecture) in enumerate(self._draw()):
+            size, channels = shapes[index % len(shapes)]
+            model = self._build(architecture, channels, size)
+            x = torch.randn(4, channels, size, size, generator=generator)
+            y = torch.arange(4) % _CLASSES
+            yield model, x, y, f"{architecture!r} for {channels}x{size}x{size}"
+
+    def test_the_same_seed_draws_the_same_architectures(self) -> None:
+        """Nothing but the trial decides."""
+        assert list(self._draw()) == list(self._draw())
+
+    def test_parameters_alone_give_the_architecture(self) -> None:
+        """A finished trial's parameters, as they are stored, rebuild it."""
+        for parameters, architecture in self._draw():
+            again = self._space().suggest(optuna.trial.FixedTrial(parameters))
+            assert again == architecture, parameters
+
+    def test_architectures_survive_json(self) -> None:
+        """The canonical JSON has everything that `build` needs."""
+        for _, architecture in self._draw():
+            assert Architecture.from_json(architecture.to_json()) == architecture
+
+    def test_the_same_seed_builds_the_same_network(self) -> None:
+        """Weights come from torch's generator and from nowhere else."""
+        _, architecture = next(self._draw())
+        size, channels = self.image_sizes[0], self.channels[0]
+        first, second = (self._build(architecture, channels, size) for _ in range(2))
+        for (name, a), b in zip(
+            first.state_dict().items(), second.state_dict().values(), strict=True
+        ):
+            assert torch.equal(a, b), name
+
+    def test_logits_and_gradients(self) -> None:
+        """Logits have the right shape, are finite, and depend on every parameter."""
+        for model, x, y, name in self._cases():
+            logits = model.train()(x)
+            assert logits.shape == (len(x), _CLASSES), name
+            assert bool(logits.isfinite().all()), name
+            parameters = dict(model.named_parameters())
+            gradients = torch.autograd.grad(
+                F.cross_entropy(logits, y), list(parameters.values()), allow_unused=True
+            )
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                assert gradient is not None, f"{name}: no gradient reaches {parameter}"
+                assert bool(gradient.isfinite().all()), f"{name}: {parameter}"
+
+    def test_the_measure_finds_convolution_and_classifier(self) -> None:
+        """Every network ends in global pooling and one linear layer."""
+        for model, x, y, name in self._cases():
+            last = relative_flatness(model, (x, y))
+            assert math.isfinite(last.relative_flatness), name
+            head = relative_flatness(model, (x, y), layers="head")
+            assert len(head.layers) == 1, name
+            if isinstance(model, GapCnn):
+                assert list(head.layers) == ["classifier"], name
+
+    def test_every_corner_builds(self) -> None:
+        """The ends of all ranges, for the smallest and the largest images."""
+        samplers = [CornerSampler(end=0), CornerSampler(end=1), CornerSampler(seed=1)]
+        seen = set()
+        for _, architecture in self._draw(*samplers):
+            for size in {min(self.image_sizes), max(self.image_sizes)}:
+                if (architecture, size) not in seen:
+                    seen.add((architecture, size))
+                    self._build(architecture, self.channels[0], size)
