@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["GapCnn", "count_flops", "count_parameters", "eval_mode"]
+__all__ = ["GapCnn", "count_flops", "count_parameters", "eval_mode", "replace_stem"]
 
 
 class GapCnn(nn.Module):
@@ -110,3 +110,34 @@ def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
     with eval_mode(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     return int(counter.get_total_flops())
+
+
+def replace_stem(
+    model: nn.Module, in_channels: int, kernel: int | None = None, stride: int | None = None
+) -> None:
+    """Exchange a network's first convolution, in place, for other images.
+
+    Args:
+        model: A network whose first convolution reads the images.
+        in_channels: Channels of the images.
+        kernel: Its new kernel size; the old one where None. Padded to keep the map's size.
+        stride: Its new stride; the old one where None.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 7, stride=2, padding=3), nn.ReLU())
+        >>> replace_stem(net, 1, kernel=3, stride=1)
+        >>> net(torch.zeros(1, 1, 5, 5)).shape
+        torch.Size([1, 8, 5, 5])
+    """
+    name, stem = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    if in_channels == stem.in_channels and kernel is None and stride is None:
+        return
+    size = stem.kernel_size if kernel is None else (kernel, kernel)
+    padding: Any = stem.padding if kernel is None else (kernel - 1) // 2
+    new = nn.Conv2d(
+        in_channels, stem.out_channels, (size[0], size[1]),
+        (stem.stride[0], stem.stride[1]) if stride is None else stride,
+        padding, bias=stem.bias is not None,
+    )  # fmt: skip
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)

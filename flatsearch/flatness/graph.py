@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Proof", "examine", "pooling"]
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
-# Entry by entry, of one tensor. Linear ones first, almost everywhere.
+# Entry by entry, of one tensor; linear almost everywhere. Where there are two derivatives of one
+# operation, the second is that of its variant in place.
 _KINKED = frozenset({
     "AbsBackward0",
     "AliasBackward0",
@@ -42,16 +43,20 @@ _KINKED = frozenset({
     "HardsigmoidBackward0",
     "HardtanhBackward0",
     "LeakyReluBackward0",
+    "LeakyReluBackward1",
     "NegBackward0",
     "ReluBackward0",
     "RsubBackward1",
     "SoftshrinkBackward0",
     "ThresholdBackward0",
+    "ThresholdBackward1",
     "ToCopyBackward0",
 })
 _CURVED = frozenset({
     "CeluBackward0",
+    "CeluBackward1",
     "EluBackward0",
+    "EluBackward1",
     "ErfBackward0",
     "ExpBackward0",
     "GeluBackward0",
@@ -67,8 +72,14 @@ _CURVED = frozenset({
 # Their derivative cannot be differentiated again, so second derivatives in front are out of reach.
 _ONCE = frozenset({"HardsigmoidBackward0"})
 # Entry by entry, of several tensors, with broadcasting.
-_SUMS = frozenset({"AddBackward0", "MaximumBackward0", "MinimumBackward0", "SubBackward0",
-                   "WhereBackward0"})  # fmt: skip
+_SUMS = frozenset({
+    "AddBackward0",
+    "ClampBackward0",
+    "MaximumBackward0",
+    "MinimumBackward0",
+    "SubBackward0",
+    "WhereBackward0",
+})
 _ENTRYWISE_PRODUCTS = frozenset({"DivBackward0", "MulBackward0"})
 _BROADCASTING = _SUMS | _ENTRYWISE_PRODUCTS
 # Bilinear: which of their operands (edges) are multiplied with each other.

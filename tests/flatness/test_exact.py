@@ -48,6 +48,7 @@ def test_both_contractions_are_exact(
 ACTIVATIONS = {
     "abs": torch.abs,
     "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "clamp to a tensor": lambda x: x.clamp(min=x.new_tensor([-0.2]), max=x.new_tensor([0.3])),
     "clamp from below": lambda x: x.clamp_min(-0.3),
     "clamp from above": lambda x: x.clamp_max(0.3),
     "hardshrink": F.hardshrink,
@@ -76,6 +77,15 @@ ACTIVATIONS = {
     "softplus": F.softplus,
     "softsign": F.softsign,
     "tanh": torch.tanh,
+    "relu in place": lambda x: F.relu(x, inplace=True),
+    "leaky relu in place": lambda x: F.leaky_relu(x, 0.2, inplace=True),
+    "threshold in place": lambda x: F.threshold(x, 0.1, 0.0, inplace=True),
+    "elu in place": lambda x: F.elu(x, inplace=True),
+    "selu in place": lambda x: F.selu(x, inplace=True),
+    "celu in place": lambda x: F.celu(x, 0.5, inplace=True),
+    "mish in place": lambda x: F.mish(x, inplace=True),
+    "hardswish in place": lambda x: F.hardswish(x, inplace=True),
+    "exp in place": lambda x: x.mul_(0.3).exp_(),
 }
 
 

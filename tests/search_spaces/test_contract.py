@@ -29,6 +29,27 @@ class TestMobileNetSmall(BuiltIn):
     space = "mobilenet_small"
 
 
+class TestDenseNetSmall(BuiltIn):
+    space = "densenet_small"
+    draws = 8
+
+
+class TestConvNeXtSmall(BuiltIn):
+    space = "convnext_small"
+    draws = 8
+
+
+class TestRegNetSmall(BuiltIn):
+    space = "regnet_small"
+    draws = 8
+
+
+class TestTorchvisionZoo(BuiltIn):
+    space = "torchvision_zoo"
+    image_sizes: ClassVar[tuple[int, ...]] = (8, 32)
+    draws = 4
+
+
 class TestNasBench201(BuiltIn):
     space = "nasbench201"
     draws = 8
