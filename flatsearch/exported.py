@@ -18,9 +18,12 @@ from flatsearch.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
 __all__ = ["load_exported"]
+
+# Of `conv2d`, and its first three of `linear`; exporters give any of them by position or by name.
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 def load_exported(path: Path) -> nn.Module:
@@ -73,15 +76,16 @@ def _restore_modules(module: GraphModule) -> None:
             continue
         if node.target not in {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}:
             continue
-        operands: list[Any] = [*node.args, *[None] * (3 - len(node.args))]
-        source, weight, bias, *rest = operands
+        given = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+        source, weight = given.pop("input"), given.pop("weight")
+        bias = given.pop("bias", None)
         name = str(weight.target).removesuffix(".weight")
         tensors = {w.target for w in (weight, bias) if w is not None}
         if f"{name}.weight" != weight.target or not tensors <= parameters.keys():
             continue
         if any(uses[str(target)] > 1 for target in tensors):
             continue
-        layer = _layer(parameters[weight.target], bias and parameters[bias.target], node, rest)
+        layer = _layer(parameters[weight.target], bias and parameters[bias.target], given)
         module.set_submodule(name, layer)
         with module.graph.inserting_before(node):
             call = module.graph.call_module(name, (source,))
@@ -91,21 +95,18 @@ def _restore_modules(module: GraphModule) -> None:
     module.recompile()
 
 
-def _layer(weight: nn.Parameter, bias: nn.Parameter | None, node: Node, rest: list[Any]) -> Any:
+def _layer(weight: nn.Parameter, bias: nn.Parameter | None, options: dict[str, Any]) -> Any:
     """Return the module of one operation, with its parameters."""
     layer: nn.Module
     if weight.ndim == 2:
         layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     else:
-        names = ("stride", "padding", "dilation", "groups")
-        options = {**dict(zip(names, rest, strict=False)), **node.kwargs}
         options = {
             key: tuple(value) if isinstance(value, (list, tuple)) else value
             for key, value in options.items()
         }
-        groups = options.get("groups", 1)
         size = (weight.shape[2], weight.shape[3])
-        into, out = weight.shape[1] * groups, weight.shape[0]
+        into, out = weight.shape[1] * options.get("groups", 1), weight.shape[0]
         layer = nn.Conv2d(into, out, size, **options, device="meta")
     layer.weight = weight
     layer.register_parameter("bias", bias)

@@ -78,32 +78,42 @@ def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, full precision and gradients on; everything as it was afterwards."""
+def _full_precision() -> Iterator[None]:
+    """No TF32 and no bfloat16 in float32 products; the switches as they were afterwards."""
     backends: Any = torch.backends
-    attribute: str
-    exact: str | bool
     if hasattr(backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
-        attribute, exact = "fp32_precision", "ieee"
         switches = [
             backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv,
         ]  # fmt: skip
-    else:
-        attribute, exact = "allow_tf32", False
-        switches = [backends.cuda.matmul, backends.cudnn]
-    precisions = [getattr(switch, attribute) for switch in switches]
-    try:
-        for switch in switches:
-            setattr(switch, attribute, exact)
-        with (
-            eval_mode(model),
-            torch.inference_mode(False),
-            torch.autocast(device.type, enabled=False),
-        ):
+        before = [switch.fp32_precision for switch in switches]
+        try:
+            for switch in switches:
+                switch.fp32_precision = "ieee"
             yield
+        finally:
+            for switch, precision in zip(switches, before, strict=True):
+                switch.fp32_precision = precision
+        return
+    matmul, convolution = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        backends.cudnn.allow_tf32 = False
+        yield
     finally:
-        for switch, precision in zip(switches, precisions, strict=True):
-            setattr(switch, attribute, precision)
+        torch.set_float32_matmul_precision(matmul)
+        backends.cudnn.allow_tf32 = convolution
+
+
+@contextlib.contextmanager
+def measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode, full precision and gradients on; everything as it was afterwards."""
+    with (
+        _full_precision(),
+        eval_mode(model),
+        torch.inference_mode(False),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def copy_state(model: nn.Module, dtype: torch.dtype) -> State:
