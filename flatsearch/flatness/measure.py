@@ -106,6 +106,7 @@ def relative_flatness(
         raise ValueError(
             f"`layers` must be 'last', 'all', 'head', or layer names but got {layers!r}"
         )
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     device, dtype = _device_and_dtype(model, dtype)

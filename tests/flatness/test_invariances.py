@@ -153,6 +153,13 @@ def test_half_precision_models_are_measured_in_float32() -> None:
     assert next(model.parameters()).dtype == torch.bfloat16
 
 
+def test_wrapped_models_are_measured_as_they_are_inside() -> None:
+    model, data = PLAIN.make(), images()
+    expected = flatsearch.relative_flatness(model, data)
+    for wrapped in (torch.compile(model), nn.DataParallel(model)):
+        assert flatsearch.relative_flatness(wrapped, data) == expected
+
+
 def test_channels_last() -> None:
     model = next(case for case in CASES if case.name == "residual norm relu").make()
     expected = kappa(model)
