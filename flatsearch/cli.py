@@ -135,6 +135,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="where trained models are saved, or 'none' (default: %(default)s)",
     )  # fmt: skip
     _add_json(parser)
+    limits = parser.add_argument_group(
+        "limits", "a candidate over a limit is not trained, and does not count as a trial"
+    )
+    limits.add_argument("--max-params", type=_count, metavar="N", help="parameters, e.g. 200k")
+    limits.add_argument("--max-flops", type=_count, metavar="N", help="per image, e.g. 30M")
+    limits.add_argument(
+        "--max-latency", type=_milliseconds, metavar="TIME", help="of one image, e.g. 2ms"
+    )
     training = parser.add_argument_group("training and data")
     training.add_argument(
         "--batch-size", type=int, default=d.batch_size, help="(default: %(default)s)"
@@ -167,6 +175,50 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="of the training images (default: %(default)s)",
     )  # fmt: skip
     parser.set_defaults(call=_run)
+
+
+def _count(text: str) -> int:
+    """Return a count with an optional unit.
+
+    Args:
+        text: Digits, and k, M or G.
+
+    Returns:
+        The count.
+
+    Raises:
+        ArgumentTypeError: If the text is something else.
+
+    Example:
+        >>> _count("200k"), _count("1.5M"), _count("12")
+        (200000, 1500000, 12)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"must be a number such as 200k or 1.5M but is {text!r}")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
+
+
+def _milliseconds(text: str) -> float:
+    """Return a time in milliseconds.
+
+    Args:
+        text: Digits, and us, ms (also where nothing is given) or s.
+
+    Returns:
+        Milliseconds.
+
+    Raises:
+        ArgumentTypeError: If the text is something else.
+
+    Example:
+        >>> _milliseconds("2ms"), _milliseconds("500us"), _milliseconds("0.1s"), _milliseconds("3")
+        (2.0, 0.5, 100.0, 3.0)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s|)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"must be a time such as 2ms or 500us but is {text!r}")
+    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "": 1.0, "s": 1e3}[match[2]]
 
 
 def _add_spaces(parser: argparse.ArgumentParser) -> None:
@@ -310,6 +362,9 @@ def _run(options: argparse.Namespace) -> None:
         validation_fraction=options.validation_fraction,
         image_size=options.image_size,
         seed=options.seed,
+        max_parameters=options.max_params,
+        max_flops=options.max_flops,
+        max_latency=options.max_latency,
     )
     if options.trials is not None and options.trials < 1:
         raise UsageError(f"--trials must be at least 1 but got {options.trials}")

@@ -33,6 +33,7 @@ OBJECTIVES: dict[str, Direction] = {
     "flatness": "minimize",
     "parameters": "minimize",
     "flops": "minimize",
+    "latency": "minimize",
 }
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
 PRUNERS = ("none", "flatness", "median", "hyperband")
@@ -59,6 +60,9 @@ class RunSettings:
         validation_fraction: Share of the training data held out to score candidates.
         image_size: Height and width to resize to; None for the data's own.
         seed: Of splits, initialisation, batch order and sampler.
+        max_parameters: Candidates with more are not trained.
+        max_flops: The same, for one image.
+        max_latency: The same, milliseconds for one image where the search runs.
 
     Raises:
         SettingsError: If a value is out of range.
@@ -75,9 +79,13 @@ class RunSettings:
     validation_fraction: float = 0.2
     image_size: int | None = None
     seed: int = 0
+    max_parameters: int | None = None
+    max_flops: int | None = None
+    max_latency: float | None = None
 
     def __post_init__(self) -> None:
         self._check_names()
+        self._check_counts()
         self._check_numbers()
 
     def _check_names(self) -> None:
@@ -95,7 +103,7 @@ class RunSettings:
         if self.augment not in AUGMENTATIONS:
             raise SettingsError(unknown_name("augmentation", str(self.augment), AUGMENTATIONS))
 
-    def _check_numbers(self) -> None:
+    def _check_counts(self) -> None:
         counts = {"epochs": 1, "batch_size": 2, "probe_size": 1, "seed": 0, "image_size": 4}
         for name, least in counts.items():
             value = getattr(self, name)
@@ -107,6 +115,11 @@ class RunSettings:
                 raise SettingsError(f"`{name}` must be at least {least} but got {value}")
         if self.seed >= 2**32:
             raise SettingsError(f"`seed` must be below 2^32 but got {self.seed}")
+
+    def _check_numbers(self) -> None:
+        for name, limit in self.limits.items():
+            if not isinstance(limit, (int, float)) or not (math.isfinite(limit) and limit > 0):
+                raise SettingsError(f"`max_{name}` must be a positive number but got {limit!r}")
         for name in ("lr", "weight_decay", "momentum", "validation_fraction"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -120,6 +133,13 @@ class RunSettings:
                 raise SettingsError(
                     f"`{name}` must be between 0 and 1 but got {getattr(self, name)}"
                 )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Limits on a candidate's cost, by the names of the objectives."""
+        names = ("parameters", "flops", "latency")
+        limits = {name: getattr(self, f"max_{name}") for name in names}
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
     @property
     def directions(self) -> list[Direction]:

@@ -13,6 +13,7 @@ import torch
 
 from flatsearch import record
 from flatsearch.config import Direction, RunSettings
+from flatsearch.cost import excess, measure_cost, over_limit
 from flatsearch.data import DataSource, ImageData, load_data
 from flatsearch.errors import (
     DivergedError,
@@ -23,7 +24,6 @@ from flatsearch.errors import (
 )
 from flatsearch.export import ModelCard, save_model
 from flatsearch.flatness import relative_flatness
-from flatsearch.models import count_flops, count_parameters
 from flatsearch.pruning import report, should_prune
 from flatsearch.registry import load_space
 from flatsearch.space import Architecture, SearchSpace, build_model, suggest_checked
@@ -75,7 +75,8 @@ class FlatnessObjective:
     Args:
         space: A search space, or its name.
         data: The images: loaded, or anything `flatsearch.load_data` takes.
-        objectives: Names of the values to return: "accuracy", "flatness", "parameters", "flops".
+        objectives: Names of the values to return: "accuracy", "flatness", "parameters", "flops",
+            "latency".
         epochs: Epochs per candidate.
         settings: Every other setting; `objectives` and `epochs` override its own.
         device: Where to train; see `resolve_device`.
@@ -152,7 +153,7 @@ class FlatnessObjective:
             The objective values, in the order of `metric_names`.
 
         Raises:
-            TrialPruned: If the pruner says so, or training diverges.
+            TrialPruned: If the pruner says so, training diverges, or the candidate is over a limit.
         """
         seed = self._trial_seed(trial.number)
         cuda = [self.device] if self.device.type == "cuda" else []
@@ -202,13 +203,19 @@ class FlatnessObjective:
     def _run(self, trial: optuna.Trial, seed: int) -> dict[str, float | int]:
         architecture = self.space.suggest(trial)
         record.write_architecture(trial, architecture)
-        model = self._build(architecture)
-        size = {
-            "parameters": count_parameters(model),
-            "flops": count_flops(model, self.data.in_channels, self.data.image_size),
-        }
+        model = self._build(architecture).to(self.device)
+        limits = self.settings.limits
+        size = measure_cost(
+            model,
+            self.data.in_channels,
+            self.data.image_size,
+            latency="latency" in {*limits, *self.metric_names},
+        )
         record.write_final(trial, size)
-        model.to(self.device)
+        record.write_limits(trial, excess(size, limits))
+        if reason := over_limit(size, limits):
+            record.write_failure(trial, reason)
+            raise optuna.TrialPruned(reason)
         metrics: dict[str, float] = {}
         for epoch in train(model, self.data, self.settings, seed=seed):
             flatness = relative_flatness(model, self._probe)

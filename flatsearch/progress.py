@@ -104,7 +104,7 @@ class Progress:
         """Show a trial's end."""
         self._see(trial)
         if self._bar is not None and self._task is not None:
-            step = 1 if trial.state in record.FINISHED else 0
+            step = 1 if record.is_finished(trial) else 0
             self._bar.update(self._task, advance=step, best=self._best_text())
             if trial.state == TrialState.FAIL:
                 self._print(self._line(trial))

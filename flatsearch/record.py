@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FINISHED",
     "TrialRecord",
+    "is_finished",
     "read_settings",
     "read_step",
     "read_steps",
@@ -34,6 +35,7 @@ __all__ = [
     "write_artifact",
     "write_failure",
     "write_final",
+    "write_limits",
     "write_settings",
     "write_step",
 ]
@@ -45,6 +47,7 @@ _SETTINGS = "flatsearch:settings"
 _ARCHITECTURE = "architecture"
 _ARTIFACT = "flatsearch:model"
 _FAILURE = "failure"
+_LIMIT = "flatsearch:max_"
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,21 @@ def write_final(trial: optuna.Trial, metrics: Mapping[str, float | int]) -> None
 def write_failure(trial: optuna.Trial, reason: str) -> None:
     """Store in one line why a trial does not complete."""
     trial.set_user_attr(_FAILURE, reason)
+
+
+def write_limits(trial: optuna.Trial, excess: Mapping[str, float]) -> None:
+    """Store how far a candidate is over each limit, as a fraction of it, as Optuna's constraints.
+
+    Samplers learn from them where the limits are, and the best trials are those that keep them.
+    """
+    for name, value in excess.items():
+        trial.set_constraint(f"{_LIMIT}{name}", value)
+
+
+def is_finished(trial: optuna.trial.FrozenTrial) -> bool:
+    """Return whether a trial counts towards the budget: it was trained, to the end or not."""
+    over = any(v > 0 for key, v in trial.constraints.items() if key.startswith(_LIMIT))
+    return trial.state in FINISHED and not over
 
 
 def write_artifact(trial: optuna.Trial, identifier: str) -> None:

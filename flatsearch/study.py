@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,8 @@ _HEARTBEAT_SECONDS = 60
 _GRACE_SECONDS = 300
 # This many failed trials in a row mean that something is wrong with more than a candidate.
 _MAX_FAILURES = 3
+# Candidates over a limit in a row after which none is expected to keep it.
+_MAX_REFUSED = 200
 
 
 class Interrupted(KeyboardInterrupt):
@@ -253,8 +256,9 @@ def load_study(name: str | None, storage: optuna.storages.BaseStorage) -> optuna
 
 
 def finished_count(study: optuna.Study) -> int:
-    """Return how many trials are complete or pruned."""
-    return len(study.get_trials(deepcopy=False, states=record.FINISHED))
+    """Return how many trials have used up a part of the budget: were trained, pruned or not."""
+    trials = study.get_trials(deepcopy=False, states=record.FINISHED)
+    return sum(record.is_finished(trial) for trial in trials)
 
 
 @contextlib.contextmanager
@@ -303,6 +307,28 @@ def _signals() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]
         raise Interrupted(received[0])
 
 
+@dataclass
+class _Tally:
+    """How a run is going: trials that count, and in a row those that fail or are over a limit."""
+
+    wanted: int
+    finished: int = 0
+    failures: int = 0
+    refused: int = 0
+
+    def count(self, trial: optuna.trial.FrozenTrial) -> None:
+        if record.is_finished(trial):
+            self.finished, self.failures, self.refused = self.finished + 1, 0, 0
+        elif trial.state in record.FINISHED:
+            self.refused += 1
+        elif trial.state == TrialState.FAIL:
+            self.failures += 1
+
+    @property
+    def stuck(self) -> bool:
+        return self.failures >= _MAX_FAILURES or self.refused >= _MAX_REFUSED
+
+
 def run_study(
     study: optuna.Study,
     objective: FlatnessObjective,
@@ -316,25 +342,22 @@ def run_study(
     Args:
         study: From `open_study`.
         objective: The objective.
-        n_trials: New finished (complete or pruned) trials; failed ones do not count.
+        n_trials: New finished (complete or pruned) trials; failed ones and candidates over a
+            limit do not count.
         timeout: Seconds after which no new trial is started.
         on_trial: Called with (study, trial) after every trial.
 
     Raises:
         Interrupted: On SIGINT or SIGTERM; the running trial is marked as failed.
-        FlatsearchError: If trials fail several times in a row.
+        FlatsearchError: If trials fail several times in a row, or no candidate keeps the limits.
     """
-    finished, failures = 0, 0
+    tally = _Tally(n_trials)
 
     def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        nonlocal finished, failures
-        if trial.state in record.FINISHED:
-            finished, failures = finished + 1, 0
-        elif trial.state == TrialState.FAIL:
-            failures += 1
+        tally.count(trial)
         if on_trial is not None:
             on_trial(study, trial)
-        if finished >= n_trials or failures >= _MAX_FAILURES:
+        if tally.finished >= tally.wanted or tally.stuck:
             study.stop()
 
     error: list[str] = []
@@ -358,5 +381,13 @@ def run_study(
                     raise
 
         study.optimize(guarded, timeout=timeout, callbacks=[after], catch=(Exception,))
-    if failures >= _MAX_FAILURES:
-        raise FlatsearchError(f"{failures} trials failed in a row; the last one with {error[-1]}")
+    if tally.refused >= _MAX_REFUSED:
+        limits = ", ".join(f"{k} {v:g}" for k, v in objective.settings.limits.items())
+        raise FlatsearchError(
+            f"{tally.refused} candidates in a row are over the limits ({limits}); raise them, or"
+            " take a space with smaller networks"
+        )
+    if tally.failures >= _MAX_FAILURES:
+        raise FlatsearchError(
+            f"{tally.failures} trials failed in a row; the last one with {error[-1]}"
+        )

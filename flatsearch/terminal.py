@@ -45,6 +45,8 @@ def value(name: str, x: float) -> str:
     """
     if name == "accuracy":
         return f"{x:.4f}"
+    if name == "latency":
+        return f"{x:.3g} ms"
     return number(x) if name in {"parameters", "flops"} else f"{x:.3g}"
 
 

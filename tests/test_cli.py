@@ -138,6 +138,26 @@ def test_an_image_folder(capsys: pytest.CaptureFixture[str], empty_folder: Path)
     assert "Pareto front" in out
 
 
+def test_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ["--objectives", "accuracy,latency", "--max-params", "0.1k", "--max-latency", "1s"]
+    assert run(*limits, "--trials", "3", "--json") == 0
+    ran = json.loads(capsys.readouterr().out)
+    # a width of w, 2 to 8, has 20 w + 10 parameters
+    assert ran["counts"]["COMPLETE"] == 3
+    assert all(trial["values"]["latency"] > 0 for trial in ran["trials"] if trial["values"])
+    study = optuna.load_study(study_name="MySpace-digits", storage="sqlite:///flatsearch.db")
+    over = [t for t in study.trials if t.user_attrs["parameters"] > 100]
+    assert over  # the seed's draws
+    for trial in study.trials:
+        assert (trial.state.name == "PRUNED") == (trial in over)
+        assert ("flatsearch:step:0" in trial.user_attrs) == (trial not in over)
+    assert "over the limit: " in over[0].user_attrs["failure"]
+    assert run("--objectives", "accuracy,latency") == 2  # other limits: another study
+    assert "max_parameters=100" in capsys.readouterr().err
+    assert run("--study", "none", "--max-params", "10") == 1
+    assert "200 candidates in a row are over the limits (parameters 10)" in capsys.readouterr().err
+
+
 def test_spaces(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("spaces") == 0
     assert "resnet_small" in capsys.readouterr().out
@@ -284,6 +304,8 @@ WRONG = {
     "no storage": (["report"], "'sqlite:///flatsearch.db' does not exist"),
     "unknown model": (["measure", "torchvision:resnet19", "--data", "digits"], "'resnet18'"),
     "no model file": (["measure", "nothing.pt", "--data", "digits"], "does not exist"),
+    "no count": (["run", "--space", "resnet_small", "--max-params", "many"], "such as 200k"),
+    "no time": (["run", "--space", "resnet_small", "--max-latency", "2 days"], "such as 2ms"),
     "measure no batch": (
         ["measure", "torchvision:resnet18", "--data", "digits", "--batch-size", "0"],
         "--batch-size must be at least 1",

@@ -32,6 +32,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image_size": 3}, "`image_size` must be at least 4 but got 3"),
     ({"image_size": 0}, "`image_size` must be at least 4 but got 0"),
     ({"seed": -1}, "`seed` must be at least 0 but got -1"),
+    ({"max_parameters": 0}, "`max_parameters` must be a positive number but got 0"),
+    ({"max_flops": -1}, "`max_flops` must be a positive number but got -1"),
+    ({"max_latency": float("nan")}, "`max_latency` must be a positive number but got nan"),
 ]
 ACCEPTED: list[dict[str, Any]] = [
     {"epochs": 1, "batch_size": 2, "probe_size": 1, "seed": 0, "image_size": 4},
