@@ -480,6 +480,7 @@ def _spaces(options: argparse.Namespace) -> None:
 
     from flatsearch.registry import load_space, space_names
     from flatsearch.spacecard import describe_space
+    from flatsearch.terminal import in_words
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
 
@@ -499,6 +500,9 @@ def _spaces(options: argparse.Namespace) -> None:
     for parameter, text in card["parameters"].items():
         print(f"  {parameter:16s} {text}")
     sample, low, high = (card[key] for key in ("samples", "smallest", "largest"))
+    count = card["architectures"]
+    print(f"\narchitectures: {'too many to count' if count is None else f'{count:,}'}")
+    print(f"example: {in_words(card['example'])}")
     print(f"\nof {sample} random architectures (32x32, 3 channels, 10 classes):")
     for what, entry in (("smallest", low), ("largest", high)):
         print(f"  {what:9s} {entry['parameters']:,} parameters, {entry['flops']:,} FLOPs")

@@ -11,11 +11,14 @@ from flatsearch.models import count_flops, count_parameters
 from flatsearch.space import SearchSpace, build_model
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna.distributions import BaseDistribution
 
-__all__ = ["describe_space"]
+__all__ = ["count_architectures", "describe_space"]
 
 _SAMPLES = 100
+_MOST_COUNTED = 50_000
 
 
 def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any]:
@@ -26,9 +29,10 @@ def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any
         samples: Random architectures to draw.
 
     Returns:
-        "parameters" (text by name), "samples", and "smallest" and "largest" network of the
-        sample with their "parameters", "flops" and "architecture", for 3x32x32 images and 10
-        classes.
+        "parameters" (text by name), "architectures" (their number, None if there are more than
+        can be counted), "samples", "example" (one of them), and "smallest" and "largest" network of
+        the sample with their "parameters", "flops" and "architecture", for 3x32x32 images and
+        10 classes.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     parameters: dict[str, str] = {}
@@ -52,10 +56,84 @@ def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any
     )
     return {
         "parameters": dict(sorted(parameters.items())),
+        "architectures": count_architectures(space),
         "samples": samples,
+        "example": dict(min(drawn, key=lambda architecture: architecture.key).values),
         "smallest": low,
         "largest": high,
     }
+
+
+class _PathTrial(optuna.trial.FixedTrial):
+    """A trial that takes a given choice of each parameter in turn, then the first of the others.
+
+    Attributes:
+        path: The number of the choice of every parameter that was asked for.
+        counts: How many choices each of them has; None for a continuous one.
+    """
+
+    def __init__(self, path: Sequence[int]) -> None:
+        super().__init__({})
+        self._wanted = list(path)
+        self.path: list[int] = []
+        self.counts: list[int | None] = []
+        self._given: dict[str, Any] = {}
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if name in self._given:
+            return self._given[name]
+        taken = len(self.path)
+        choice = self._wanted[taken] if taken < len(self._wanted) else 0
+        self.path.append(choice)
+        if isinstance(distribution, CategoricalDistribution):
+            self.counts.append(len(distribution.choices))
+            value: Any = distribution.choices[choice]
+        elif isinstance(distribution, (IntDistribution, FloatDistribution)):
+            value = self._on_grid(distribution, choice)
+        else:
+            raise TypeError(f"unknown distribution {distribution!r}")
+        self._given[name] = value
+        return value
+
+    def _on_grid(self, distribution: IntDistribution | FloatDistribution, choice: int) -> Any:
+        low, high, step = distribution.low, distribution.high, distribution.step
+        if step is None:
+            self.counts.append(1 if low == high else None)
+            return low
+        self.counts.append(round((high - low) / step) + 1)
+        return low + choice * step
+
+
+def count_architectures(space: SearchSpace, most: int = _MOST_COUNTED) -> int | None:
+    """Count a space's different architectures by trying every parameter setting.
+
+    Args:
+        space: The search space.
+        most: Parameter settings to try.
+
+    Returns:
+        The number; None if there are more settings, or infinitely many.
+
+    Example:
+        >>> from flatsearch.registry import load_space
+        >>> count_architectures(load_space("nasbench201"))
+        15625
+    """
+    found = set()
+    path: list[int] = []
+    for _ in range(most):
+        trial = _PathTrial(path)
+        found.add(space.suggest(trial))
+        if None in trial.counts:
+            return None
+        # The next setting: the last parameter that has another choice takes it.
+        path = list(trial.path)
+        while path and path[-1] + 1 >= (trial.counts[len(path) - 1] or 0):
+            path.pop()
+        if not path:
+            return len(found)
+        path[-1] += 1
+    return None
 
 
 def _size(entry: tuple[int, str, object, object]) -> tuple[int, str]:

@@ -10,14 +10,15 @@ from rich.bar import Bar
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
     from flatsearch.flatness import FlatnessResult
+    from flatsearch.space import Value
     from flatsearch.summary import ProxyWorth, StudySummary
 
-__all__ = ["number", "print_flatness", "print_summary", "value"]
+__all__ = ["in_words", "number", "print_flatness", "print_summary", "value"]
 
 _MOST_ROWS = 10
 _BAR_WIDTH = 24
@@ -116,9 +117,19 @@ def _describe(summary: StudySummary, trial: int) -> str:
         return ", ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items()
         )
+    return in_words(architecture.values)
+
+
+def in_words(values: Mapping[str, Value]) -> str:
+    """Return an architecture's values on one line.
+
+    Example:
+        >>> in_words({"kernel": 3, "widths": (8, 16)})
+        'kernel=3 widths=8-16'
+    """
     return " ".join(
-        f"{key}={'-'.join(map(str, item)) if isinstance(item, tuple) else item}"
-        for key, item in architecture.values.items()
+        f"{key}={'-'.join(map(str, item)) if isinstance(item, (list, tuple)) else item}"
+        for key, item in values.items()
     )
 
 

@@ -165,9 +165,12 @@ def test_spaces(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "stem_width" in out
     assert "8 to 32, step 8" in out
+    assert "architectures: " in out
+    assert "example: activation=" in out
     assert call("spaces", "./my_space.py:MySpace", "--json") == 0
     card = json.loads(capsys.readouterr().out)
     assert card["parameters"] == {"width": "2 to 8"}
+    assert card["architectures"] == 7
     assert card["smallest"]["parameters"] == 2 * 28 + 2 * 10 + 10
 
 
