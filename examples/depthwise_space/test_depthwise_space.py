@@ -1,0 +1,9 @@
+"""What flatsearch expects of every space."""
+
+from flatsearch.testing import SearchSpaceContract
+
+
+class TestDepthwiseSpace(SearchSpaceContract):
+    """Seven tests, by the name that the package registers."""
+
+    space = "depthwise"
