@@ -64,17 +64,7 @@ class ConvNeXtSmall:
         num_classes: int = 10,
         image_size: int = 32,
     ) -> ConvNeXt:
-        """Return a freshly initialised network.
-
-        Args:
-            architecture: From `suggest`.
-            in_channels: Channels of the images.
-            num_classes: Length of the logits.
-            image_size: Height and width of the images; patches and strides follow it.
-
-        Returns:
-            The model.
-        """
+        """Return a freshly initialised network, as `SearchSpace.build` asks for."""
         widths = architecture["widths"]
         following = [*widths[1:], None]
         stages = [

@@ -77,17 +77,7 @@ class MobileNetSmall:
         num_classes: int = 10,
         image_size: int = 32,
     ) -> GapCnn:
-        """Return a freshly initialised network.
-
-        Args:
-            architecture: From `suggest`.
-            in_channels: Channels of the images.
-            num_classes: Length of the logits.
-            image_size: Height and width of the images; the strides follow it.
-
-        Returns:
-            The model.
-        """
+        """Return a freshly initialised network, as `SearchSpace.build` asks for."""
         hardswish = architecture["activation"] == "hardswish"
         activation = _ACTIVATIONS[architecture["activation"]]
         size, inputs = image_size, in_channels

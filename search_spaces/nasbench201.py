@@ -176,17 +176,7 @@ class NasBench201:
         num_classes: int = 10,
         image_size: int = 32,
     ) -> GapCnn:
-        """Return a freshly initialised network.
-
-        Args:
-            architecture: From `suggest`.
-            in_channels: Channels of the images.
-            num_classes: Length of the logits.
-            image_size: Height and width of the images.
-
-        Returns:
-            The model.
-        """
+        """Return a freshly initialised network, as `SearchSpace.build` asks for."""
         operations = parse_cell(architecture["cell"])
         stride = 1 if image_size <= _LARGEST_MAP else 2
         layers: list[nn.Module] = [

@@ -81,17 +81,7 @@ class PlainCnn:
         num_classes: int = 10,
         image_size: int = 32,
     ) -> GapCnn:
-        """Return a freshly initialised network.
-
-        Args:
-            architecture: From `suggest`.
-            in_channels: Channels of the images.
-            num_classes: Length of the logits.
-            image_size: Height and width of the images; the strides follow it.
-
-        Returns:
-            The model.
-        """
+        """Return a freshly initialised network, as `SearchSpace.build` asks for."""
         widths, kernel = architecture["widths"], architecture["kernel"]
         activation = _ACTIVATIONS[architecture["activation"]]
         size, layers, inputs = image_size, list[nn.Module](), in_channels

@@ -72,17 +72,7 @@ class RegNetSmall:
         num_classes: int = 10,
         image_size: int = 32,
     ) -> RegNet:
-        """Return a freshly initialised network.
-
-        Args:
-            architecture: From `suggest`.
-            in_channels: Channels of the images.
-            num_classes: Length of the logits.
-            image_size: Height and width of the images; the stem follows it.
-
-        Returns:
-            The model.
-        """
+        """Return a freshly initialised network, as `SearchSpace.build` asks for."""
         stages = len(architecture["widths"])
         params = BlockParams(
             depths=list(architecture["depths"]),

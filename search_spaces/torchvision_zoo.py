@@ -72,17 +72,7 @@ class TorchvisionZoo:
         num_classes: int = 10,
         image_size: int = 32,
     ) -> nn.Module:
-        """Return a freshly initialised network.
-
-        Args:
-            architecture: From `suggest`.
-            in_channels: Channels of the images.
-            num_classes: Length of the logits.
-            image_size: Height and width of the images.
-
-        Returns:
-            The model.
-        """
+        """Return a freshly initialised network, as `SearchSpace.build` asks for."""
         options: dict[str, Any] = {k: v for k, v in architecture.values.items() if k != "network"}
         model = _BUILDERS[architecture["network"]](num_classes=num_classes, **options)
         replace_stem(model, in_channels)
