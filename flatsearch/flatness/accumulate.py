@@ -154,7 +154,9 @@ class Accumulator:
         added = x.new_zeros(len(x), channels)
         if second is not None:
             # r_c sum_p f''_c(p) |Z(:, p)|^2, the diagonal blocks' second-order traces
-            residual = logits.softmax(1) - F.one_hot(y, classes)
+            # p - onehot(y), with p_y - 1 as a sum, which does not cancel
+            wrong = logits.softmax(1).scatter(1, y[:, None], 0.0)
+            residual = wrong.scatter(1, y[:, None], -wrong.sum(1, keepdim=True))
             residual = residual if V is None else residual @ V
             added = residual * (second * _patch_norms(x, layer, second)).sum((2, 3))
         samples.trace_second.append(added.sum(1))

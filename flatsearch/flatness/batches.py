@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ def iterate(
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield checked batches on the device in the measure's precision.
 
     Args:

@@ -176,6 +176,12 @@ def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node._input_metadata[0].shape)
 
 
+def _is_complex(node: Any) -> bool:
+    if node.name() == _ACCUMULATE:
+        return bool(node.variable.is_complex())
+    return bool(node._input_metadata[0].dtype.is_complex)
+
+
 def _inputs(node: Any) -> list[Any]:
     return [previous for previous, _ in node.next_functions if previous is not None]
 
@@ -285,6 +291,8 @@ def _keeps_samples(node: Any, reach: _Reach, n: int) -> bool:
     if name == "TransposeBackward0":
         saved = (node._saved_dim0, node._saved_dim1)
         return 0 not in _dimensions(saved, len(shape))
+    if name in _NORMALISING and any(reach[n] for n, _ in node.next_functions[1:]):
+        return False  # a gain computed from the samples
     if name == "NativeLayerNormBackward0":
         return len(node._saved_normalized_shape) < len(shape)
     if name in _RESHAPING or name in {"BmmBackward0", "NativeGroupNormBackward0"}:
@@ -334,12 +342,13 @@ def examine(logits: Tensor, features: Tensor, taps: Mapping[str, GradientEdge]) 
         for previous in _inputs(node):
             together |= combined[previous]
         if into:
-            bent = _curved(node, reach)
+            unusual = any(map(_is_complex, [node, *reach.operands(node)]))
+            bent = into if unusual else _curved(node, reach)
             curved |= bent
             if node in tail:
                 # A curved operation that is not entrywise couples positions by itself.
                 coupling |= bent & together if node.name() in _POINTWISE else bent
-                if node.name() in _ONCE:
+                if node.name() in _ONCE or unusual:
                     coupling |= into
                 if not _keeps_channels(node, reach, lead):
                     mixing |= into
@@ -353,7 +362,9 @@ def examine(logits: Tensor, features: Tensor, taps: Mapping[str, GradientEdge]) 
     def without(mask: int) -> frozenset[str]:
         return frozenset(name for name, bit in names.items() if not mask & bit)
 
-    channelwise = without(mixing) if plain else frozenset[str]()
+    # A convolution that the logits of this batch do not depend on is nobody's channel.
+    absent = ~reach[logits.grad_fn]
+    channelwise = without(mixing | absent) if plain else frozenset[str]()
     pointwise = channelwise & without(coupling)
     return Proof(samplewise or n == 1, without(curved), channelwise, pointwise)
 

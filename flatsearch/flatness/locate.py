@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -22,6 +23,7 @@ from flatsearch.flatness.passes import (
     disagree,
     forward,
 )
+from flatsearch.flatness.passes import call as run_alone
 from flatsearch.flatness.plain import prove_linear, prove_plain
 from flatsearch.flatness.probe import Call, Probe
 
@@ -193,6 +195,11 @@ def locate(model: nn.Module, state: State, x: Tensor, layers: str | Sequence[str
     logits, graph = _memory(model, frozen, x, found, name)
     if bool(disagree(logits, probe.logits.detach())):
         raise UnsupportedModelError("the model gives different logits for the same images")
+    alone = torch.cat([run_alone(model, frozen, image[None]) for image in x])
+    if bool(disagree(alone.detach(), logits)):
+        raise UnsupportedModelError(
+            "the model mixes samples: the logits of one depend on others of its batch"
+        )
     # At any moment some of the largest maps are alive beside what the graph keeps.
     largest = max((call.input.nbytes + call.output.nbytes for call in probe.convs), default=0)
     return Located(

@@ -25,7 +25,7 @@ from flatsearch.flatness.passes import State, copy_state, forward, measuring
 from flatsearch.flatness.result import FlatnessResult, LayerFlatness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["FlatnessResult", "LayerFlatness", "relative_flatness"]
 
@@ -113,10 +113,8 @@ def relative_flatness(
     batches = as_batches(data, twice=normalize is not None)
     with measuring(model, device):
         state = copy_state(model, dtype)
-        source = iterate(batches, device, dtype, batch_size or MOST_SAMPLES)
-        first = next(source, None)
-        if first is None:
-            raise ValueError("`data` has no samples")
+        source = iterate(batches, device, dtype, MOST_SAMPLES)
+        first = _first_samples(source)
         found = locate(model, state, first[0], layers)
         budget = memory_budget(device) // 2
         weights = sum(value.nbytes for value in state.values())
@@ -124,10 +122,14 @@ def relative_flatness(
             budget, found.graph_bytes, found.map_bytes, weights, device
         )
         scales: dict[str, Tensor] = {}
+        chunks = _resume(first, source, size)
         if normalize == "input":
+            # One pass after the other: some loaders have only one iterator.
+            source.close()
             scales = _input_scales(model, state, found, iterate(batches, device, dtype, size))
+            chunks = iterate(batches, device, dtype, size)
         measured = Accumulator(model, state, found, scales, budget)
-        for x, y in _resume(first, source, size):
+        for x, y in chunks:
             measured.add(x, y)
     return measured.result(normalize)
 
@@ -138,6 +140,8 @@ def _device_and_dtype(
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise UnsupportedModelError("the model has no parameters")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError("TorchScript models cannot be measured; torch.export's can")
     devices = sorted({str(p.device) for p in model.parameters()})
     if len(devices) > 1:
         raise UnsupportedModelError(f"the model is spread over several devices: {devices}")
@@ -146,6 +150,20 @@ def _device_and_dtype(
     if dtype not in {torch.float32, torch.float64}:
         raise ValueError(f"`dtype` must be torch.float32 or torch.float64 but got {dtype}")
     return parameter.device, dtype
+
+
+def _first_samples(source: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the first batch, of two samples where there are two: one alone cannot be mixed up."""
+    first = next(source, None)
+    if first is None:
+        raise ValueError("`data` has no samples")
+    if len(first[0]) == 1:
+        second = next(source, None)
+        if second is not None and second[0].shape[1:] == first[0].shape[1:]:
+            first = torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+        elif second is not None:
+            raise ValueError(f"inputs have several shapes: {first[0].shape}, {second[0].shape}")
+    return first
 
 
 def _resume(

@@ -50,8 +50,9 @@ def prove_plain(
         if g.shape[2:] == geometry.output_size(*conv.input_value.shape[2:]):
             ours = _kernel_gradient(conv.input_value, g, geometry).view(weight.shape)
             proven = gradient is not None and not bool(disagree(ours, gradient))
-            # A gradient of zero proves nothing; then the recorded operations have to.
-            if proven and (bool(gradient.any()) or _used_once(probe.logits, conv, weight)):
+            # The numbers are those of two images, and of first derivatives; that nothing else is
+            # done with the kernel or its output the recorded operations have to prove.
+            if proven and _used_once(probe.logits, conv, weight):
                 continue
         raise UnsupportedModelError(
             f"layer {conv.name!r}: its kernel is not used as one plain convolution"
@@ -77,22 +78,47 @@ def _kernel_gradient(x: Tensor, g: Tensor, geometry: ConvGeometry) -> Tensor:
     return torch.stack(columns, -1)
 
 
-def _used_once(logits: Tensor, call: Call, weight: Tensor) -> bool:
-    """Return whether the only operation on a kernel is the convolution that was called."""
-    todo, seen, users = [logits.grad_fn], set(), []
+def _users(logits: Tensor) -> dict[Any, list[Any]]:
+    """Return the operations that take each operation's result."""
+    users: dict[Any, list[Any]] = {}
+    todo, seen = [logits.grad_fn], set()
     while todo:
         node: Any = todo.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         for previous, _ in node.next_functions:
-            if getattr(previous, "variable", None) is weight:
-                users.append(node)
-            todo.append(previous)
+            if previous is not None:
+                users.setdefault(previous, []).append(node)
+                todo.append(previous)
+    return users
+
+
+def _leaf(users: dict[Any, list[Any]], weight: Tensor) -> Any:
+    """Return where a parameter enters the graph."""
+    return next((n for n in users if getattr(n, "variable", None) is weight), None)
+
+
+def _used_once(logits: Tensor, call: Call, weight: Tensor) -> bool:
+    """Return whether the only operation on a kernel is the convolution that was called."""
+    users = _users(logits)
+    found = users.get(_leaf(users, weight), [])
+    node: Any = None if call.edge is None else call.edge.node
+    return found == [node] and node.name() == "ConvolutionBackward0"
+
+
+def _is_linear_of(logits: Tensor, weight: Tensor) -> bool:
+    """Return whether the logits are a matrix product with a kernel that nothing else uses."""
+    users = _users(logits)
+    node: Any = logits.grad_fn
+    while node is not None and node.name() in {"AliasBackward0", "CloneBackward0"}:
+        node = node.next_functions[0][0]
+    transposed = users.get(_leaf(users, weight), [])
     return (
-        call.edge is not None
-        and users == [call.edge.node]
-        and (users[0].name() == "ConvolutionBackward0")
+        node is not None
+        and node.name() in {"AddmmBackward0", "MmBackward0"}
+        and [n.name() for n in transposed] == ["TBackward0"]
+        and users[transposed[0]] == [node]
     )
 
 
@@ -112,7 +138,8 @@ def prove_linear(probe: Probe, name: str, features: Tensor, state: State) -> Non
     weight = state[f"{name}.weight"]
     (gradient,) = grad(probe.logits, weight, cotangent, retain_graph=True, allow_unused=True)
     ours = cotangent.T @ features.detach()
-    if gradient is None or bool(disagree(ours, gradient)):
+    plain = gradient is not None and not bool(disagree(ours, gradient))
+    if not (plain and _is_linear_of(probe.logits, weight)):
         raise UnsupportedModelError(
             f"layer {name!r}: its kernel is used elsewhere too, or changed before use"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -198,3 +199,22 @@ def test_loss_and_accuracy() -> None:
     logits = model(x)
     assert result.loss == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
     assert result.accuracy == pytest.approx(float((logits.argmax(1) == y).float().mean()))
+
+
+@pytest.mark.parametrize("margin", [5.0, 17.0, 30.0])
+def test_second_derivatives_of_confident_predictions(margin: float) -> None:
+    # kappa times e^margin does not depend on it: p - onehot(y) has to keep its digits
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)
+    )
+    x, y = torch.randn(1, 2, 6, 6), torch.tensor([0])
+
+    def scaled(margin: float, dtype: torch.dtype) -> float:
+        with torch.no_grad():
+            model[4].bias.zero_()
+            model[4].bias.copy_(torch.tensor([margin, 0.0, 0.0]) - model(x)[0])
+        result = flatsearch.relative_flatness(model, (x, y), dtype=dtype)
+        return result.relative_flatness * math.exp(margin)
+
+    assert scaled(margin, torch.float32) == pytest.approx(scaled(12.0, torch.float64), rel=2e-2)

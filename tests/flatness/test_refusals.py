@@ -136,7 +136,68 @@ class FunctionalHead(nn.Module):
         return F.linear(F.relu(self.conv(x)).mean((2, 3)), self.V)
 
 
+class Clipped(nn.Conv2d):
+    """Linear for small images only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-1e3, 1e3)
+
+
+class OnceMore(nn.Module):
+    """The kernel is used again, for images that are not among those looked at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x)) + F.relu(F.conv2d(F.relu(x - 50), self.conv.weight))
+
+
+class Penalised(nn.Module):
+    """No first derivative in its kernels shows the second term."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = conv(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = sum((w - w.detach()).square().sum() for w in (self.conv.weight, self.fc.weight))
+        return self.fc(self.conv(x).mean((2, 3))) + hidden * torch.eye(3)[0]
+
+
+class OwnStatistics(nn.Module):
+    """Batch statistics in front of the measured layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = conv(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(F.batch_norm(x, None, None, training=True)).mean((2, 3)))
+
+
+class GainFromSamples(nn.Module):
+    """As many samples as channels, at times."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = x.mean((2, 3))
+        gain = x.mean((1, 2, 3))
+        return F.layer_norm(g, (g.shape[1],), gain[: g.shape[1]].repeat(4)[: g.shape[1]])
+
+
 REFUSED = {
+    "layer '0': its kernel is not used as one plain convolution": lambda: nn.Sequential(
+        Clipped(2, 4, 3), *head()
+    ),
+    "layer '0.conv': its kernel is not used as one plain": lambda: nn.Sequential(
+        OnceMore(), *head()
+    ),
+    "layer 'conv': its kernel is not used as one plain": Penalised,
+    "the logits of one depend on others of its batch": OwnStatistics,
+    "the model mixes samples: the logits": lambda: nn.Sequential(
+        conv(), GainFromSamples(), nn.Linear(4, 3)
+    ),
     "mixes samples": lambda: nn.Sequential(conv(), nn.ReLU(), CrossSample(), *head()),
     "without running statistics": lambda: nn.Sequential(
         conv(), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), *head()
@@ -198,7 +259,6 @@ GENERAL = {
     ),
     "functional head": FunctionalHead,
     "mixing channels": lambda: nn.Sequential(conv(), nn.ReLU(), Weak(), *head()),
-    "mixing in some batches": lambda: nn.Sequential(conv(), Sometimes(), *head()),
     "dead stem": lambda: nn.Sequential(
         conv(), nn.Threshold(1e9, 0.0), nn.Conv2d(4, 4, 3), nn.ReLU(), *head()
     ),
@@ -208,13 +268,6 @@ GENERAL = {
 class Weak(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + 1e-4 * x.roll(1, dims=1)
-
-
-class Sometimes(nn.Module):
-    """Mixes channels, depending on the batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.roll(1, dims=1) + x if float(x.sum()) > 0 else x
 
 
 @pytest.mark.parametrize("layers", ["last", "all"])
@@ -539,3 +592,51 @@ def test_standard_error_of_several_layers_is_that_of_their_sum() -> None:
     result = flatsearch.relative_flatness(model, (x, y), **options)  # type: ignore[arg-type]
     assert result.standard_error == pytest.approx(float(sums.std() / 8**0.5), rel=1e-10)
     assert result.standard_error < sum(r.standard_error for r in result.layers.values())
+
+
+def test_the_heads_kernel_is_used_once() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UnsupportedModelError, match="'fc': its kernel is used elsewhere"):
+        flatsearch.relative_flatness(Penalised(), images(), layers="head")
+
+
+def test_batches_of_one_do_not_hide_mixed_samples() -> None:
+    torch.manual_seed(0)
+    for layers in ("last", "all"):
+        with pytest.raises(UnsupportedModelError, match="mixes samples"):
+            flatsearch.relative_flatness(OwnStatistics(), images(), layers=layers, batch_size=1)
+        x, y = images()
+        one_by_one = list(zip(x.split(1), y.split(1), strict=True))
+        with pytest.raises(UnsupportedModelError, match="mixes samples"):
+            flatsearch.relative_flatness(OwnStatistics(), one_by_one, layers=layers)
+
+
+def test_a_layer_that_some_batches_do_not_use() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = conv(), conv(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.a(x), self.b(x)
+            return self.fc((b + a if float(x.mean()) > 0 else a).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, (x, y) = Gated(), images(4)
+    x = x.abs()
+    result = flatsearch.relative_flatness(
+        model, [(x, y), (-x, y)], layers="all", dtype=torch.float64
+    )
+    expected = oracle.by_hessian(model, x, y, "b")[1] / 2
+    assert result.layers["b"].relative_flatness == pytest.approx(expected, rel=1e-9)
+
+
+def test_magnitudes_of_complex_numbers_are_curved() -> None:
+    class Magnitude(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.to(torch.complex128) + 0.5j).abs().mean((2, 3))
+
+    torch.manual_seed(0)
+    model, (x, _) = nn.Sequential(conv(), Magnitude(), nn.Linear(4, 3)).double(), images()
+    result = flatsearch.relative_flatness(model, (x.double(), torch.arange(6) % 3))
+    assert result.kind == "gauss-newton"

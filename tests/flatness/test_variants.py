@@ -287,3 +287,28 @@ def test_everything_is_left_as_it_was(layers: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_normalising_with_a_loader_that_has_one_iterator() -> None:
+    model, (x, y) = network(), images(8)
+
+    class Loader:
+        """As a DataLoader with persistent workers: every `iter` starts the same iterator anew."""
+
+        position = 0
+
+        def __iter__(self) -> Loader:
+            self.position = 0
+            return self
+
+        def __next__(self) -> tuple[Tensor, Tensor]:
+            if self.position >= 8:
+                raise StopIteration
+            part = slice(self.position, self.position + 2)
+            self.position += 2
+            return x[part].double(), y[part]
+
+    expected = flatsearch.relative_flatness(model, (x.double(), y), normalize="input")
+    result = flatsearch.relative_flatness(model, Loader(), normalize="input")  # type: ignore[arg-type]
+    assert result.n_samples == 8
+    assert result.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-12)
