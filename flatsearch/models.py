@@ -12,7 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["GapCnn", "count_flops", "count_parameters", "eval_mode", "replace_stem"]
+__all__ = [
+    "GapCnn",
+    "count_flops",
+    "count_parameters",
+    "eval_mode",
+    "he_initialise",
+    "replace_stem",
+]
 
 
 class GapCnn(nn.Module):
@@ -110,6 +117,23 @@ def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
     with eval_mode(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     return int(counter.get_total_flops())
+
+
+def he_initialise(features: nn.Module) -> nn.Module:
+    """He initialisation of the convolutions, for the forward pass of rectified networks.
+
+    Args:
+        features: Changed in place.
+
+    Returns:
+        The same module.
+    """
+    for module in features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return features
 
 
 def replace_stem(

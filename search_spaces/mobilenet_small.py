@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig
 from torchvision.ops import Conv2dNormActivation
 
-from flatsearch.models import GapCnn
+from flatsearch.models import GapCnn, he_initialise
 from flatsearch.space import Architecture
 
 if TYPE_CHECKING:
@@ -102,9 +102,4 @@ class MobileNetSmall:
                 size, inputs = (size + stride - 1) // stride, width
         head = architecture["head_width"]
         layers.append(Conv2dNormActivation(inputs, head, 1, activation_layer=activation))
-        for module in (features := nn.Sequential(*layers)).modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        return GapCnn(features, head, num_classes)
+        return GapCnn(he_initialise(nn.Sequential(*layers)), head, num_classes)

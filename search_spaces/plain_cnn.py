@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
-from flatsearch.models import GapCnn
+from flatsearch.models import GapCnn, he_initialise
 from flatsearch.space import Architecture, Value
 
 if TYPE_CHECKING:
@@ -102,7 +102,4 @@ class PlainCnn:
                     size //= 2
             layers.append(conv(width, stride))
             inputs = width
-        for module in (features := nn.Sequential(*layers)).modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        return GapCnn(features, widths[-1], num_classes)
+        return GapCnn(he_initialise(nn.Sequential(*layers)), widths[-1], num_classes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from flatsearch.models import GapCnn
+from flatsearch.models import GapCnn, he_initialise
 from flatsearch.space import Architecture, Value
 
 if TYPE_CHECKING:
@@ -138,12 +138,4 @@ class ResNetSmall:
                     )
                 )  # fmt: skip
                 size, inputs = (size + stride - 1) // stride, width
-        return GapCnn(_initialise(nn.Sequential(*layers)), widths[-1], num_classes)
-
-
-def _initialise(features: nn.Module) -> nn.Module:
-    """He initialisation of the convolutions, for the forward pass of rectified networks."""
-    for module in features.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return features
+        return GapCnn(he_initialise(nn.Sequential(*layers)), widths[-1], num_classes)

@@ -44,6 +44,7 @@ def prove_plain(
         probe.logits, edges, _cotangent(probe.logits), retain_graph=True, allow_unused=True
     )
     through, expected = gradients[: len(calls)], gradients[len(calls) :]
+    users = _users(probe.logits)
     for conv, geometry, g, gradient, weight in zip(
         calls, geometries, through, expected, weights, strict=True
     ):
@@ -52,7 +53,7 @@ def prove_plain(
             proven = gradient is not None and not bool(disagree(ours, gradient))
             # The numbers are those of two images, and of first derivatives; that nothing else is
             # done with the kernel or its output the recorded operations have to prove.
-            if proven and _used_once(probe.logits, conv, weight):
+            if proven and _used_once(users, conv, weight):
                 continue
         raise UnsupportedModelError(
             f"layer {conv.name!r}: its kernel is not used as one plain convolution"
@@ -94,15 +95,9 @@ def _users(logits: Tensor) -> dict[Any, list[Any]]:
     return users
 
 
-def _leaf(users: dict[Any, list[Any]], weight: Tensor) -> Any:
-    """Return where a parameter enters the graph."""
-    return next((n for n in users if getattr(n, "variable", None) is weight), None)
-
-
-def _used_once(logits: Tensor, call: Call, weight: Tensor) -> bool:
+def _used_once(users: dict[Any, list[Any]], call: Call, weight: Tensor) -> bool:
     """Return whether the only operation on a kernel is the convolution that was called."""
-    users = _users(logits)
-    found = users.get(_leaf(users, weight), [])
+    found = users.get(get_gradient_edge(weight).node, [])
     node: Any = None if call.edge is None else call.edge.node
     return found == [node] and node.name() == "ConvolutionBackward0"
 
@@ -113,7 +108,7 @@ def _is_linear_of(logits: Tensor, weight: Tensor) -> bool:
     node: Any = logits.grad_fn
     while node is not None and node.name() in {"AliasBackward0", "CloneBackward0"}:
         node = node.next_functions[0][0]
-    transposed = users.get(_leaf(users, weight), [])
+    transposed = users.get(get_gradient_edge(weight).node, [])
     return (
         node is not None
         and node.name() in {"AddmmBackward0", "MmBackward0"}
