@@ -15,6 +15,7 @@ from flatsearch.config import (
     DEFAULT_ARTIFACTS,
     DEFAULT_STORAGE,
     DEFAULT_TRIALS,
+    DUPLICATES,
     OBJECTIVES,
     PRUNERS,
     SAMPLERS,
@@ -141,7 +142,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--max-params", type=_count, metavar="N", help="parameters, e.g. 200k")
     limits.add_argument("--max-flops", type=_count, metavar="N", help="per image, e.g. 30M")
     limits.add_argument(
+        "--max-memory", type=_count, metavar="BYTES", help="of one image's activations, e.g. 2M"
+    )
+    limits.add_argument(
         "--max-latency", type=_milliseconds, metavar="TIME", help="of one image, e.g. 2ms"
+    )
+    limits.add_argument(
+        "--max-batch-latency", type=_milliseconds, metavar="TIME", help="of 64 images, e.g. 50ms"
     )
     training = parser.add_argument_group("training and data")
     training.add_argument(
@@ -162,6 +169,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--augment", default=d.augment, help=f"{', '.join(AUGMENTATIONS)} (default: %(default)s)"
     )
+    training.add_argument(
+        "--tune-recipe", action="store_true",
+        help="search learning rate, weight decay, batch size and augmentation too",
+    )  # fmt: skip
+    training.add_argument(
+        "--duplicates", default=d.duplicates,
+        help=f"{' or '.join(DUPLICATES)}: what becomes of a candidate that is the same network as"
+        " an earlier one; reuse takes its result over and does not count as a trial (default:"
+        " %(default)s)",
+    )  # fmt: skip
     training.add_argument(
         "--image-size", type=int, metavar="PIXELS",
         help="resize images (default: their own size, their median one if they differ; at most 64)",
@@ -362,9 +379,13 @@ def _run(options: argparse.Namespace) -> None:
         validation_fraction=options.validation_fraction,
         image_size=options.image_size,
         seed=options.seed,
+        tune_recipe=options.tune_recipe,
+        duplicates=options.duplicates,
         max_parameters=options.max_params,
         max_flops=options.max_flops,
+        max_memory=options.max_memory,
         max_latency=options.max_latency,
+        max_batch_latency=options.max_batch_latency,
     )
     if options.trials is not None and options.trials < 1:
         raise UsageError(f"--trials must be at least 1 but got {options.trials}")

@@ -11,9 +11,11 @@ from flatsearch.errors import SettingsError, unknown_name
 
 __all__ = [
     "AUGMENTATIONS",
+    "COSTS",
     "DEFAULT_ARTIFACTS",
     "DEFAULT_STORAGE",
     "DEFAULT_TRIALS",
+    "DUPLICATES",
     "OBJECTIVES",
     "PRUNERS",
     "SAMPLERS",
@@ -27,17 +29,18 @@ DEFAULT_ARTIFACTS = "flatsearch-artifacts"
 # A study is filled up to this many finished trials where no number is given.
 DEFAULT_TRIALS = 20
 
+# What a candidate costs, known before it is trained; what `flatsearch.cost` measures.
+COSTS = ("parameters", "flops", "memory", "latency", "batch_latency")
 # What can be optimised, and which way.
 OBJECTIVES: dict[str, Direction] = {
     "accuracy": "maximize",
     "flatness": "minimize",
-    "parameters": "minimize",
-    "flops": "minimize",
-    "latency": "minimize",
+    **dict.fromkeys(COSTS, "minimize"),
 }
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
 PRUNERS = ("none", "flatness", "median", "hyperband")
 AUGMENTATIONS = ("auto", "none", "crop", "crop+flip")
+DUPLICATES = ("reuse", "retrain")
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,15 @@ class RunSettings:
         validation_fraction: Share of the training data held out to score candidates.
         image_size: Height and width to resize to; None for the data's own.
         seed: Of splits, initialisation, batch order and sampler.
+        tune_recipe: Whether learning rate, weight decay, batch size and augmentation are
+            parameters of every trial too, in place of the settings of those names.
+        duplicates: What becomes of a candidate that is the same network as an earlier one:
+            "reuse" that one's result, or "retrain" it, with other random numbers.
         max_parameters: Candidates with more are not trained.
         max_flops: The same, for one image.
+        max_memory: The same, bytes of activations for one image; see `count_memory`.
         max_latency: The same, milliseconds for one image where the search runs.
+        max_batch_latency: The same, for a batch; see `measure_latency`.
 
     Raises:
         SettingsError: If a value is out of range.
@@ -79,9 +88,13 @@ class RunSettings:
     validation_fraction: float = 0.2
     image_size: int | None = None
     seed: int = 0
+    tune_recipe: bool = False
+    duplicates: str = "reuse"
     max_parameters: int | None = None
     max_flops: int | None = None
+    max_memory: int | None = None
     max_latency: float | None = None
+    max_batch_latency: float | None = None
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -102,6 +115,12 @@ class RunSettings:
             raise SettingsError(f"`objectives` has a name twice: {', '.join(self.objectives)}")
         if self.augment not in AUGMENTATIONS:
             raise SettingsError(unknown_name("augmentation", str(self.augment), AUGMENTATIONS))
+        if self.duplicates not in DUPLICATES:
+            raise SettingsError(
+                unknown_name("way with duplicates", str(self.duplicates), DUPLICATES)
+            )
+        if not isinstance(self.tune_recipe, bool):
+            raise SettingsError(f"`tune_recipe` must be True or False but got {self.tune_recipe!r}")
 
     def _check_counts(self) -> None:
         counts = {"epochs": 1, "batch_size": 2, "probe_size": 1, "seed": 0, "image_size": 4}
@@ -137,8 +156,7 @@ class RunSettings:
     @property
     def limits(self) -> dict[str, float]:
         """Limits on a candidate's cost, by the names of the objectives."""
-        names = ("parameters", "flops", "latency")
-        limits = {name: getattr(self, f"max_{name}") for name in names}
+        limits = {name: getattr(self, f"max_{name}") for name in COSTS}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     @property

@@ -1,25 +1,102 @@
-"""What a candidate costs, before it is trained: parameters, FLOPs, latency; and limits on them."""
+"""What a candidate costs, before it is trained, and limits on that."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from flatsearch.models import count_flops, count_parameters, eval_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import nn
 
-__all__ = ["excess", "measure_cost", "measure_latency", "over_limit"]
+__all__ = [
+    "LARGE_BATCH",
+    "count_memory",
+    "excess",
+    "measure_cost",
+    "measure_latency",
+    "over_limit",
+]
+
+# Images at a time for the objective "batch_latency".
+LARGE_BATCH = 64
 
 _WARM_UP = 5
 _RUNS = 25
-_UNITS = {"parameters": "", "flops": "", "latency": " ms"}
+_UNITS = {"memory": " bytes", "latency": " ms", "batch_latency": " ms"}
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the storages that operations return until they are freed.
+
+    Attributes:
+        peak: The most bytes that were alive at once.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._live = 0
+        # Views share a storage, and operations in place return one that is known.
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._follow(leaf.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self._live += size
+        self.peak = max(self.peak, self._live)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self._live -= size
+
+
+def count_memory(model: nn.Module, in_channels: int, image_size: int) -> int:
+    """Return the peak memory of the activations of one image's forward pass, in bytes.
+
+    The most bytes that the image and the results of operations take at one time in eval mode,
+    without gradients, each until nothing refers to it any more; what an operation needs
+    inside is not seen. Weights do not count. Independent of machine and device.
+
+    Args:
+        model: On any device; its mode is restored.
+        in_channels: Channels of the image.
+        image_size: Height and width.
+
+    Returns:
+        Bytes.
+
+    Example:
+        Input and output of a convolution, 4 bytes each for (1 + 3) maps of 2x2 pixels:
+
+        >>> count_memory(torch.nn.Conv2d(1, 3, 1), 1, 2)
+        64
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    image = torch.zeros(1, in_channels, image_size, image_size).to(parameter)
+    known = [*model.parameters(), *model.buffers(), image]
+    with eval_mode(model), torch.no_grad(), _LiveBytes(known) as live:
+        model(image)
+    return live.peak + image.untyped_storage().nbytes()
 
 
 def measure_latency(
@@ -62,7 +139,7 @@ def measure_latency(
 
 
 def measure_cost(
-    model: nn.Module, in_channels: int, image_size: int, *, latency: bool = False
+    model: nn.Module, in_channels: int, image_size: int, timed: Iterable[str] = ()
 ) -> dict[str, float | int]:
     """Return what a model costs, by the names of the objectives.
 
@@ -70,22 +147,24 @@ def measure_cost(
         model: The candidate, on its device.
         in_channels: Channels of the images.
         image_size: Height and width.
-        latency: Whether to time it.
+        timed: Which of "latency" and "batch_latency" to measure; other names are ignored.
 
     Returns:
-        "parameters", "flops" of one image and, if asked for, "latency" of one image in
-        milliseconds.
+        "parameters", and for one image "flops" and "memory" in bytes; where asked for "latency" of
+        one image and "batch_latency" of 64, in milliseconds.
 
     Example:
         >>> measure_cost(torch.nn.Conv2d(1, 1, 1), 1, 2)
-        {'parameters': 2, 'flops': 8}
+        {'parameters': 2, 'flops': 8, 'memory': 32}
     """
     cost: dict[str, float | int] = {
         "parameters": count_parameters(model),
         "flops": count_flops(model, in_channels, image_size),
+        "memory": count_memory(model, in_channels, image_size),
     }
-    if latency:
-        cost["latency"] = measure_latency(model, in_channels, image_size)
+    for name, batch_size in (("latency", 1), ("batch_latency", LARGE_BATCH)):
+        if name in timed:
+            cost[name] = measure_latency(model, in_channels, image_size, batch_size)
     return cost
 
 
@@ -124,5 +203,11 @@ def over_limit(cost: Mapping[str, float], limits: Mapping[str, float]) -> str:
     worst = max(over, key=over.__getitem__, default="")
     if not worst or over[worst] <= 0:
         return ""
-    unit = _UNITS[worst]
-    return f"over the limit: {cost[worst]:g}{unit} {worst}, at most {limits[worst]:g}{unit}"
+    unit = _UNITS.get(worst, "")
+    given, most = (f"{_exact(by_name[worst])}{unit}" for by_name in (cost, limits))
+    return f"over the limit: {given} {worst}, at most {most}"
+
+
+def _exact(x: float) -> str:
+    """Counts with every digit, times with a few."""
+    return str(x) if isinstance(x, int) else f"{x:.4g}"

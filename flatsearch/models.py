@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ __all__ = [
     "count_parameters",
     "eval_mode",
     "he_initialise",
+    "network_key",
     "replace_stem",
 ]
 
@@ -117,6 +121,51 @@ def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
     with eval_mode(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     return int(counter.get_total_flops())
+
+
+def network_key(model: nn.Module, in_channels: int, image_size: int) -> str | None:
+    """Return a hash that two models share if and only if they are the same network.
+
+    A function is told from another by what it does: the hash is of the modules' descriptions, the
+    parameters' names and shapes, and the logits of two random images under random parameters,
+    which no special initialisation (a branch that starts at zero) can hide behind. Weights do
+    not matter. Logits are rounded to three digits, so that machines agree but for rare ties.
+
+    Args:
+        model: On the CPU; its weights, buffers and mode are left alone.
+        in_channels: Channels of an image.
+        image_size: Height and width.
+
+    Returns:
+        Twelve hex digits; None if the logits are not finite and nothing can be said.
+
+    Example:
+        >>> a, b = (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()) for _ in range(2))
+        >>> c = nn.Sequential(nn.Conv2d(1, 2, 3), nn.SiLU())
+        >>> network_key(a, 1, 5) == network_key(b, 1, 5) != network_key(c, 1, 5)
+        True
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(parameter: Tensor) -> Tensor:
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() > 1:  # maps and gradients keep their size
+            return (noise * (2 * len(parameter) / parameter.numel()) ** 0.5).to(parameter.dtype)
+        return (1 + 0.2 * noise).to(parameter.dtype)
+
+    drawn = {name: draw(p) for name, p in model.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    images = torch.randn(2, in_channels, image_size, image_size, generator=generator)
+    with eval_mode(model), torch.no_grad():
+        logits = functional_call(model, {**drawn, **buffers}, (images,))
+    if not bool(logits.isfinite().all()):
+        return None
+    # Addresses of objects in a description are not part of the network.
+    described = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in drawn.items()]
+    numbers = [f"{x:.2e}" for x in logits.flatten().tolist()]
+    text = "\n".join([described, *shapes, *numbers])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def he_initialise(features: nn.Module) -> nn.Module:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -24,9 +25,12 @@ from flatsearch.errors import (
 )
 from flatsearch.export import ModelCard, save_model
 from flatsearch.flatness import relative_flatness
+from flatsearch.models import network_key
 from flatsearch.pruning import report, should_prune
+from flatsearch.recipe import RECIPE, suggest_recipe
 from flatsearch.registry import load_space
-from flatsearch.space import Architecture, SearchSpace, build_model, suggest_checked
+from flatsearch.reuse import TrainedNetworks
+from flatsearch.space import Architecture, OnceTrial, SearchSpace, build_model, suggest_checked
 from flatsearch.training import EpochResult, train
 
 if TYPE_CHECKING:
@@ -70,13 +74,13 @@ class FlatnessObjective:
     Every epoch is recorded with validation accuracy and loss, running training loss, flatness,
     Hessian trace and seconds; the study's pruner is asked after each. A candidate whose training
     diverges is pruned, with the reason in the attribute "failure", so that samplers learn to
-    avoid it.
+    avoid it. A candidate that is the same network as an earlier one (and has the same recipe)
+    takes over its result, unless the settings ask to train it again.
 
     Args:
         space: A search space, or its name.
         data: The images: loaded, or anything `flatsearch.load_data` takes.
-        objectives: Names of the values to return: "accuracy", "flatness", "parameters", "flops",
-            "latency".
+        objectives: Names of the values to return, from `flatsearch.config.OBJECTIVES`.
         epochs: Epochs per candidate.
         settings: Every other setting; `objectives` and `epochs` override its own.
         device: Where to train; see `resolve_device`.
@@ -86,6 +90,7 @@ class FlatnessObjective:
     Attributes:
         directions: For `optuna.create_study`.
         metric_names: For `study.set_metric_names`.
+        on_batch: Called before every training batch; what it raises ends the trial. None.
 
     Raises:
         SettingsError: If a setting is out of range.
@@ -132,6 +137,8 @@ class FlatnessObjective:
         self._artifact_store = artifact_store
         self._on_epoch = on_epoch
         self._probe = self.data.probe.tensors()
+        self._trained = TrainedNetworks()
+        self.on_batch: Callable[[], None] | None = None
 
     @property
     def directions(self) -> list[Direction]:
@@ -153,19 +160,23 @@ class FlatnessObjective:
             The objective values, in the order of `metric_names`.
 
         Raises:
-            TrialPruned: If the pruner says so, training diverges, or the candidate is over a limit.
+            TrialPruned: If the pruner says so, training diverges, the candidate is over a limit,
+                or it is the same as one that was pruned or is being trained.
         """
         seed = self._trial_seed(trial.number)
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(seed)
             try:
-                metrics = self._run(trial, seed)
+                values = self._run(trial, seed)
             except (DivergedError, NonFiniteError) as error:
-                record.write_failure(trial, str(error))
-                raise optuna.TrialPruned(str(error)) from error
-        values = tuple(float(metrics[name]) for name in self.metric_names)
+                raise self._pruned(trial, str(error)) from error
         return values[0] if len(values) == 1 else values
+
+    @staticmethod
+    def _pruned(trial: optuna.Trial, reason: str) -> optuna.TrialPruned:
+        record.write_failure(trial, reason)
+        return optuna.TrialPruned(reason)
 
     def _trial_seed(self, number: int) -> int:
         """Derive a seed from the study's seed and the trial's number: its own, and repeatable."""
@@ -188,7 +199,7 @@ class FlatnessObjective:
             SpaceError: If the space fails or breaks its contract; names the class and method.
         """
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-        architecture = suggest_checked(self.space, trial)
+        architecture, _ = self._suggest(trial)
         with torch.random.fork_rng(devices=[]):
             model = self._build(architecture).to(self.device)
         inputs, targets = self._probe
@@ -200,24 +211,68 @@ class FlatnessObjective:
                 f" measured: {error}"
             ) from error
 
-    def _run(self, trial: optuna.Trial, seed: int) -> dict[str, float | int]:
-        architecture = self.space.suggest(trial)
+    def _suggest(self, trial: optuna.Trial) -> tuple[Architecture, RunSettings]:
+        """Return the architecture and how to train it."""
+        once: Any = OnceTrial(trial)
+        architecture = suggest_checked(self.space, once)
+        if not self.settings.tune_recipe:
+            return architecture, self.settings
+        may_flip = self.data.may_flip
+        return architecture, suggest_recipe(self.space, once, self.settings, may_flip=may_flip)
+
+    def _run(self, trial: optuna.Trial, seed: int) -> tuple[float, ...]:
+        architecture, settings = self._suggest(trial)
         record.write_architecture(trial, architecture)
-        model = self._build(architecture).to(self.device)
+        recipe = {n: getattr(settings, n) for n in RECIPE} if settings.tune_recipe else {}
+        if recipe:
+            record.write_recipe(trial, recipe)
+        model = self._build(architecture)
+        key = network_key(model, self.data.in_channels, self.data.image_size) or architecture.key
+        if recipe:
+            key += json.dumps(recipe)
+        record.write_network(trial, key)
+        earlier = self._trained.find(trial.study, trial.number, key)
+        if earlier is not None and settings.duplicates == "reuse":
+            return self._reuse(trial, earlier)
+        if earlier is not None:
+            record.write_repeat(trial, earlier.number)
+        model = model.to(self.device)
+        size = self._measure_cost(trial, model)
+        metrics = self._train(trial, model, settings, seed)
+        record.write_final(trial, metrics)
+        if self._artifact_store is not None:
+            self._save(trial, model, architecture)
+        return tuple(float({**size, **metrics}[name]) for name in self.metric_names)
+
+    def _reuse(self, trial: optuna.Trial, earlier: optuna.trial.FrozenTrial) -> tuple[float, ...]:
+        """End a trial as the earlier one of the same network did."""
+        record.write_reuse(trial, earlier)
+        same = f"the same network as trial {earlier.number}"
+        if earlier.state == optuna.trial.TrialState.RUNNING:
+            raise self._pruned(trial, f"{same}, which is being trained")
+        if earlier.state == optuna.trial.TrialState.PRUNED:
+            reason = record.read_trial(earlier).failure or "pruned"
+            raise self._pruned(trial, f"{same}: {reason}")
+        return tuple(earlier.values)
+
+    def _measure_cost(self, trial: optuna.Trial, model: torch.nn.Module) -> dict[str, float | int]:
+        """Record what a candidate costs; it goes no further if that is too much."""
         limits = self.settings.limits
         size = measure_cost(
-            model,
-            self.data.in_channels,
-            self.data.image_size,
-            latency="latency" in {*limits, *self.metric_names},
+            model, self.data.in_channels, self.data.image_size, {*limits, *self.metric_names}
         )
         record.write_final(trial, size)
         record.write_limits(trial, excess(size, limits))
         if reason := over_limit(size, limits):
-            record.write_failure(trial, reason)
-            raise optuna.TrialPruned(reason)
+            raise self._pruned(trial, reason)
+        return size
+
+    def _train(
+        self, trial: optuna.Trial, model: torch.nn.Module, settings: RunSettings, seed: int
+    ) -> dict[str, float]:
+        """Train and measure, epoch by epoch, and return what the last one gave."""
         metrics: dict[str, float] = {}
-        for epoch in train(model, self.data, self.settings, seed=seed):
+        for epoch in train(model, self.data, settings, seed=seed, on_batch=self.on_batch):
             flatness = relative_flatness(model, self._probe)
             metrics = {
                 "accuracy": epoch.accuracy,
@@ -232,12 +287,9 @@ class FlatnessObjective:
             report(trial, epoch.epoch - 1, **metrics, train_seconds=epoch.seconds)
             if self._on_epoch is not None:
                 self._on_epoch(trial, epoch, flatness)
-            if epoch.epoch < self.settings.epochs and should_prune(trial):
+            if epoch.epoch < settings.epochs and should_prune(trial):
                 raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
-        record.write_final(trial, metrics)
-        if self._artifact_store is not None:
-            self._save(trial, model, architecture)
-        return {**size, **metrics}
+        return metrics
 
     def _save(
         self, trial: optuna.Trial, model: torch.nn.Module, architecture: Architecture

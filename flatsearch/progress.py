@@ -130,6 +130,9 @@ class Progress:
 
     def _line(self, trial: optuna.trial.FrozenTrial) -> str:
         text = f"trial {trial.number} {trial.state.name.lower()}"
+        same = record.read_trial(trial).same_as
+        if trial.state == TrialState.COMPLETE and same is not None:
+            return f"{text}: the same network as trial {same}, not trained again"
         if trial.state == TrialState.COMPLETE:
             named = zip(self._settings.objectives, trial.values, strict=True)
             return (

@@ -1,7 +1,7 @@
 """The schema of what a study stores: the only writer and reader of its attributes.
 
 A trial holds one attribute per reported step, ``flatsearch:step:N``, with that step's metrics,
-and flat attributes for the architecture, its size and the final metrics, which
+and flat attributes for the architecture, its recipe, size and final metrics, which
 optuna-dashboard can plot. Nothing is stored as Optuna intermediate values except a
 single-objective study's own objective: a pruned trial's last intermediate value becomes its
 value, and Optuna's samplers rank pruned trials by it, so any other metric there would steer
@@ -27,6 +27,9 @@ __all__ = [
     "FINISHED",
     "TrialRecord",
     "is_finished",
+    "is_over_limit",
+    "is_reuse",
+    "network_of",
     "read_settings",
     "read_step",
     "read_steps",
@@ -36,6 +39,10 @@ __all__ = [
     "write_failure",
     "write_final",
     "write_limits",
+    "write_network",
+    "write_recipe",
+    "write_repeat",
+    "write_reuse",
     "write_settings",
     "write_step",
 ]
@@ -48,6 +55,10 @@ _ARCHITECTURE = "architecture"
 _ARTIFACT = "flatsearch:model"
 _FAILURE = "failure"
 _LIMIT = "flatsearch:max_"
+_NETWORK = "flatsearch:network"
+_RECIPE = "recipe"
+_SAME_AS = "flatsearch:same_as"
+_REPEATS = "flatsearch:repeats"
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,9 @@ class TrialRecord:
         failure: Why the trial did not complete, where it did not.
         artifact: Identifier of the saved model in the artifact store, if any.
         seconds: From start to end; None while running.
+        recipe: Training settings that were suggested with the architecture; empty for none.
+        same_as: Number of the earlier trial whose result this one took over, if any.
+        repeats: Number of the earlier trial whose network this one trained again, if any.
     """
 
     number: int
@@ -77,6 +91,9 @@ class TrialRecord:
     failure: str | None = None
     artifact: str | None = None
     seconds: float | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    same_as: int | None = None
+    repeats: int | None = None
 
 
 def _to_json(value: float) -> float | str:
@@ -125,6 +142,44 @@ def write_architecture(trial: optuna.Trial, architecture: Architecture) -> None:
     trial.set_user_attr(_ARCHITECTURE, architecture.to_json())
 
 
+def write_recipe(trial: optuna.Trial, recipe: Mapping[str, Any]) -> None:
+    """Store the training settings that were suggested with the architecture."""
+    trial.set_user_attr(_RECIPE, dict(recipe))
+
+
+def write_network(trial: optuna.Trial, key: str) -> None:
+    """Store what tells this candidate from others: equal for equal networks and recipes."""
+    trial.set_user_attr(_NETWORK, key)
+
+
+def network_of(trial: optuna.trial.FrozenTrial) -> str | None:
+    """Return what `write_network` stored, or None."""
+    return trial.user_attrs.get(_NETWORK)
+
+
+def write_reuse(trial: optuna.Trial, earlier: optuna.trial.FrozenTrial) -> None:
+    """Take over an earlier trial's result and say so; steps are not copied.
+
+    Pruners compare steps between trials, where the same curve must not count twice. But an
+    intermediate value is what a sampler ranks a pruned trial by; the last one is reported.
+    """
+    trial.set_user_attr(_SAME_AS, earlier.number)
+    found = read_trial(earlier)
+    write_final(trial, found.metrics)
+    if found.artifact is not None:
+        write_artifact(trial, found.artifact)
+    for name, value in earlier.constraints.items():
+        trial.set_constraint(name, value)
+    step = earlier.last_step
+    if step is not None and earlier.state == TrialState.PRUNED:
+        trial.report(earlier.intermediate_values[step], step)
+
+
+def write_repeat(trial: optuna.Trial, earlier: int) -> None:
+    """Store that an earlier trial's network is being trained again."""
+    trial.set_user_attr(_REPEATS, earlier)
+
+
 def write_final(trial: optuna.Trial, metrics: Mapping[str, float | int]) -> None:
     """Store final metrics and sizes as flat numbers."""
     for name, value in metrics.items():
@@ -145,10 +200,19 @@ def write_limits(trial: optuna.Trial, excess: Mapping[str, float]) -> None:
         trial.set_constraint(f"{_LIMIT}{name}", value)
 
 
+def is_over_limit(trial: optuna.trial.FrozenTrial) -> bool:
+    """Return whether a trial's candidate costs more than the study allows."""
+    return any(v > 0 for key, v in trial.constraints.items() if key.startswith(_LIMIT))
+
+
+def is_reuse(trial: optuna.trial.FrozenTrial) -> bool:
+    """Return whether a trial took over an earlier one's result."""
+    return _SAME_AS in trial.user_attrs
+
+
 def is_finished(trial: optuna.trial.FrozenTrial) -> bool:
     """Return whether a trial counts towards the budget: it was trained, to the end or not."""
-    over = any(v > 0 for key, v in trial.constraints.items() if key.startswith(_LIMIT))
-    return trial.state in FINISHED and not over
+    return trial.state in FINISHED and not is_over_limit(trial) and not is_reuse(trial)
 
 
 def write_artifact(trial: optuna.Trial, identifier: str) -> None:
@@ -177,6 +241,9 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         failure=attributes.get(_FAILURE),
         artifact=attributes.get(_ARTIFACT),
         seconds=trial.duration.total_seconds() if trial.duration else None,
+        recipe=attributes.get(_RECIPE) or {},
+        same_as=attributes.get(_SAME_AS),
+        repeats=attributes.get(_REPEATS),
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
+from optuna.exceptions import OptunaError
 
 from flatsearch.errors import SpaceError
 
@@ -18,7 +20,15 @@ if TYPE_CHECKING:
     import optuna
     from torch import nn
 
-__all__ = ["Architecture", "SearchSpace", "Value", "build_model", "suggest_checked"]
+__all__ = [
+    "Architecture",
+    "OnceTrial",
+    "SearchSpace",
+    "Value",
+    "blaming",
+    "build_model",
+    "suggest_checked",
+]
 
 Scalar: TypeAlias = str | int | float | bool | None
 Value: TypeAlias = Scalar | Sequence[Scalar]
@@ -163,8 +173,12 @@ class SearchSpace(Protocol):
         ...
 
 
-class _OnceTrial:
-    """A trial that refuses a name that has been used: Optuna would give the same value again."""
+class OnceTrial:
+    """A trial that refuses a name that has been used: Optuna would give the same value again.
+
+    Args:
+        trial: The trial that is asked.
+    """
 
     def __init__(self, trial: optuna.trial.BaseTrial) -> None:
         self._trial = trial
@@ -184,6 +198,30 @@ class _OnceTrial:
         return suggest
 
 
+@contextlib.contextmanager
+def blaming(where: str) -> Iterator[None]:
+    """Name the class and method of a search space in whatever goes wrong inside.
+
+    Args:
+        where: Class and method.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OptunaError: As it came: a storage that is lost, or the space's own TrialPruned.
+        SpaceError: For every other exception.
+    """
+    try:
+        yield
+    except OptunaError:
+        raise
+    except SpaceError as error:
+        raise SpaceError(f"{where}: {error}") from error
+    except Exception as error:
+        raise SpaceError(f"{where} failed: {type(error).__name__}: {error}") from error
+
+
 def suggest_checked(space: SearchSpace, trial: optuna.trial.BaseTrial) -> Architecture:
     """Ask a space for an architecture, and check that it keeps to the rules.
 
@@ -199,13 +237,9 @@ def suggest_checked(space: SearchSpace, trial: optuna.trial.BaseTrial) -> Archit
             names the class and the method.
     """
     where = f"{type(space).__name__}.suggest"
-    once: Any = _OnceTrial(trial)
-    try:
+    once: Any = trial if isinstance(trial, OnceTrial) else OnceTrial(trial)
+    with blaming(where):
         architecture = space.suggest(once)
-    except SpaceError as error:
-        raise SpaceError(f"{where}: {error}") from error
-    except Exception as error:
-        raise SpaceError(f"{where} failed: {type(error).__name__}: {error}") from error
     if not isinstance(architecture, Architecture):
         raise SpaceError(f"{where} must return an Architecture but returned {architecture!r}")
     return architecture
@@ -240,10 +274,8 @@ def build_model(
     accepted = inspect.signature(space.build).parameters
     if "image_size" in accepted or any(p.kind == p.VAR_KEYWORD for p in accepted.values()):
         keywords["image_size"] = image_size
-    try:
+    with blaming(where):
         model = space.build(architecture, **keywords)
-    except Exception as error:
-        raise SpaceError(f"{where} failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, torch.nn.Module):
         raise SpaceError(f"{where} must return a torch.nn.Module but returned {type(model)}")
     x = torch.zeros(2, in_channels, image_size, image_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 import threading
@@ -17,13 +16,13 @@ import torch
 from optuna.trial import TrialState
 
 from flatsearch import record
-from flatsearch.config import PRUNERS, SAMPLERS
+from flatsearch.config import PRUNERS, SAMPLERS, RunSettings
 from flatsearch.errors import FlatsearchError, SettingsError, StorageError, unknown_name
 from flatsearch.pruning import FlatnessPruner
 from flatsearch.registry import space_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
     from flatsearch.objective import FlatnessObjective
@@ -46,8 +45,12 @@ _HEARTBEAT_SECONDS = 60
 _GRACE_SECONDS = 300
 # This many failed trials in a row mean that something is wrong with more than a candidate.
 _MAX_FAILURES = 3
-# Candidates over a limit in a row after which none is expected to keep it.
-_MAX_REFUSED = 200
+# This many candidates in a row that cost no training (over a limit, or networks that were trained
+# before) mean that there is nothing more to find.
+_MAX_IDLE = 200
+# After this many in a row that were trained before, the next is drawn at random: samplers keep
+# proposing what they hold best.
+_MAX_REPEATS = 3
 
 
 class Interrupted(KeyboardInterrupt):
@@ -213,6 +216,8 @@ def _refuse_other_settings(
         raise StorageError(
             f"study {name!r} exists but was not made by flatsearch; choose another --study"
         )
+    # A setting that is newer than the study had its default then.
+    stored = {**RunSettings().to_dict(), **stored}
     different = [key for key in wanted if stored.get(key) != wanted[key]]
     # The same name with other images is the clearer message than the fingerprint alone.
     if "data_fingerprint" in different and len(different) > 1:
@@ -261,72 +266,68 @@ def finished_count(study: optuna.Study) -> int:
     return sum(record.is_finished(trial) for trial in trials)
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
-    """Turn SIGINT and SIGTERM into `Interrupted`, but only where a trial is sure to be closed.
+class _Signals:
+    """Turns SIGINT and SIGTERM into `Interrupted` where it is safe.
 
-    Optuna fails a trial whose objective is interrupted. Between two trials, while one is being
-    asked for or told, an exception would leave it running for ever; a signal that comes there
-    waits for the next objective.
-
-    Yields:
-        A context manager to run the objective in.
-
-    Raises:
-        Interrupted: If a signal has come.
+    An exception that is raised wherever the program happens to be can be swallowed by a callback
+    or leave a trial running for ever. The first signal is therefore only noted; training asks
+    before every batch, and the loop between trials. A second one inside a trial is raised at once.
     """
-    received: list[int] = []
-    inside = False
 
-    def handle(signum: int, _: FrameType | None) -> None:
-        received.append(signum)
-        if inside:
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.inside = False
+        self._previous: dict[int, Any] = {}
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        self.received.append(signum)
+        if self.inside and len(self.received) > 1:
             raise Interrupted(signum)
 
-    @contextlib.contextmanager
-    def interruptible() -> Iterator[None]:
-        nonlocal inside
-        inside = True
-        try:
-            if received:
-                raise Interrupted(received[0])
-            yield
-        finally:
-            inside = False
+    def check(self) -> None:
+        if self.received:
+            raise Interrupted(self.received[0])
 
-    if threading.current_thread() is not threading.main_thread():
-        yield contextlib.nullcontext  # signals reach the main thread only
-        return
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interruptible
-    finally:
-        for number, handler in previous.items():
+    def __enter__(self) -> _Signals:
+        # Signals reach the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-    if received:
-        raise Interrupted(received[0])
 
 
 @dataclass
 class _Tally:
-    """How a run is going: trials that count, and in a row those that fail or are over a limit."""
+    """How a run is going: trials that count, and in a row those that fail or cost no training."""
 
     wanted: int
     finished: int = 0
     failures: int = 0
     refused: int = 0
+    repeats: int = 0
 
     def count(self, trial: optuna.trial.FrozenTrial) -> None:
         if record.is_finished(trial):
-            self.finished, self.failures, self.refused = self.finished + 1, 0, 0
+            self.finished += 1
+            self.failures = self.refused = self.repeats = 0
+        elif record.is_reuse(trial) and not record.is_over_limit(trial):
+            self.repeats += 1
         elif trial.state in record.FINISHED:
             self.refused += 1
         elif trial.state == TrialState.FAIL:
             self.failures += 1
 
     @property
+    def idle(self) -> bool:
+        return self.refused + self.repeats >= _MAX_IDLE
+
+    @property
     def stuck(self) -> bool:
-        return self.failures >= _MAX_FAILURES or self.refused >= _MAX_REFUSED
+        return self.failures >= _MAX_FAILURES or self.idle
 
 
 def run_study(
@@ -342,52 +343,75 @@ def run_study(
     Args:
         study: From `open_study`.
         objective: The objective.
-        n_trials: New finished (complete or pruned) trials; failed ones and candidates over a
-            limit do not count.
+        n_trials: New finished (complete or pruned) trials; those that fail, are over a limit or
+            take over the result of an earlier trial do not count.
         timeout: Seconds after which no new trial is started.
         on_trial: Called with (study, trial) after every trial.
 
     Raises:
-        Interrupted: On SIGINT or SIGTERM; the running trial is marked as failed.
-        FlatsearchError: If trials fail several times in a row, or no candidate keeps the limits.
+        Interrupted: On SIGINT or SIGTERM; a trial that is being trained is marked as failed.
+        FlatsearchError: If trials fail several times in a row, or no new candidate is found.
     """
     tally = _Tally(n_trials)
+    sampler = study.sampler
+    sequence = np.random.SeedSequence([objective.settings.seed, len(study.trials), 1])
+    at_random = optuna.samplers.RandomSampler(seed=int(sequence.generate_state(1)[0]))
 
     def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         tally.count(trial)
+        study.sampler = at_random if tally.repeats >= _MAX_REPEATS else sampler
         if on_trial is not None:
             on_trial(study, trial)
-        if tally.finished >= tally.wanted or tally.stuck:
+        if tally.finished >= tally.wanted or tally.stuck or signals.received:
             study.stop()
 
     error: list[str] = []
 
-    with _signals() as interruptible:
+    def guarded(trial: optuna.Trial) -> float | tuple[float, ...]:
+        signals.inside = True
+        try:
+            signals.check()
+            return objective(trial)
+        except optuna.TrialPruned:
+            raise
+        except KeyboardInterrupt:
+            record.write_failure(trial, "interrupted")
+            raise
+        except Exception as caught:
+            error.append(f"{type(caught).__name__}: {' '.join(str(caught).split())}")
+            record.write_failure(trial, error[-1])
+            if isinstance(caught, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            raise
+        finally:
+            signals.inside = False
 
-        def guarded(trial: optuna.Trial) -> float | tuple[float, ...]:
-            with interruptible():
-                try:
-                    return objective(trial)
-                except optuna.TrialPruned:
-                    raise
-                except KeyboardInterrupt:
-                    record.write_failure(trial, "interrupted")
-                    raise
-                except Exception as caught:
-                    error.append(f"{type(caught).__name__}: {' '.join(str(caught).split())}")
-                    record.write_failure(trial, error[-1])
-                    if isinstance(caught, torch.OutOfMemoryError):
-                        torch.cuda.empty_cache()
-                    raise
-
-        study.optimize(guarded, timeout=timeout, callbacks=[after], catch=(Exception,))
-    if tally.refused >= _MAX_REFUSED:
-        limits = ", ".join(f"{k} {v:g}" for k, v in objective.settings.limits.items())
-        raise FlatsearchError(
-            f"{tally.refused} candidates in a row are over the limits ({limits}); raise them, or"
-            " take a space with smaller networks"
-        )
+    with _Signals() as signals:
+        objective.on_batch = signals.check
+        try:
+            study.optimize(guarded, timeout=timeout, callbacks=[after], catch=(Exception,))
+        finally:
+            study.sampler = sampler
+            objective.on_batch = None
+    signals.check()
+    if tally.idle:
+        raise FlatsearchError(_nothing_new(tally, objective.settings))
     if tally.failures >= _MAX_FAILURES:
         raise FlatsearchError(
             f"{tally.failures} trials failed in a row; the last one with {error[-1]}"
         )
+
+
+def _nothing_new(tally: _Tally, settings: RunSettings) -> str:
+    """Say why candidates cost no training any more, and what to do."""
+    limits = ", ".join(f"{name} {limit:g}" for name, limit in settings.limits.items())
+    if not tally.refused:
+        return (
+            f"the last {tally.repeats} candidates are networks that were trained before: the space"
+            " seems to be exhausted (--duplicates retrain trains them again, in a new --study)"
+        )
+    before = f", or were trained before ({tally.repeats} of them)" if tally.repeats else ""
+    return (
+        f"{tally.refused + tally.repeats} candidates in a row are over the limits"
+        f" ({limits}){before}; raise them, or take a space with smaller networks"
+    )

@@ -97,6 +97,9 @@ class StudySummary:
                 "architecture": trial.architecture and dict(trial.architecture.values),
                 "metrics": dict(trial.metrics),
                 "epochs": [{"epoch": step + 1, **metrics} for step, metrics in trial.steps.items()],
+                "recipe": dict(trial.recipe) or None,
+                "same_as": trial.same_as,
+                "repeats": trial.repeats,
                 "failure": trial.failure,
                 "model": trial.artifact,
                 "seconds": trial.seconds,
@@ -139,11 +142,14 @@ def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
     trials = tuple(record.read_trial(trial) for trial in frozen)
     directions = tuple(direction.name.lower() for direction in study.directions)
     names = study.metric_names or [f"value {i}" for i in range(len(directions))]
-    complete = [trial for trial in trials if trial.values is not None]
+    # A result that was taken over is an earlier trial's: neither a point of its own on the front
+    # nor another observation.
+    taken = {trial.number for trial in trials if trial.same_as is not None}
+    complete = [t for t in trials if t.values is not None and t.number not in taken]
     if len(directions) > 1:
-        best = [trial.number for trial in study.best_trials]
+        best = [trial.number for trial in study.best_trials if trial.number not in taken]
     else:
-        best = [study.best_trial.number] if complete else []
+        best = [_first_of(trials, study.best_trial.number)] if complete else []
     sign = -1.0 if directions[0] == "maximize" else 1.0
     values = {trial.number: trial.values for trial in complete}
     best.sort(key=lambda number: sign * values[number][0])  # type: ignore[index]
@@ -157,6 +163,12 @@ def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
         front=tuple(best),
         worth=tuple(_worth(complete)) if worth else (),
     )
+
+
+def _first_of(trials: Sequence[TrialRecord], number: int) -> int:
+    """Return the trial that was trained: this one, or the one whose result it took over."""
+    same = next(trial.same_as for trial in trials if trial.number == number)
+    return number if same is None else same
 
 
 def _worth(complete: Sequence[TrialRecord]) -> list[ProxyWorth]:

@@ -46,9 +46,9 @@ def value(name: str, x: float) -> str:
     """
     if name == "accuracy":
         return f"{x:.4f}"
-    if name == "latency":
+    if name in {"latency", "batch_latency"}:
         return f"{x:.3g} ms"
-    return number(x) if name in {"parameters", "flops"} else f"{x:.3g}"
+    return number(x) if name in {"parameters", "flops", "memory"} else f"{x:.3g}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -74,6 +74,8 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
     names = summary.metric_names
     sign = -1.0 if summary.directions[0] == "maximize" else 1.0
     complete = [trial for trial in summary.trials if trial.values is not None]
+    if not all_trials:
+        complete = [trial for trial in complete if trial.same_as is None]
     complete.sort(key=lambda trial: sign * (trial.values or (math.inf,))[0])
     others = [trial for trial in summary.trials if trial.values is None]
     listed = complete + others if all_trials else complete[:_MOST_ROWS]
@@ -92,6 +94,10 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
             size = [value(n, trial.metrics[n]) if n in trial.metrics else "-" for n in sizes]
             seconds = "-" if trial.seconds is None else f"{trial.seconds:.1f}"
             text = _describe(summary, trial.number)
+            if trial.same_as is not None:
+                text = f"as trial {trial.same_as}, not trained again"
+            if trial.repeats is not None:
+                text += f" (trial {trial.repeats} again)"
             if trial.values is None:
                 text = f"{trial.state.lower()}: {trial.failure or 'by the pruner'}"
                 if trial.state in {"RUNNING", "WAITING"}:
@@ -112,12 +118,14 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
 def _describe(summary: StudySummary, trial: int) -> str:
     """Return an architecture in a few words."""
     architecture = summary.trial(trial).architecture
+    recipe = summary.trial(trial).recipe
     if architecture is None:
         params = summary.trial(trial).params
         return ", ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items()
         )
-    return in_words(architecture.values)
+    rounded = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in recipe.items()}
+    return in_words({**architecture.values, **rounded})
 
 
 def in_words(values: Mapping[str, Value]) -> str:

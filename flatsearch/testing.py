@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from flatsearch.flatness import relative_flatness
-from flatsearch.models import GapCnn
+from flatsearch.models import GapCnn, network_key
 from flatsearch.registry import load_space
 from flatsearch.space import Architecture, SearchSpace, build_model, suggest_checked
 
@@ -147,6 +147,16 @@ class SearchSpaceContract:
         """The canonical JSON has everything that `build` needs."""
         for _, architecture in self._draw():
             assert Architecture.from_json(architecture.to_json()) == architecture
+
+    def test_equal_networks_are_equal_architectures(self) -> None:
+        """Whatever does not change the network, for the largest images, is left out."""
+        size, channels = max(self.image_sizes), self.channels[0]
+        found: dict[str, Architecture] = {}
+        for _, architecture in self._draw():
+            key = network_key(self._build(architecture, channels, size), channels, size)
+            if key is not None:
+                other = found.setdefault(key, architecture)
+                assert other == architecture, f"{other!r} and {architecture!r} are one network"
 
     def test_the_same_seed_builds_the_same_network(self) -> None:
         """Weights come from torch's generator and from nowhere else."""

@@ -15,7 +15,7 @@ from torch import nn
 from flatsearch.errors import DivergedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from flatsearch.config import RunSettings
     from flatsearch.data import ImageData, Split
@@ -76,7 +76,12 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 512) -> tuple[flo
 
 
 def train(
-    model: nn.Module, data: ImageData, settings: RunSettings, *, seed: int
+    model: nn.Module,
+    data: ImageData,
+    settings: RunSettings,
+    *,
+    seed: int,
+    on_batch: Callable[[], None] | None = None,
 ) -> Iterator[EpochResult]:
     """Train a model and yield after every epoch.
 
@@ -88,6 +93,7 @@ def train(
         data: Training and validation splits.
         settings: Epochs, batch size, learning rate, weight decay, momentum, augmentation.
         seed: Of batch order and augmentation.
+        on_batch: Called before every batch; what it raises ends the training.
 
     Yields:
         One result per epoch.
@@ -124,6 +130,8 @@ def train(
         right = torch.zeros((), dtype=torch.int64, device=device)
         seen = 0
         for x, y in data.train.batches(batch_size, generator=generator, augment=augment):
+            if on_batch is not None:
+                on_batch()
             if len(y) < 2:
                 continue
             with _autocast(device):

@@ -31,13 +31,58 @@ class MySpace:
     """Networks of one layer."""
 
     def suggest(self, trial):
-        return Architecture("mine", {"width": trial.suggest_int("width", 2, 8)})
+        width = trial.suggest_int("width", 2, 8)
+        return Architecture("mine", {"width": width, "slope": trial.suggest_int("slope", 0, 99)})
 
     def build(self, architecture, in_channels=3, num_classes=10):
         width = architecture["width"]
         conv = nn.Conv2d(in_channels, width, 3, padding=1)
-        return GapCnn(nn.Sequential(conv, nn.ReLU()), width, num_classes)
+        act = nn.LeakyReLU(architecture["slope"] / 100)
+        return GapCnn(nn.Sequential(conv, act), width, num_classes)
 '''
+# What goes wrong in a user's space, and what is said about it.
+BROKEN = {
+    "wrong shape": (
+        "return GapCnn(nn.Sequential(conv, act), width, num_classes)",
+        "return GapCnn(nn.Sequential(conv, act), width, 3)",
+        "MySpace.build must return a model with logits of shape (N, 10) but two images gave (2, 3)",
+    ),
+    "no pooling": (
+        "return GapCnn(nn.Sequential(conv, act), width, num_classes)",
+        "return nn.Sequential(conv, act, nn.Flatten(), nn.Linear(64 * width, num_classes))",
+        "MySpace.build returned a model whose flatness cannot be measured: layer '0'",
+    ),
+    "a name twice": (
+        'trial.suggest_int("slope", 0, 99)',
+        'trial.suggest_int("width", 2, 8)',
+        "MySpace.suggest: the parameter name 'width' is used twice",
+    ),
+    "a recipe's name": (
+        'trial.suggest_int("slope", 0, 99)',
+        'trial.suggest_float("recipe_lr", 0, 1)',
+        "MySpace.suggest and the training recipe: the parameter name 'recipe_lr' is used twice",
+    ),
+    "an exception in build": (
+        "nn.Conv2d(in_channels, width, 3, padding=1)",
+        "nn.Conv2d(in_channels, widht, 3, padding=1)",
+        "MySpace.build failed: NameError: name 'widht' is not defined",
+    ),
+    "an exception in suggest": (
+        'trial.suggest_int("width", 2, 8)',
+        'trial.suggest_int("width", 8, 2)',
+        "MySpace.suggest failed: ValueError: `low <= high` must hold",
+    ),
+    "no architecture": (
+        'Architecture("mine", {"width": width,',
+        'dict(a={"width": width,',
+        "MySpace.suggest must return an Architecture but returned {'a'",
+    ),
+    "fails on these images": (
+        "nn.Conv2d(in_channels, width, 3, padding=1)",
+        "nn.Conv2d(3, width, 3, padding=1)",
+        "MySpace.build returned a model that fails on images of shape (1, 8, 8)",
+    ),
+}
 QUICK = ["--epochs", "1", "--trials", "2", "--device", "cpu"]
 
 
@@ -142,7 +187,7 @@ def test_limits(capsys: pytest.CaptureFixture[str]) -> None:
     limits = ["--objectives", "accuracy,latency", "--max-params", "0.1k", "--max-latency", "1s"]
     assert run(*limits, "--trials", "3", "--json") == 0
     ran = json.loads(capsys.readouterr().out)
-    # a width of w, 2 to 8, has 20 w + 10 parameters
+    # a width of w, 2 to 8, has 20 w + 10 parameters (three draws of it repeat no slope)
     assert ran["counts"]["COMPLETE"] == 3
     assert all(trial["values"]["latency"] > 0 for trial in ran["trials"] if trial["values"])
     study = optuna.load_study(study_name="MySpace-digits", storage="sqlite:///flatsearch.db")
@@ -158,6 +203,62 @@ def test_limits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "200 candidates in a row are over the limits (parameters 10)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_space_is_one_line_before_any_training(
+    what: str, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    good, bad, message = BROKEN[what]
+    assert SPACE_FILE.count(good) == 1
+    (empty_folder / "my_space.py").write_text(SPACE_FILE.replace(good, bad))
+    recipe = ["--tune-recipe"] if "recipe" in what else []
+    assert run(*recipe) != 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not Path("flatsearch-artifacts").exists()
+    # Nothing of it is in the storage either.
+    assert optuna.get_all_study_names("sqlite:///flatsearch.db") == []
+
+
+def test_a_users_space_is_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    capsys.readouterr()
+    assert call("report") == 0
+    out = capsys.readouterr().out
+    assert "study MySpace-digits: 2 complete" in out
+    assert "slope=" in out
+    assert "width=" in out
+
+
+def test_a_recipe_of_every_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--tune-recipe", "--json") == 0
+    ran = json.loads(capsys.readouterr().out)
+    for trial in ran["trials"]:
+        assert trial["recipe"]["lr"] == trial["params"]["recipe_lr"]
+        assert trial["recipe"]["batch_size"] in {32, 64, 128, 256}
+    assert call("report") == 0
+    assert "batch_size=" in capsys.readouterr().out
+    assert run() == 2
+    assert "tune_recipe=True (not False)" in capsys.readouterr().err
+
+
+def test_a_space_that_is_used_up(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    few = SPACE_FILE.replace('"slope", 0, 99', '"slope", 0, 0').replace(
+        '"width", 2, 8', '"width", 2, 3'
+    )
+    (empty_folder / "my_space.py").write_text(few)
+    assert run("--trials", "3", "--storage", "sqlite:///a.db") == 1
+    out, err = capsys.readouterr()
+    assert "the space seems to be exhausted" in err
+    assert "the same network as trial 0, not trained again" in err
+    assert "Pareto front" in out
+    study = optuna.load_study(study_name="MySpace-digits", storage="sqlite:///a.db")
+    assert sum("flatsearch:step:0" in t.user_attrs for t in study.trials) == 2
+    assert run("--duplicates", "retrain", "--trials", "3", "--study", "again") == 0
+    assert "again)" in capsys.readouterr().out
+
+
 def test_spaces(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("spaces") == 0
     assert "resnet_small" in capsys.readouterr().out
@@ -169,8 +270,8 @@ def test_spaces(capsys: pytest.CaptureFixture[str]) -> None:
     assert "example: activation=" in out
     assert call("spaces", "./my_space.py:MySpace", "--json") == 0
     card = json.loads(capsys.readouterr().out)
-    assert card["parameters"] == {"width": "2 to 8"}
-    assert card["architectures"] == 7
+    assert card["parameters"] == {"slope": "0 to 99", "width": "2 to 8"}
+    assert card["architectures"] == 700
     assert card["smallest"]["parameters"] == 2 * 28 + 2 * 10 + 10
 
 

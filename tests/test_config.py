@@ -34,7 +34,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "`seed` must be at least 0 but got -1"),
     ({"max_parameters": 0}, "`max_parameters` must be a positive number but got 0"),
     ({"max_flops": -1}, "`max_flops` must be a positive number but got -1"),
+    ({"max_memory": 0}, "`max_memory` must be a positive number but got 0"),
     ({"max_latency": float("nan")}, "`max_latency` must be a positive number but got nan"),
+    ({"max_batch_latency": 0}, "`max_batch_latency` must be a positive number but got 0"),
+    ({"duplicates": "keep"}, "unknown way with duplicates 'keep'; known: retrain, reuse"),
+    ({"tune_recipe": "yes"}, "`tune_recipe` must be True or False but got 'yes'"),
 ]
 ACCEPTED: list[dict[str, Any]] = [
     {"epochs": 1, "batch_size": 2, "probe_size": 1, "seed": 0, "image_size": 4},

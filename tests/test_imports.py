@@ -17,8 +17,8 @@ SPACES = ROOT.parent / "search_spaces"
 # Each may import itself and what stands before it.
 ORDER = [
     "errors", "config", "space", "registry", "models", "cost", "data", "training", "flatness",
-    "record", "pruning", "export", "objective", "study", "summary", "spacecard", "exported",
-    "measuring", "terminal", "progress", "testing", "cli",
+    "record", "reuse", "recipe", "pruning", "export", "objective", "study", "summary", "spacecard",
+    "exported", "measuring", "terminal", "progress", "testing", "cli",
 ]  # fmt: skip
 
 

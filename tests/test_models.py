@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from flatsearch import GapCnn, count_flops, count_parameters
+from flatsearch.models import network_key
 
 
 def net() -> GapCnn:
@@ -106,3 +107,67 @@ def test_the_mode_is_restored_after_a_failure() -> None:
     with pytest.raises(RuntimeError):
         count_flops(model, 4, 6)
     assert model.training
+
+
+class Gate(nn.Module):
+    """A branch that starts at zero: its activation does not show in the first outputs."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(2, 2, 1), nn.Parameter(torch.zeros(1))
+        self.forward_activation = [activation]  # hidden from the description
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale * self.forward_activation[0](self.conv(x))
+
+
+def classifier(*layers: nn.Module) -> nn.Module:
+    return GapCnn(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), *layers), 2, 4)
+
+
+DIFFERENT = {
+    "plain": lambda: classifier(),
+    "relu": lambda: classifier(nn.ReLU()),
+    "silu": lambda: classifier(nn.SiLU()),
+    "wider": lambda: GapCnn(nn.Conv2d(1, 3, 3, padding=1), 3, 4),
+    "kernel": lambda: GapCnn(nn.Conv2d(1, 2, 5, padding=2), 2, 4),
+    "stride": lambda: GapCnn(nn.Conv2d(1, 2, 3, 2, padding=1), 2, 4),
+    "dilation": lambda: GapCnn(nn.Conv2d(1, 2, 3, padding=2, dilation=2), 2, 4),
+    "dropout": lambda: classifier(nn.Dropout(0.5)),
+    "less dropout": lambda: classifier(nn.Dropout(0.1)),
+    "gated relu": lambda: classifier(Gate(nn.ReLU())),
+    "gated tanh": lambda: classifier(Gate(nn.Tanh())),
+    "order": lambda: classifier(nn.ReLU(), nn.AvgPool2d(2)),
+    "other order": lambda: classifier(nn.AvgPool2d(2), nn.ReLU()),
+}
+
+
+def test_different_networks_have_different_keys() -> None:
+    keys = {name: network_key(build(), 1, 8) for name, build in DIFFERENT.items()}
+    assert None not in keys.values()
+    assert len(set(keys.values())) == len(keys), keys
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_equal_networks_have_equal_keys_whatever_their_weights(name: str) -> None:
+    torch.manual_seed(1)
+    first, second = DIFFERENT[name](), DIFFERENT[name]()
+    torch.manual_seed(2)
+    assert network_key(first, 1, 8) == network_key(second, 1, 8)
+
+
+def test_a_key_leaves_everything_alone() -> None:
+    model = net().train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    network_key(model, 3, 6)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_no_key_without_finite_logits() -> None:
+    class Explodes(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) / 0
+
+    assert network_key(nn.Sequential(nn.Conv2d(1, 2, 1), Explodes()), 1, 4) is None

@@ -21,11 +21,14 @@ class Tiny:
     """A space of one-layer networks, quick to train."""
 
     def suggest(self, trial: optuna.Trial) -> Architecture:
-        return Architecture("tiny", {"width": trial.suggest_int("width", 2, 6)})
+        width = trial.suggest_int("width", 2, 6)
+        # Continuous: no two candidates are the same network.
+        return Architecture("tiny", {"width": width, "slope": trial.suggest_float("slope", 0, 1)})
 
     def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
         width = architecture["width"]
-        features = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU())
+        act = nn.LeakyReLU(architecture["slope"])
+        features = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), act)
         return GapCnn(features, width, num_classes)
 
 
@@ -41,7 +44,7 @@ def test_the_record_of_a_trial(digits: ImageData) -> None:
     objective = FlatnessObjective(Tiny(), digits, epochs=3, device="cpu")
     (frozen,) = run(objective, 1).trials
     trial = record.read_trial(frozen)
-    assert trial.architecture == Architecture("tiny", {"width": frozen.params["width"]})
+    assert trial.architecture == Architecture("tiny", frozen.params)
     assert list(trial.steps) == [0, 1, 2]
     for metrics in trial.steps.values():
         assert {

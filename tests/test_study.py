@@ -177,7 +177,7 @@ def test_a_signal_inside_a_trial_fails_it(
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    objective = quick(digits, on_epoch=kill_in_second_trial)
+    objective = FlatnessObjective(Tiny(), digits, epochs=2, on_epoch=kill_in_second_trial)
     study = open_study("s", storage, objective)
     with pytest.raises(Interrupted) as caught:
         run_study(study, objective, n_trials=5)
@@ -185,6 +185,31 @@ def test_a_signal_inside_a_trial_fails_it(
     assert states(study) == ["COMPLETE", "FAIL"]
     assert flatsearch.record.read_trial(study.trials[1]).failure == "interrupted"
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_at_the_end_of_a_trial_keeps_it(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    objective = quick(digits, on_epoch=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    study = open_study("s", storage, objective)
+    with pytest.raises(Interrupted):
+        run_study(study, objective, n_trials=5)
+    assert states(study) == ["COMPLETE"]
+
+
+def test_a_second_signal_does_not_wait_for_a_batch(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    def twice(*_: object) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    objective = quick(digits, on_epoch=twice)
+    study = open_study("s", storage, objective)
+    with pytest.raises(Interrupted):
+        run_study(study, objective, n_trials=5)
+    assert states(study) == ["FAIL"]
 
 
 @pytest.mark.parametrize("where", ["ask", "callback"])

@@ -121,6 +121,11 @@ class FailsInACorner(Toy):
         return super().build(architecture, *args, **kwargs)
 
 
+class LeavesNothingOut(Toy):
+    def suggest(self, trial: Any) -> Architecture:
+        return Architecture("toy", {"width": 3, "unused": trial.suggest_int("unused", 0, 9)})
+
+
 def contract(broken: object) -> SearchSpaceContract:
     class Contract(SearchSpaceContract):
         space = broken  # type: ignore[assignment]
@@ -133,6 +138,7 @@ def contract(broken: object) -> SearchSpaceContract:
     [
         (Twice, "the_same_seed_draws_the_same_architectures", "'width' is used twice"),
         (Forgets, "parameters_alone_give_the_architecture", "width"),
+        (LeavesNothingOut, "equal_networks_are_equal_architectures", "are one network"),
         (OwnGenerator, "the_same_seed_builds_the_same_network", "features.0.weight"),
         (Unused, "logits_and_gradients", "no gradient reaches extra.weight"),
         (Flattens, "the_measure_finds_convolution_and_classifier", "flattened"),
