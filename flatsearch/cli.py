@@ -334,16 +334,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_json(fields: dict[str, Any]) -> None:
-    print(json.dumps(_without_nan(fields), allow_nan=False))
+    from flatsearch.summary import finite
 
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN, which here means not known (one sample has no standard error): null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and value != value else value
+    print(json.dumps(finite(fields), allow_nan=False))
 
 
 def _console() -> Any:
@@ -522,11 +515,20 @@ def _spaces(options: argparse.Namespace) -> None:
         print(f"  {parameter:16s} {text}")
     sample, low, high = (card[key] for key in ("samples", "smallest", "largest"))
     count = card["architectures"]
-    print(f"\narchitectures: {'too many to count' if count is None else f'{count:,}'}")
-    print(f"example: {in_words(card['example'])}")
+    estimate = card["settings_estimate"]
+    number = f"{count:,}" if count is not None else "infinitely many settings"
+    if estimate is not None:
+        number = f"too many to count; about {estimate:.2g} settings"
+    print(f"\narchitectures: {number}")
+    print(f"example: {in_words(card['example'])}\n")
+    for line in card["drawing"]:
+        print(f"  {line}")
     print(f"\nof {sample} random architectures (32x32, 3 channels, 10 classes):")
     for what, entry in (("smallest", low), ("largest", high)):
-        print(f"  {what:9s} {entry['parameters']:,} parameters, {entry['flops']:,} FLOPs")
+        print(
+            f"  {what:9s} {entry['parameters']:,} parameters, {entry['flops']:,} FLOPs,"
+            f" {entry['memory']:,} bytes of activations"
+        )
 
 
 def _first_line(space: object) -> str:

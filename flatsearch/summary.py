@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flatsearch.record import TrialRecord
 
-__all__ = ["ProxyWorth", "StudySummary", "summarise"]
+__all__ = ["ProxyWorth", "StudySummary", "finite", "summarise"]
 
 # Below this many complete trials a rank correlation says nothing.
 _MIN_TRIALS = 8
@@ -115,16 +115,16 @@ class StudySummary:
             "proxy_worth": [asdict(worth) for worth in self.worth],
             "trials": trials,
         }
-        cleaned: dict[str, Any] = _finite(fields)
+        cleaned: dict[str, Any] = finite(fields)
         return cleaned
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by None."""
+def finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not have, by None, at any depth."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -268,6 +268,8 @@ def test_spaces(capsys: pytest.CaptureFixture[str]) -> None:
     assert "8 to 32, step 8" in out
     assert "architectures: " in out
     assert "example: activation=" in out
+    assert "  conv 3x3" in out
+    assert "bytes of activations" in out
     assert call("spaces", "./my_space.py:MySpace", "--json") == 0
     card = json.loads(capsys.readouterr().out)
     assert card["parameters"] == {"slope": "0 to 99", "width": "2 to 8"}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flatsearch import Architecture
-from flatsearch.spacecard import count_architectures
+import pytest
+
+from flatsearch import Architecture, load_space
+from flatsearch.spacecard import count_architectures, describe_space, estimate_settings
 
 
 class Conditional:
@@ -37,3 +39,29 @@ def test_every_setting_is_tried_once() -> None:
 
 def test_continuous_parameters_cannot_be_counted() -> None:
     assert count_architectures(Continuous()) is None  # type: ignore[arg-type]
+
+
+def test_an_estimate_of_settings_is_exact_for_a_uniform_tree_and_unbiased_else() -> None:
+    class Deep:
+        """2 + 2 * 10 settings: half of the paths go deeper."""
+
+        def suggest(self, trial: Any) -> Architecture:
+            deep = trial.suggest_categorical("deep", [False, True])
+            values = {"deep": deep, "width": trial.suggest_int("width", 1, 2)}
+            if deep:
+                values["more"] = trial.suggest_int("more", 0, 9)
+            return Architecture("deep", values)
+
+    assert count_architectures(Deep())  # type: ignore[arg-type] == 22
+    assert estimate_settings(Deep(), samples=4000) == pytest.approx(22, rel=0.05)
+
+
+def test_a_continuous_parameter_has_no_number_of_settings() -> None:
+    assert count_architectures(load_space("regnet_small")) is None
+    assert estimate_settings(load_space("regnet_small")) is None
+
+
+def test_the_drawing_is_of_the_example() -> None:
+    card = describe_space(load_space("resnet_small"), samples=5)
+    assert len([line for line in card["drawing"] if "global pool" in line]) >= 1
+    assert card["drawing"][0].startswith("image")
