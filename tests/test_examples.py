@@ -48,4 +48,4 @@ def test_its_own_tests_pass(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "test_depthwise_space.py").write_text(
         (PACKAGE / "test_depthwise_space.py").read_text()
     )
-    assert "7 passed" in run(installed, tmp_path, "pytest", "-q", "-p", "no:cacheprovider")
+    assert "8 passed" in run(installed, tmp_path, "pytest", "-q", "-p", "no:cacheprovider")

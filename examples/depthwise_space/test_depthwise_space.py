@@ -4,6 +4,6 @@ from flatsearch.testing import SearchSpaceContract
 
 
 class TestDepthwiseSpace(SearchSpaceContract):
-    """Seven tests, by the name that the package registers."""
+    """Eight tests, by the name that the package registers."""
 
     space = "depthwise"
