@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from flatsearch.flatness import FlatnessResult, LayerFlatness, relative_flatness
     from flatsearch.models import GapCnn, count_flops, count_parameters
     from flatsearch.objective import FlatnessObjective
-    from flatsearch.pruning import FlatnessPruner, report, should_prune
+    from flatsearch.pruning import AnyPruner, FlatnessPruner, report, should_prune
     from flatsearch.registry import load_space, space_names
     from flatsearch.space import Architecture, SearchSpace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnyPruner",
     "Architecture",
     "DataError",
     "DivergedError",
@@ -74,7 +75,7 @@ _HOME = {
     "flatness": {"FlatnessResult", "LayerFlatness", "relative_flatness"},
     "models": {"GapCnn", "count_flops", "count_parameters"},
     "objective": {"FlatnessObjective"},
-    "pruning": {"FlatnessPruner", "report", "should_prune"},
+    "pruning": {"AnyPruner", "FlatnessPruner", "report", "should_prune"},
     "registry": {"load_space", "space_names"},
     "space": {"Architecture", "SearchSpace"},
 }

@@ -7,21 +7,26 @@ the study's own pruner decides.
 
 from __future__ import annotations
 
+import bisect
 import math
+import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
 
-import numpy as np
-from optuna.pruners import BasePruner
-from optuna.trial import TrialState, create_trial
+from optuna.pruners import BasePruner, PercentilePruner
+from optuna.trial import TrialState
 
 from flatsearch.errors import unknown_name
-from flatsearch.record import FINISHED, read_step, read_steps, write_step
+from flatsearch.metricview import MetricView, metric_curve
+from flatsearch.record import FINISHED, is_reuse, write_step
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["FlatnessPruner", "report", "should_prune"]
+__all__ = ["PARETO_RANK", "AnyPruner", "FlatnessPruner", "report", "should_prune"]
 
+PARETO_RANK = "pareto_rank"
 _RULES = ("percentile",)
 _DIRECTIONS = ("minimize", "maximize")
 
@@ -59,7 +64,8 @@ def should_prune(trial: optuna.Trial) -> bool:
     """Return whether the study's pruner would stop this trial now.
 
     Unlike `trial.should_prune()` this works in a multi-objective study, with a pruner that
-    reads the metrics from the record, such as `FlatnessPruner`.
+    reads the metrics from the record, such as `FlatnessPruner`. One that reads what is reported
+    to Optuna sees nothing there, and prunes nothing.
 
     Args:
         trial: The running trial.
@@ -70,42 +76,74 @@ def should_prune(trial: optuna.Trial) -> bool:
     study = trial.study
     if len(study.directions) == 1:
         return bool(trial.should_prune())
-    frozen = create_trial(
-        state=TrialState.RUNNING,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
-    )
-    frozen.number = trial.number
-    return bool(study.pruner.prune(study, frozen))
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    frozen = next((other for other in running if other.number == trial.number), None)
+    # Another process may have ended the trial, for want of a heartbeat.
+    return frozen is not None and bool(study.pruner.prune(study, frozen))
+
+
+class _Finished:
+    """A metric of the finished trials of a study, sorted at each step; every trial is read once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: set[int] = set()
+        self._at_step: dict[int, list[float]] = {}
+        self.complete = 0
+
+    def update(self, study: optuna.Study, metric: str | None) -> None:
+        """Read the trials that have finished since the last time."""
+        finished = study.get_trials(deepcopy=False, states=FINISHED)
+        with self._lock:
+            # A finished trial stays one: where there are as many as before, none is new.
+            if len(finished) == len(self._seen):
+                return
+            for trial in finished:
+                if trial.number in self._seen:
+                    continue
+                self._seen.add(trial.number)
+                self.complete += trial.state == TrialState.COMPLETE and not is_reuse(trial)
+                for step, value in metric_curve(trial, metric).items():
+                    if not math.isnan(value):
+                        bisect.insort(self._at_step.setdefault(step, []), value)
+
+    def at(self, step: int) -> list[float]:
+        """Return the values at a step in ascending order."""
+        return self._at_step.get(step, [])
 
 
 class FlatnessPruner(BasePruner):
-    """Prune on a recorded metric, by default relative flatness.
+    """Prune on a recorded metric, by default relative flatness, with any number of objectives.
 
-    A trial is pruned if its metric at the current step is outside the best `percentile` per
-    cent of the values that finished (complete or pruned) trials had at the same step.
+    With the rule "percentile" a trial is pruned if its metric at the current step is outside the
+    best `percentile` per cent of the values that finished (complete or pruned) trials had at the
+    same step. With one of Optuna's pruners (or anyone's) as the rule, that pruner is shown the
+    study as if the metric were its only objective and the recorded values had been reported.
 
-    Which values are good is a choice the data have to make, not the name. Early in training a
-    network that has learnt more has a *larger* relative-flatness value; on the recordings made
-    for this project the value after one epoch goes up with the final accuracy, so pruning the
-    sharpest networks early removes the best ones. The default direction is therefore "maximize":
-    prune the smallest values, the networks that have learnt least. It has not been shown to beat
-    pruning on validation accuracy, and in a study that minimises flatness it works against that
-    objective; use it knowingly.
+    Which values of flatness are good is a choice the data have to make, not the name. Early in
+    training a network that has learnt more has a *larger* relative-flatness value; on the
+    recordings made for this project the value after one epoch goes up with the final accuracy, so
+    pruning the sharpest networks early removes the best ones. The direction of "flatness" is
+    therefore "maximize" where none is given: prune the smallest values, the networks that have
+    learnt least. It has not been shown to beat pruning on validation accuracy, and in a study that
+    minimises flatness it works against that objective; use it knowingly.
 
     Args:
         n_startup_trials: No pruning before this many trials are complete.
         n_warmup_steps: No pruning at steps below this one; the first step is 0.
         interval_steps: Steps between decisions, counted from the warm-up.
         n_min_trials: No pruning at a step that fewer finished trials have reached.
-        metric: Name of the recorded metric.
-        direction: "maximize" if large values are kept, "minimize" if small ones are.
-        rule: "percentile", the only one so far.
-        percentile: Per cent of the trials that are kept.
+        metric: Name of the recorded metric. "pareto_rank" ranks trials at each step by how many
+            dominate them in the study's named objectives; a mapping from names to directions does
+            so for any metrics. None takes what was reported to Optuna, with `trial.report`.
+        direction: "maximize" if large values are kept, "minimize" if small ones are. Where None,
+            "maximize" for flatness, and the study's direction for one of its objectives.
+        rule: "percentile", or a pruner, for example `optuna.pruners.MedianPruner()`. A pruner has
+            its own settings: those above stay at their defaults.
+        percentile: Per cent of the trials that are kept by the rule "percentile".
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or does not go with the rule.
 
     Example:
         >>> pruner = FlatnessPruner(n_startup_trials=2, direction="minimize", percentile=50.0)
@@ -128,23 +166,40 @@ class FlatnessPruner(BasePruner):
         interval_steps: int = 1,
         *,
         n_min_trials: int = 1,
-        metric: str = "flatness",
-        direction: Literal["minimize", "maximize"] = "maximize",
-        rule: Literal["percentile"] = "percentile",
+        metric: str | Mapping[str, str] | None = "flatness",
+        direction: Literal["minimize", "maximize"] | None = None,
+        rule: Literal["percentile"] | BasePruner = "percentile",
         percentile: float = 75.0,
     ) -> None:
-        for name, value, least in (
-            ("n_startup_trials", n_startup_trials, 0),
-            ("n_warmup_steps", n_warmup_steps, 0),
-            ("interval_steps", interval_steps, 1),
-            ("n_min_trials", n_min_trials, 1),
-        ):
+        own = {
+            "n_startup_trials": (n_startup_trials, 0, 5),
+            "n_warmup_steps": (n_warmup_steps, 0, 0),
+            "interval_steps": (interval_steps, 1, 1),
+            "n_min_trials": (n_min_trials, 1, 1),
+        }
+        for name, (value, least, default) in own.items():
             if value < least:
                 raise ValueError(f"`{name}` must be at least {least} but got {value}")
-        if direction not in _DIRECTIONS:
+            if isinstance(rule, BasePruner) and value != default:
+                raise ValueError(f"`{name}` is for the rule 'percentile'; give it to the pruner")
+        if direction is not None and direction not in _DIRECTIONS:
             raise ValueError(unknown_name("direction", direction, _DIRECTIONS))
-        if rule not in _RULES:
-            raise ValueError(unknown_name("rule", rule, _RULES))
+        if not isinstance(rule, BasePruner) and rule not in _RULES:
+            raise ValueError(
+                f"{unknown_name('rule', str(rule), _RULES)}, or a pruner such as"
+                " optuna.pruners.MedianPruner()"
+            )
+        if isinstance(metric, Mapping):
+            if not metric:
+                raise ValueError("`metric` must name at least one metric")
+            for name, way in metric.items():
+                if way not in _DIRECTIONS:
+                    raise ValueError(
+                        f"metric {name!r}: {unknown_name('direction', way, _DIRECTIONS)}"
+                    )
+            metric = dict(metric)
+        if direction == "maximize" and (isinstance(metric, Mapping) or metric == PARETO_RANK):
+            raise ValueError("a small Pareto rank is good: `direction` cannot be 'maximize'")
         if not 0 <= percentile <= 100:
             raise ValueError(f"`percentile` must be between 0 and 100 but got {percentile}")
         self._n_startup_trials = n_startup_trials
@@ -152,8 +207,22 @@ class FlatnessPruner(BasePruner):
         self._interval_steps = interval_steps
         self._n_min_trials = n_min_trials
         self._metric = metric
-        self._sign = 1.0 if direction == "maximize" else -1.0
+        self._direction = direction
+        self._rule = rule
         self._percentile = percentile
+        self._forget()
+
+    def _forget(self) -> None:
+        self._finished: WeakKeyDictionary[optuna.Study, _Finished] = WeakKeyDictionary()
+        self._views: WeakKeyDictionary[optuna.Study, MetricView] = WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, object]:
+        # What has been read belongs to this process.
+        return {k: v for k, v in self.__dict__.items() if k not in {"_finished", "_views"}}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         """Decide on a trial from its record and the finished trials'.
@@ -163,34 +232,83 @@ class FlatnessPruner(BasePruner):
             trial: The running trial; its last recorded step is judged.
 
         Returns:
-            True if the trial should be pruned. A NaN is always pruned, after the warm-up.
+            True if the trial should be pruned. The rule "percentile" always prunes a NaN, after
+            the warm-up.
+
+        Raises:
+            ValueError: If the metric's direction is not known.
         """
-        steps = {
-            step: metrics[self._metric]
-            for step, metrics in read_steps(trial.user_attrs).items()
-            if self._metric in metrics
-        }
-        if not steps or not self._is_due(sorted(steps)):
+        metric = self._metric
+        if (
+            isinstance(metric, Mapping)
+            or metric == PARETO_RANK
+            or isinstance(self._rule, BasePruner)
+        ):
+            return self._ask_view(study, trial)
+        steps = metric_curve(trial, metric)
+        if not steps or not self._is_due(list(steps)):
             return False
         step = max(steps)
-        finished = study.get_trials(deepcopy=False, states=FINISHED)
-        complete = sum(other.state == TrialState.COMPLETE for other in finished)
-        if complete == 0 or complete < self._n_startup_trials:
+        sign = 1.0 if self._direction_in(study) == "maximize" else -1.0
+        finished = self._finished.setdefault(study, _Finished())
+        finished.update(study, metric)
+        if finished.complete < max(1, self._n_startup_trials):
             return False
         if math.isnan(steps[step]):
             return True
-        at_step = (read_step(other.user_attrs, step) for other in finished)
-        others = [
-            metrics[self._metric] for metrics in at_step if metrics and self._metric in metrics
-        ]
-        others = [value for value in others if not math.isnan(value)]
-        if len(others) < self._n_min_trials:
+        others = finished.at(step)
+        if len(others) < self._n_min_trials or not others:
             return False
-        # Order statistics, not interpolation: infinite values must not turn into NaN.
-        limit = np.percentile(
-            self._sign * np.asarray(others), 100.0 - self._percentile, method="lower"
+        # An order statistic, not an interpolation: infinite values must not turn into NaN.
+        below = (1.0 - self._percentile / 100.0) * (len(others) - 1)
+        if sign > 0:
+            return steps[step] < others[math.floor(below)]
+        return steps[step] > others[len(others) - 1 - math.floor(below)]
+
+    def _ask_view(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        view = self._views.get(study)
+        if view is None:
+            metric = self._metric
+            if metric == PARETO_RANK:
+                if study.metric_names is None:
+                    raise ValueError(
+                        "the metric 'pareto_rank' needs names: call study.set_metric_names, or give"
+                        " `metric` a mapping from names to directions"
+                    )
+                ways = (direction.name.lower() for direction in study.directions)
+                metric = dict(zip(study.metric_names, ways, strict=True))
+            view = MetricView(study, self._direction_in(study), metric)
+            self._views[study] = view
+        return view.ask(self._inner(), trial)
+
+    def _inner(self) -> BasePruner:
+        if isinstance(self._rule, BasePruner):
+            return self._rule
+        return PercentilePruner(
+            self._percentile,
+            n_startup_trials=self._n_startup_trials,
+            n_warmup_steps=self._n_warmup_steps,
+            interval_steps=self._interval_steps,
+            n_min_trials=self._n_min_trials,
         )
-        return bool(self._sign * steps[step] < limit)
+
+    def _direction_in(self, study: optuna.Study) -> str:
+        """Return which values of the metric are kept in a study."""
+        if self._direction is not None:
+            return self._direction
+        if isinstance(self._metric, Mapping) or self._metric == PARETO_RANK:
+            return "minimize"
+        if self._metric == "flatness":
+            return "maximize"
+        names = study.metric_names or []
+        if self._metric in names:
+            return str(study.directions[names.index(self._metric)].name.lower())
+        if self._metric is None and len(study.directions) == 1:
+            return str(study.direction.name.lower())
+        raise ValueError(
+            f"metric {self._metric!r} is not an objective of the study"
+            f" ({', '.join(names) or 'which has no names'}); give its `direction`"
+        )
 
     def _is_due(self, steps: list[int]) -> bool:
         """Return whether the last step is the first one reported since the last decision point."""
@@ -199,3 +317,41 @@ class FlatnessPruner(BasePruner):
             return False
         point = step - (step - self._n_warmup_steps) % self._interval_steps
         return len(steps) == 1 or steps[-2] < point
+
+
+class AnyPruner(BasePruner):
+    """Prune if any of several pruners does, for example one per metric.
+
+    All of them are asked every time: a pruner that keeps a record of its own misses nothing.
+
+    Args:
+        *pruners: The pruners.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> from optuna.pruners import MedianPruner, PatientPruner
+        >>> pruner = AnyPruner(
+        ...     FlatnessPruner(metric="loss", direction="minimize", rule=MedianPruner()),
+        ...     FlatnessPruner(metric="accuracy", direction="maximize", percentile=80.0),
+        ... )
+    """
+
+    def __init__(self, *pruners: BasePruner) -> None:
+        if not pruners:
+            raise ValueError("give at least one pruner")
+        self._pruners = pruners
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """Ask every pruner.
+
+        Args:
+            study: The study.
+            trial: The running trial.
+
+        Returns:
+            True if any of them prunes.
+        """
+        decisions = [pruner.prune(study, trial) for pruner in self._pruners]
+        return any(decisions)

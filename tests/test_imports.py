@@ -17,8 +17,9 @@ SPACES = ROOT.parent / "search_spaces"
 # Each may import itself and what stands before it.
 ORDER = [
     "errors", "config", "space", "registry", "models", "cost", "drawing", "data", "training",
-    "flatness", "record", "reuse", "recipe", "pruning", "export", "objective", "study", "summary",
-    "spacecard", "exported", "measuring", "terminal", "progress", "testing", "cli",
+    "flatness", "record", "reuse", "recipe", "metricview", "pruning", "export", "objective",
+    "study", "summary", "spacecard", "exported", "measuring", "terminal", "progress",
+    "testing", "cli",
 ]  # fmt: skip
 
 
