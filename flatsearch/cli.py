@@ -17,11 +17,14 @@ from flatsearch.config import (
     DEFAULT_TRIALS,
     DUPLICATES,
     OBJECTIVES,
+    PRUNE_MODES,
+    PRUNE_ON,
     PRUNERS,
     SAMPLERS,
+    SOFT_SAMPLERS,
     RunSettings,
 )
-from flatsearch.errors import FlatsearchError, UsageError
+from flatsearch.errors import FlatsearchError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +129,19 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         " in training flatter is not better: on our recordings the sharpest networks after one"
         " epoch end up the most accurate. 'flatness' therefore prunes the flattest quarter, the"
         " networks that have learnt least; that it helps has not been shown, and it works"
-        " against the flatness objective. median and hyperband need a single objective.",
+        " against the flatness objective. median, asha and hyperband are Optuna's, and work with"
+        " any number of objectives.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prune-on", metavar="METRIC",
+        help=f"what median, asha and hyperband judge by: {', '.join(PRUNE_ON)} (default: the"
+        " objective, or pareto_rank with several)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prune-mode", default="auto",
+        help="hard: a pruned trial is Optuna's PRUNED; soft: it is complete, with a violated"
+        " constraint, for samplers that ignore pruned trials; auto: soft for"
+        f" {' and '.join(SOFT_SAMPLERS)} (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--seed", type=int, default=d.seed, help="of everything random (default: %(default)s)"
@@ -172,6 +187,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--tune-recipe", action="store_true",
         help="search learning rate, weight decay, batch size and augmentation too",
+    )  # fmt: skip
+    training.add_argument(
+        "--min-accuracy", type=float, metavar="A",
+        help="validation accuracy that a trial must reach to be on the front (default: clearly"
+        " more than guessing the most frequent class; 0 for none)",
     )  # fmt: skip
     training.add_argument(
         "--duplicates", default=d.duplicates,
@@ -374,6 +394,7 @@ def _run(options: argparse.Namespace) -> None:
         seed=options.seed,
         tune_recipe=options.tune_recipe,
         duplicates=options.duplicates,
+        min_accuracy=options.min_accuracy,
         max_parameters=options.max_params,
         max_flops=options.max_flops,
         max_memory=options.max_memory,
@@ -408,7 +429,12 @@ def _run(options: argparse.Namespace) -> None:
     load_space(options.space)
     resolve_device(options.device)
     make_sampler(options.sampler, 0)
-    make_pruner(options.pruner, settings.objectives)
+    make_pruner(options.pruner, settings.objectives, options.prune_on)
+    if options.prune_mode not in PRUNE_MODES:
+        raise UsageError(unknown_name("prune mode", options.prune_mode, PRUNE_MODES))
+    soft = options.prune_mode == "soft" or (
+        options.prune_mode == "auto" and options.sampler in SOFT_SAMPLERS
+    )
     store = _artifact_store(options.artifacts)
     storage = open_storage(options.storage)
     data = load_data(
@@ -425,6 +451,7 @@ def _run(options: argparse.Namespace) -> None:
         data,
         settings=settings,
         device=options.device,
+        prune_mode="soft" if soft else "hard",
         artifact_store=store,
         on_epoch=progress.epoch,
     )
@@ -432,7 +459,10 @@ def _run(options: argparse.Namespace) -> None:
     if store is not None:
         Path(options.artifacts).mkdir(parents=True, exist_ok=True)
     name = options.study or _study_name(options.space, options.data)
-    study = open_study(name, storage, objective, sampler=options.sampler, pruner=options.pruner)
+    study = open_study(
+        name, storage, objective,
+        sampler=options.sampler, pruner=options.pruner, prune_on=options.prune_on,
+    )  # fmt: skip
     finished = finished_count(study)
     n_trials = options.trials or max(0, DEFAULT_TRIALS - finished)
     progress.announce(study, data, objective.device, finished, n_trials)

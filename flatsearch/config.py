@@ -18,7 +18,10 @@ __all__ = [
     "DUPLICATES",
     "OBJECTIVES",
     "PRUNERS",
+    "PRUNE_MODES",
+    "PRUNE_ON",
     "SAMPLERS",
+    "SOFT_SAMPLERS",
     "RunSettings",
 ]
 
@@ -38,7 +41,18 @@ OBJECTIVES: dict[str, Direction] = {
     **dict.fromkeys(COSTS, "minimize"),
 }
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
-PRUNERS = ("none", "flatness", "median", "hyperband")
+PRUNERS = ("none", "flatness", "median", "asha", "hyperband")
+# What pruners other than "flatness" can judge by, beside the Pareto rank, and which way is good.
+PRUNE_ON: dict[str, Direction] = {
+    "pareto_rank": "minimize",
+    "accuracy": "maximize",
+    "loss": "minimize",
+    "train_accuracy": "maximize",
+    "train_loss": "minimize",
+}
+PRUNE_MODES = ("auto", "hard", "soft")
+# Samplers that learn nothing from a trial in Optuna's state PRUNED.
+SOFT_SAMPLERS = ("nsga2", "gp")
 AUGMENTATIONS = ("auto", "none", "crop", "crop+flip")
 DUPLICATES = ("reuse", "retrain")
 
@@ -67,6 +81,10 @@ class RunSettings:
             parameters of every trial too, in place of the settings of those names.
         duplicates: What becomes of a candidate that is the same network as an earlier one:
             "reuse" that one's result, or "retrain" it, with other random numbers.
+        min_accuracy: Validation accuracy that a trial must reach to be on the front, in a study
+            with other objectives; None for clearly better than guessing, see
+            `flatsearch.data.ImageData.guessing_accuracy`. Networks that have learnt nothing are
+            perfectly flat.
         max_parameters: Candidates with more are not trained.
         max_flops: The same, for one image.
         max_memory: The same, bytes of activations for one image; see `count_memory`.
@@ -90,6 +108,7 @@ class RunSettings:
     seed: int = 0
     tune_recipe: bool = False
     duplicates: str = "reuse"
+    min_accuracy: float | None = None
     max_parameters: int | None = None
     max_flops: int | None = None
     max_memory: int | None = None
@@ -139,6 +158,9 @@ class RunSettings:
         for name, limit in self.limits.items():
             if not isinstance(limit, (int, float)) or not (math.isfinite(limit) and limit > 0):
                 raise SettingsError(f"`max_{name}` must be a positive number but got {limit!r}")
+        least = self.min_accuracy
+        if least is not None and not (isinstance(least, (int, float)) and 0 <= least < 1):
+            raise SettingsError(f"`min_accuracy` must be at least 0 and below 1 but got {least!r}")
         for name in ("lr", "weight_decay", "momentum", "validation_fraction"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value):

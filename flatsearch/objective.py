@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import optuna
@@ -22,6 +22,7 @@ from flatsearch.errors import (
     SettingsError,
     SpaceError,
     UnsupportedModelError,
+    unknown_name,
 )
 from flatsearch.export import ModelCard, save_model
 from flatsearch.flatness import relative_flatness
@@ -84,6 +85,9 @@ class FlatnessObjective:
         epochs: Epochs per candidate.
         settings: Every other setting; `objectives` and `epochs` override its own.
         device: Where to train; see `resolve_device`.
+        prune_mode: "hard" ends a pruned trial as Optuna's PRUNED. "soft" ends it as complete, with
+            the values it has reached and a violated constraint, for samplers that ignore pruned
+            trials (NSGA-II, NSGA-III, GP, CMA-ES).
         artifact_store: Where to save every completed candidate's weights; not saved if None.
         on_epoch: Called with (trial, result, flatness result) after every epoch.
 
@@ -110,6 +114,7 @@ class FlatnessObjective:
         *,
         settings: RunSettings | None = None,
         device: str = "auto",
+        prune_mode: Literal["hard", "soft"] = "hard",
         artifact_store: FileSystemArtifactStore | None = None,
         on_epoch: Callable[[optuna.Trial, EpochResult, FlatnessResult], None] | None = None,
     ) -> None:
@@ -124,6 +129,9 @@ class FlatnessObjective:
         else:
             self.space_reference = f"{type(space).__module__}:{type(space).__qualname__}"
             self.space = space
+        if prune_mode not in {"hard", "soft"}:
+            raise SettingsError(unknown_name("prune mode", str(prune_mode), ("hard", "soft")))
+        self._soft = prune_mode == "soft"
         self.device = resolve_device(device)
         if not isinstance(data, ImageData):
             data = load_data(
@@ -238,9 +246,13 @@ class FlatnessObjective:
             record.write_repeat(trial, earlier.number)
         model = model.to(self.device)
         size = self._measure_cost(trial, model)
-        metrics = self._train(trial, model, settings, seed)
+        metrics, whole = self._train(trial, model, settings, seed, size)
         record.write_final(trial, metrics)
-        if self._artifact_store is not None:
+        if set(self.metric_names) != {"accuracy"}:
+            least = settings.min_accuracy
+            least = self.data.guessing_accuracy() if least is None else least
+            record.write_minimum(trial, metrics["accuracy"], least)
+        if self._artifact_store is not None and whole:
             self._save(trial, model, architecture)
         return tuple(float({**size, **metrics}[name]) for name in self.metric_names)
 
@@ -268,10 +280,17 @@ class FlatnessObjective:
         return size
 
     def _train(
-        self, trial: optuna.Trial, model: torch.nn.Module, settings: RunSettings, seed: int
-    ) -> dict[str, float]:
-        """Train and measure, epoch by epoch, and return what the last one gave."""
+        self,
+        trial: optuna.Trial,
+        model: torch.nn.Module,
+        settings: RunSettings,
+        seed: int,
+        size: dict[str, float | int],
+    ) -> tuple[dict[str, float], bool]:
+        """Train and measure by epochs; return the last one's metrics, and whether it was the end."""
         metrics: dict[str, float] = {}
+        # Objectives that no epoch changes: a pruner that ranks by all objectives needs them too.
+        fixed = {name: size[name] for name in self.metric_names if name in size}
         for epoch in train(model, self.data, settings, seed=seed, on_batch=self.on_batch):
             flatness = relative_flatness(model, self._probe)
             metrics = {
@@ -284,12 +303,15 @@ class FlatnessObjective:
                 "train_loss": epoch.train_loss,
                 "train_accuracy": epoch.train_accuracy,
             }
-            report(trial, epoch.epoch - 1, **metrics, train_seconds=epoch.seconds)
+            report(trial, epoch.epoch - 1, **metrics, **fixed, train_seconds=epoch.seconds)
             if self._on_epoch is not None:
                 self._on_epoch(trial, epoch, flatness)
             if epoch.epoch < settings.epochs and should_prune(trial):
-                raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
-        return metrics
+                if not self._soft:
+                    raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
+                record.write_soft_prune(trial, epoch.epoch - 1)
+                return metrics, False
+        return metrics, True
 
     def _save(
         self, trial: optuna.Trial, model: torch.nn.Module, architecture: Architecture

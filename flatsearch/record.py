@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FINISHED",
     "TrialRecord",
+    "is_feasible",
     "is_finished",
     "is_over_limit",
     "is_reuse",
@@ -39,11 +40,13 @@ __all__ = [
     "write_failure",
     "write_final",
     "write_limits",
+    "write_minimum",
     "write_network",
     "write_recipe",
     "write_repeat",
     "write_reuse",
     "write_settings",
+    "write_soft_prune",
     "write_step",
 ]
 
@@ -57,6 +60,8 @@ _FAILURE = "failure"
 _LIMIT = "flatsearch:max_"
 _NETWORK = "flatsearch:network"
 _RECIPE = "recipe"
+_MIN_ACCURACY = "flatsearch:min_accuracy"
+_PRUNED = "flatsearch:pruned"
 _SAME_AS = "flatsearch:same_as"
 _REPEATS = "flatsearch:repeats"
 
@@ -79,6 +84,8 @@ class TrialRecord:
         recipe: Training settings that were suggested with the architecture; empty for none.
         same_as: Number of the earlier trial whose result this one took over, if any.
         repeats: Number of the earlier trial whose network this one trained again, if any.
+        feasible: Whether it keeps every constraint; one that does not is never on the front.
+        ended_early: Whether it was pruned softly: told as complete, with a violated constraint.
     """
 
     number: int
@@ -94,6 +101,8 @@ class TrialRecord:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     same_as: int | None = None
     repeats: int | None = None
+    feasible: bool = True
+    ended_early: bool = False
 
 
 def _to_json(value: float) -> float | str:
@@ -200,6 +209,22 @@ def write_limits(trial: optuna.Trial, excess: Mapping[str, float]) -> None:
         trial.set_constraint(f"{_LIMIT}{name}", value)
 
 
+def write_minimum(trial: optuna.Trial, accuracy: float, least: float) -> None:
+    """Store as a constraint by how much an accuracy falls short of the least that counts."""
+    trial.set_constraint(_MIN_ACCURACY, least - accuracy)
+
+
+def write_soft_prune(trial: optuna.Trial, step: int) -> None:
+    """Store that a trial ends early, as a violated constraint."""
+    trial.set_constraint(_PRUNED, 1.0)
+    write_failure(trial, f"pruned after epoch {step + 1}")
+
+
+def is_feasible(trial: optuna.trial.FrozenTrial) -> bool:
+    """Return whether a trial keeps all of its constraints."""
+    return all(value <= 0 for value in trial.constraints.values())
+
+
 def is_over_limit(trial: optuna.trial.FrozenTrial) -> bool:
     """Return whether a trial's candidate costs more than the study allows."""
     return any(v > 0 for key, v in trial.constraints.items() if key.startswith(_LIMIT))
@@ -244,6 +269,8 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         recipe=attributes.get(_RECIPE) or {},
         same_as=attributes.get(_SAME_AS),
         repeats=attributes.get(_REPEATS),
+        feasible=is_feasible(trial),
+        ended_early=_PRUNED in trial.constraints,
     )
 
 

@@ -16,9 +16,9 @@ import torch
 from optuna.trial import TrialState
 
 from flatsearch import record
-from flatsearch.config import PRUNERS, SAMPLERS, RunSettings
+from flatsearch.config import PRUNE_ON, PRUNERS, SAMPLERS, RunSettings
 from flatsearch.errors import FlatsearchError, SettingsError, StorageError, unknown_name
-from flatsearch.pruning import FlatnessPruner
+from flatsearch.pruning import PARETO_RANK, FlatnessPruner
 from flatsearch.registry import space_identity
 
 if TYPE_CHECKING:
@@ -122,32 +122,49 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     return samplers[name]()
 
 
-def make_pruner(name: str, objectives: tuple[str, ...]) -> optuna.pruners.BasePruner:
+def make_pruner(
+    name: str, objectives: tuple[str, ...], prune_on: str | None = None
+) -> optuna.pruners.BasePruner:
     """Return a pruner by its command-line name.
 
     Args:
-        name: "none", "flatness", "median" or "hyperband".
+        name: "none", "flatness", "median", "asha" or "hyperband".
         objectives: The study's objectives.
+        prune_on: What the last three judge by, from `PRUNE_ON`. Where None, the objective of a
+            single-objective study, else the Pareto rank.
 
     Returns:
         The pruner.
 
     Raises:
-        SettingsError: If the name is not known, or the pruner needs a single objective that is
-            reported every epoch.
+        SettingsError: If a name is not known, or the objective says nothing about an epoch.
     """
     if name not in PRUNERS:
         raise SettingsError(unknown_name("pruner", name, PRUNERS))
+    if prune_on is not None and prune_on not in PRUNE_ON:
+        raise SettingsError(unknown_name("metric to prune on", prune_on, PRUNE_ON))
+    if prune_on is not None and name in {"none", "flatness"}:
+        raise SettingsError(f"--prune-on is for median, asha and hyperband, not for {name!r}")
     if name == "none":
         return optuna.pruners.NopPruner()
     if name == "flatness":
         return FlatnessPruner()
-    if len(objectives) > 1 or objectives[0] not in {"accuracy", "flatness"}:
-        raise SettingsError(
-            f"pruner {name!r} needs the single objective accuracy or flatness but got"
-            f" {', '.join(objectives)}; use flatness or none"
-        )
-    return optuna.pruners.MedianPruner() if name == "median" else optuna.pruners.HyperbandPruner()
+    rules: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+        "median": optuna.pruners.MedianPruner,
+        "asha": optuna.pruners.SuccessiveHalvingPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+    }
+    rule = rules[name]()
+    if prune_on is None and len(objectives) == 1:
+        if objectives[0] not in {"accuracy", "flatness"}:
+            raise SettingsError(
+                f"pruner {name!r} learns nothing from the objective {objectives[0]}, which is the"
+                f" same in every epoch; give --prune-on: {', '.join(PRUNE_ON)}"
+            )
+        return rule  # sees what is reported to Optuna
+    if prune_on in {None, PARETO_RANK}:
+        return FlatnessPruner(metric=PARETO_RANK, rule=rule)
+    return FlatnessPruner(metric=prune_on, direction=PRUNE_ON[prune_on], rule=rule)
 
 
 def shared_settings(objective: FlatnessObjective) -> dict[str, Any]:
@@ -169,6 +186,7 @@ def open_study(
     *,
     sampler: str = "tpe",
     pruner: str = "none",
+    prune_on: str | None = None,
 ) -> optuna.Study:
     """Create a study, or resume the one of that name.
 
@@ -179,6 +197,7 @@ def open_study(
         sampler: See `make_sampler`. Its seed is derived from the settings' seed and the number
             of trials so far, so that a resumed study does not repeat its suggestions.
         pruner: See `make_pruner`.
+        prune_on: See `make_pruner`.
 
     Returns:
         The study.
@@ -189,7 +208,7 @@ def open_study(
     """
     settings = objective.settings
     wanted = shared_settings(objective)
-    study_pruner = make_pruner(pruner, settings.objectives)
+    study_pruner = make_pruner(pruner, settings.objectives, prune_on)
     make_sampler(sampler, 0)
     try:
         study = optuna.create_study(

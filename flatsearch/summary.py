@@ -145,13 +145,18 @@ def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
     # A result that was taken over is an earlier trial's: neither a point of its own on the front
     # nor another observation.
     taken = {trial.number for trial in trials if trial.same_as is not None}
-    complete = [t for t in trials if t.values is not None and t.number not in taken]
+    complete = [
+        t for t in trials if t.values is not None and not t.ended_early and t.number not in taken
+    ]
     if len(directions) > 1:
         best = [trial.number for trial in study.best_trials if trial.number not in taken]
     else:
-        best = [_first_of(trials, study.best_trial.number)] if complete else []
+        best = []
     sign = -1.0 if directions[0] == "maximize" else 1.0
     values = {trial.number: trial.values for trial in complete}
+    if len(directions) == 1:
+        good = [trial.number for trial in complete if trial.feasible]
+        best = [min(good, key=lambda number: sign * values[number][0])] if good else []  # type: ignore[index]
     best.sort(key=lambda number: sign * values[number][0])  # type: ignore[index]
     return StudySummary(
         name=study.study_name,
@@ -163,12 +168,6 @@ def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
         front=tuple(best),
         worth=tuple(_worth(complete)) if worth else (),
     )
-
-
-def _first_of(trials: Sequence[TrialRecord], number: int) -> int:
-    """Return the trial that was trained: this one, or the one whose result it took over."""
-    same = next(trial.same_as for trial in trials if trial.number == number)
-    return number if same is None else same
 
 
 def _worth(complete: Sequence[TrialRecord]) -> list[ProxyWorth]:

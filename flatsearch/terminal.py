@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flatsearch.flatness import FlatnessResult
+    from flatsearch.record import TrialRecord
     from flatsearch.space import Value
     from flatsearch.summary import ProxyWorth, StudySummary
 
@@ -86,25 +87,13 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
     ]
     if listed:
         title = "trials" if all_trials else f"best trials by {names[0]}"
-        table = _table(title, ["trial", *names, *sizes, "seconds", "front", "architecture"])
-        for trial in listed:
-            cells = ["-"] * len(names)
-            if trial.values is not None:
-                cells = [value(n, v) for n, v in zip(names, trial.values, strict=True)]
-            size = [value(n, trial.metrics[n]) if n in trial.metrics else "-" for n in sizes]
-            seconds = "-" if trial.seconds is None else f"{trial.seconds:.1f}"
-            text = _describe(summary, trial.number)
-            if trial.same_as is not None:
-                text = f"as trial {trial.same_as}, not trained again"
-            if trial.repeats is not None:
-                text += f" (trial {trial.repeats} again)"
-            if trial.values is None:
-                text = f"{trial.state.lower()}: {trial.failure or 'by the pruner'}"
-                if trial.state in {"RUNNING", "WAITING"}:
-                    text = trial.state.lower()
-            front = "*" if trial.number in summary.front else ""
-            table.add_row(str(trial.number), *cells, *size, seconds, front, text)
-        console.print(table)
+        console.print(_trial_table(title, summary, listed, sizes))
+    if complete and not summary.front:
+        console.print(
+            "no trial keeps all constraints: none has learnt clearly more than to guess"
+            " (see --min-accuracy)",
+            highlight=False,
+        )
     if len(names) > 1 and summary.front:
         table = _table("Pareto front", ["trial", *names, "architecture"])
         for best in summary.front:
@@ -113,6 +102,39 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
             table.add_row(str(best), *cells, _describe(summary, best))
         console.print(table)
     _print_worth(summary, console)
+
+
+def _trial_table(
+    title: str, summary: StudySummary, listed: Sequence[TrialRecord], sizes: Sequence[str]
+) -> Table:
+    """Return a row per trial."""
+    names = summary.metric_names
+    table = _table(title, ["trial", *names, *sizes, "seconds", "front", "architecture"])
+    for trial in listed:
+        cells = ["-"] * len(names)
+        if trial.values is not None:
+            cells = [value(n, v) for n, v in zip(names, trial.values, strict=True)]
+        size = [value(n, trial.metrics[n]) if n in trial.metrics else "-" for n in sizes]
+        seconds = "-" if trial.seconds is None else f"{trial.seconds:.1f}"
+        front = "*" if trial.number in summary.front else ""
+        text = _remark(trial, _describe(summary, trial.number))
+        table.add_row(str(trial.number), *cells, *size, seconds, front, text)
+    return table
+
+
+def _remark(trial: TrialRecord, architecture: str) -> str:
+    """Return what there is to say about a trial: its architecture, or why there is no result."""
+    if trial.state in {"RUNNING", "WAITING"}:
+        return trial.state.lower()
+    if trial.values is None:
+        return f"{trial.state.lower()}: {trial.failure or 'by the pruner'}"
+    if trial.same_as is not None:
+        return f"as trial {trial.same_as}, not trained again"
+    if not trial.feasible:
+        architecture += f" ({trial.failure or 'not better than guessing'})"
+    if trial.repeats is not None:
+        architecture += f" (trial {trial.repeats} again)"
+    return architecture
 
 
 def _describe(summary: StudySummary, trial: int) -> str:

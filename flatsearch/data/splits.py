@@ -150,6 +150,19 @@ class ImageData:
         """Height and width of an image."""
         return int(self.train.images.shape[2])
 
+    def guessing_accuracy(self) -> float:
+        """Return what is clearly better than always guessing the most frequent class.
+
+        Returns:
+            Its share p of the n validation images and three standard errors, p + 3 sqrt(p(1-p)/n),
+            as an accuracy; at most halfway between p and 1.
+        """
+        counts = torch.bincount(self.validation.targets, minlength=self.num_classes)
+        n = int(counts.sum())
+        share = int(counts.max()) / n
+        margin: float = 3 * (share * (1 - share) / n) ** 0.5
+        return share + min(margin, (1 - share) / 2)
+
     def to(self, device: torch.device | str) -> ImageData:
         """Return the data with every split on a device."""
         names = ("train", "validation", "test", "probe")
