@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        options.call(options)
+        code = options.call(options)
     except KeyboardInterrupt as stop:
         print("flatsearch: interrupted; finished trials are kept", file=sys.stderr)
         return 128 + int(getattr(stop, "signum", 2))
@@ -350,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())
         print(f"flatsearch {options.command}: error: {kind}{text}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    return 0
+    return code or 0
 
 
 def _print_json(fields: dict[str, Any]) -> None:
@@ -379,7 +379,7 @@ def _study_name(space: str, data: str) -> str:
     return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
     settings = RunSettings(
         objectives=tuple(name.strip() for name in options.objectives.split(",") if name.strip()),
         epochs=options.epochs,
@@ -469,10 +469,12 @@ def _run(options: argparse.Namespace) -> None:
     try:
         if n_trials:
             with progress.running(n_trials):
-                run_study(
+                ended = run_study(
                     study, objective, n_trials=n_trials, timeout=options.timeout,
                     on_trial=progress.trial,
                 )  # fmt: skip
+            if ended:
+                print(f"flatsearch run: {ended}", file=sys.stderr)
     finally:
         summary = summarise(study)
         if options.json:
@@ -485,6 +487,7 @@ def _run(options: argparse.Namespace) -> None:
             reasons = [trial.failure for trial in summary.trials if trial.failure]
             last = f"; the last one: {reasons[-1]}" if reasons else ""
             print(f"flatsearch run: no trial completed{last}", file=sys.stderr)
+    return int(bool(n_trials) and "COMPLETE" not in summary.counts)
 
 
 def _artifact_store(name: str) -> FileSystemArtifactStore | None:

@@ -71,7 +71,7 @@ class RunSettings:
         batch_size: Training batch.
         lr: Peak learning rate of the one-cycle schedule.
         weight_decay: L2 penalty on all parameters.
-        momentum: Nesterov momentum.
+        momentum: Nesterov momentum; 0 for plain SGD.
         augment: "none", "crop", "crop+flip", or "auto" for what suits the data set.
         probe_size: Training images the flatness is measured on.
         validation_fraction: Share of the training data held out to score candidates.
@@ -163,17 +163,19 @@ class RunSettings:
             raise SettingsError(f"`min_accuracy` must be at least 0 and below 1 but got {least!r}")
         for name in ("lr", "weight_decay", "momentum", "validation_fraction"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise SettingsError(f"`{name}` must be a finite number but got {value!r}")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise SettingsError(f"`{name}` must be a finite Python number but got {value!r}")
         if not self.lr > 0:
             raise SettingsError(f"`lr` must be positive but got {self.lr}")
         if self.weight_decay < 0:
             raise SettingsError(f"`weight_decay` must not be negative but got {self.weight_decay}")
-        for name in ("momentum", "validation_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise SettingsError(
-                    f"`{name}` must be between 0 and 1 but got {getattr(self, name)}"
-                )
+        if not 0 <= self.momentum < 1:
+            raise SettingsError(f"`momentum` must be at least 0, below 1 but got {self.momentum}")
+        if not 0 < self.validation_fraction < 1:
+            raise SettingsError(
+                f"`validation_fraction` must be between 0 and 1 but got {self.validation_fraction}"
+            )
 
     @property
     def limits(self) -> dict[str, float]:

@@ -54,10 +54,14 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self._follow(leaf.untyped_storage())
+                self._follow(leaf)
         return result
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
+    def _follow(self, tensor: torch.Tensor) -> None:
+        try:
+            storage = tensor.untyped_storage()
+        except NotImplementedError:  # sparse tensors have none
+            return
         if storage in self._seen:
             return
         self._seen.add(storage)
@@ -75,7 +79,8 @@ def count_memory(model: nn.Module, in_channels: int, image_size: int) -> int:
 
     The most bytes that the image and the results of operations take at one time in eval mode,
     without gradients, each until nothing refers to it any more; what an operation needs
-    inside is not seen. Weights do not count. Independent of machine and device.
+    inside is not seen, but what it returns is, such as the indices of a max pool. Weights do not
+    count. Independent of machine and device.
 
     Args:
         model: On any device; its mode is restored.

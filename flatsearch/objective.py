@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,9 +27,10 @@ from flatsearch.errors import (
 )
 from flatsearch.export import ModelCard, save_model
 from flatsearch.flatness import relative_flatness
+from flatsearch.liveness import this_process
 from flatsearch.models import network_key
 from flatsearch.pruning import report, should_prune
-from flatsearch.recipe import RECIPE, suggest_recipe
+from flatsearch.recipe import suggest_recipe
 from flatsearch.registry import load_space
 from flatsearch.reuse import TrainedNetworks
 from flatsearch.space import Architecture, OnceTrial, SearchSpace, build_model, suggest_checked
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from flatsearch.flatness import FlatnessResult
 
 __all__ = ["FlatnessObjective", "resolve_device"]
+
+# Candidates that `check` tries.
+_CHECKS = 5
 
 
 def resolve_device(name: str) -> torch.device:
@@ -146,6 +151,7 @@ class FlatnessObjective:
         self._on_epoch = on_epoch
         self._probe = self.data.probe.tensors()
         self._trained = TrainedNetworks()
+        self._process = this_process()
         self.on_batch: Callable[[], None] | None = None
 
     @property
@@ -165,11 +171,12 @@ class FlatnessObjective:
             trial: From Optuna.
 
         Returns:
-            The objective values, in the order of `metric_names`.
+            The objective values, in the order of `metric_names`; NaN, which fails the trial, for
+            the same network as one that is being trained.
 
         Raises:
             TrialPruned: If the pruner says so, training diverges, the candidate is over a limit,
-                or it is the same as one that was pruned or is being trained.
+                or it is the same as one that was pruned.
         """
         seed = self._trial_seed(trial.number)
         cuda = [self.device] if self.device.type == "cuda" else []
@@ -201,50 +208,66 @@ class FlatnessObjective:
         )
 
     def check(self) -> None:
-        """Build and measure one random candidate, untrained, so that a broken space shows early.
+        """Build and measure a random candidate, untrained, so that a broken space shows early.
+
+        A space some of whose candidates fail is no reason to refuse it: a few are tried.
 
         Raises:
             SpaceError: If the space fails or breaks its contract; names the class and method.
         """
-        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-        architecture, _ = self._suggest(trial)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        first: SpaceError | None = None
+        for _ in range(_CHECKS):
+            try:
+                return self._check(study.ask())
+            except optuna.TrialPruned:  # noqa: PERF203 - not worth a function of its own
+                continue
+            except SpaceError as error:
+                first = first or error
+        raise first or SpaceError(f"{type(self.space).__name__}.suggest prunes every candidate")
+
+    def _check(self, trial: optuna.Trial) -> None:
+        architecture, _, _ = self._suggest(trial)
         with torch.random.fork_rng(devices=[]):
             model = self._build(architecture).to(self.device)
         inputs, targets = self._probe
         try:
             relative_flatness(model, (inputs[:8], targets[:8]))
-        except UnsupportedModelError as error:
+        except (NonFiniteError, UnsupportedModelError) as error:
             raise SpaceError(
                 f"{type(self.space).__name__}.build returned a model whose flatness cannot be"
                 f" measured: {error}"
             ) from error
 
-    def _suggest(self, trial: optuna.Trial) -> tuple[Architecture, RunSettings]:
-        """Return the architecture and how to train it."""
+    def _suggest(self, trial: optuna.Trial) -> tuple[Architecture, RunSettings, dict[str, Any]]:
+        """Return the architecture, how to train it, and what of that was suggested."""
         once: Any = OnceTrial(trial)
         architecture = suggest_checked(self.space, once)
         if not self.settings.tune_recipe:
-            return architecture, self.settings
+            return architecture, self.settings, {}
         may_flip = self.data.may_flip
-        return architecture, suggest_recipe(self.space, once, self.settings, may_flip=may_flip)
+        settings, recipe = suggest_recipe(self.space, once, self.settings, may_flip=may_flip)
+        if "batch_size" in recipe:
+            # A batch has no more images than there are: the same training, the same key.
+            recipe["batch_size"] = min(settings.batch_size, len(self.data.train))
+        return architecture, settings, recipe
 
     def _run(self, trial: optuna.Trial, seed: int) -> tuple[float, ...]:
-        architecture, settings = self._suggest(trial)
+        record.write_worker(trial, self._process)
+        architecture, settings, recipe = self._suggest(trial)
         record.write_architecture(trial, architecture)
-        recipe = {n: getattr(settings, n) for n in RECIPE} if settings.tune_recipe else {}
         if recipe:
             record.write_recipe(trial, recipe)
-        model = self._build(architecture)
-        key = network_key(model, self.data.in_channels, self.data.image_size) or architecture.key
-        if recipe:
-            key += json.dumps(recipe)
+        key = self._key(architecture, recipe)
         record.write_network(trial, key)
-        earlier = self._trained.find(trial.study, trial.number, key)
-        if earlier is not None and settings.duplicates == "reuse":
-            return self._reuse(trial, earlier)
+        reuse = settings.duplicates == "reuse"
+        trained = self._trained if reuse else TrainedNetworks(patience=0)
+        earlier = trained.find(trial.study, trial.number, key, self.on_batch)
         if earlier is not None:
+            if reuse:
+                return self._reuse(trial, earlier)
             record.write_repeat(trial, earlier.number)
-        model = model.to(self.device)
+        model = self._build(architecture).to(self.device)
         size = self._measure_cost(trial, model)
         metrics, whole = self._train(trial, model, settings, seed, size)
         record.write_final(trial, metrics)
@@ -256,12 +279,25 @@ class FlatnessObjective:
             self._save(trial, model, architecture)
         return tuple(float({**size, **metrics}[name]) for name in self.metric_names)
 
+    def _key(self, architecture: Architecture, recipe: dict[str, Any]) -> str:
+        """Return what tells a candidate from others: its network and its recipe."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = self._build(architecture)
+        network = network_key(model, self.data.in_channels, self.data.image_size)
+        return (network or architecture.key) + (
+            json.dumps(recipe, sort_keys=True) if recipe else ""
+        )
+
     def _reuse(self, trial: optuna.Trial, earlier: optuna.trial.FrozenTrial) -> tuple[float, ...]:
         """End a trial as the earlier one of the same network did."""
         record.write_reuse(trial, earlier)
         same = f"the same network as trial {earlier.number}"
         if earlier.state == optuna.trial.TrialState.RUNNING:
-            raise self._pruned(trial, f"{same}, which is being trained")
+            # It has no result yet. A pruned trial would tell the sampler that this region is bad;
+            # one that fails tells nothing, and NaN is how an objective fails without an exception.
+            record.write_failure(trial, f"{same}, which is being trained")
+            return (math.nan,) * len(self.metric_names)
         if earlier.state == optuna.trial.TrialState.PRUNED:
             reason = record.read_trial(earlier).failure or "pruned"
             raise self._pruned(trial, f"{same}: {reason}")
@@ -287,7 +323,7 @@ class FlatnessObjective:
         seed: int,
         size: dict[str, float | int],
     ) -> tuple[dict[str, float], bool]:
-        """Train and measure by epochs; return the last one's metrics, and whether it was the end."""
+        """Train and measure; return the last epoch's metrics, and whether it was not pruned."""
         metrics: dict[str, float] = {}
         # Objectives that no epoch changes: a pruner that ranks by all objectives needs them too.
         fixed = {name: size[name] for name in self.metric_names if name in size}

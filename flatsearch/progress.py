@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress"]
 
+# Lines in a row about networks that were tried before.
+_MOST_SAME = 4
+
 
 class Progress:
     """Shows a run as it goes.
@@ -48,6 +51,7 @@ class Progress:
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._best: tuple[float, int] | None = None
+        self._same = 0
 
     def announce(
         self,
@@ -109,7 +113,8 @@ class Progress:
             if trial.state == TrialState.FAIL:
                 self._print(self._line(trial))
             return
-        self._print(self._line(trial))
+        if line := self._line(trial):
+            self._print(line)
 
     def _see(self, trial: optuna.trial.FrozenTrial) -> None:
         if trial.state == TrialState.COMPLETE:
@@ -131,6 +136,11 @@ class Progress:
     def _line(self, trial: optuna.trial.FrozenTrial) -> str:
         text = f"trial {trial.number} {trial.state.name.lower()}"
         same = record.read_trial(trial).same_as
+        self._same = self._same + 1 if same is not None else 0
+        if self._same > _MOST_SAME:
+            return ""
+        if self._same == _MOST_SAME:
+            return "... (more candidates that were tried before are not listed)"
         if trial.state == TrialState.COMPLETE and same is not None:
             return f"{text}: the same network as trial {same}, not trained again"
         if trial.state == TrialState.COMPLETE:

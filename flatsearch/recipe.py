@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.errors import SettingsError, SpaceError
@@ -36,7 +37,7 @@ def suggest_recipe(
     settings: RunSettings,
     *,
     may_flip: bool,
-) -> RunSettings:
+) -> tuple[RunSettings, dict[str, Any]]:
     """Ask a trial for a training recipe.
 
     Learning rate 0.01 to 0.5 and weight decay 1e-5 to 1e-2, both on a logarithmic scale, batch
@@ -51,7 +52,7 @@ def suggest_recipe(
         may_flip: Whether a mirrored image still is of its class.
 
     Returns:
-        The settings with the recipe's values.
+        The settings with the recipe's values, and the recipe: what was set, by name.
 
     Raises:
         SpaceError: If the space's own recipe fails or sets something else; names the class and
@@ -65,23 +66,30 @@ def suggest_recipe(
         ...     "recipe_augment": "crop",
         ... })
         >>> space = load_space("resnet_small")
-        >>> suggest_recipe(space, trial, RunSettings(), may_flip=False).lr
-        0.2
+        >>> settings, recipe = suggest_recipe(space, trial, RunSettings(), may_flip=False)
+        >>> settings.lr, sorted(recipe)
+        (0.2, ['augment', 'batch_size', 'lr', 'weight_decay'])
     """
     own = getattr(space, "suggest_recipe", None)
     if own is None:
         with blaming(f"{type(space).__name__}.suggest and the training recipe"):
             default = _default_recipe(trial, may_flip=may_flip)
-        return dataclasses.replace(settings, **default)
+        return dataclasses.replace(settings, **default), default
     where = f"{type(space).__name__}.suggest_recipe"
     with blaming(where):
-        recipe = dict(own(trial))
-    if unknown := sorted(set(recipe) - set(RECIPE)):
+        returned = own(trial)
+    if not isinstance(returned, Mapping):
+        raise SpaceError(f"{where} must return settings by name but returned {returned!r}")
+    # 1 and 1.0 are the same recipe.
+    recipe = {
+        n: float(v) if type(v) is int and n != "batch_size" else v for n, v in returned.items()
+    }
+    if unknown := [name for name in recipe if name not in RECIPE]:
         raise SpaceError(
             f"{where} must return settings of {', '.join(RECIPE)} but returned"
             f" {', '.join(map(repr, unknown))}"
         )
     try:
-        return dataclasses.replace(settings, **recipe)
+        return dataclasses.replace(settings, **recipe), recipe
     except SettingsError as error:
         raise SpaceError(f"{where}: {error}") from error

@@ -35,6 +35,7 @@ __all__ = [
     "read_step",
     "read_steps",
     "read_trial",
+    "worker_of",
     "write_architecture",
     "write_artifact",
     "write_failure",
@@ -48,6 +49,7 @@ __all__ = [
     "write_settings",
     "write_soft_prune",
     "write_step",
+    "write_worker",
 ]
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -60,6 +62,7 @@ _FAILURE = "failure"
 _LIMIT = "flatsearch:max_"
 _NETWORK = "flatsearch:network"
 _RECIPE = "recipe"
+_WORKER = "flatsearch:worker"
 _MIN_ACCURACY = "flatsearch:min_accuracy"
 _PRUNED = "flatsearch:pruned"
 _SAME_AS = "flatsearch:same_as"
@@ -154,6 +157,16 @@ def write_architecture(trial: optuna.Trial, architecture: Architecture) -> None:
 def write_recipe(trial: optuna.Trial, recipe: Mapping[str, Any]) -> None:
     """Store the training settings that were suggested with the architecture."""
     trial.set_user_attr(_RECIPE, dict(recipe))
+
+
+def write_worker(trial: optuna.Trial, worker: str) -> None:
+    """Store which process runs a trial."""
+    trial.set_user_attr(_WORKER, worker)
+
+
+def worker_of(trial: optuna.trial.FrozenTrial) -> str | None:
+    """Return what `write_worker` stored, or None."""
+    return trial.user_attrs.get(_WORKER)
 
 
 def write_network(trial: optuna.Trial, key: str) -> None:

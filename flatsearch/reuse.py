@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from optuna.trial import TrialState
 
 from flatsearch import record
+from flatsearch.liveness import fail_dead_trials, is_dead
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import optuna
     from optuna.trial import FrozenTrial
 
@@ -24,7 +27,8 @@ class TrainedNetworks:
     Among several workers the older trial, the one with the smaller number, wins. A trial writes
     which network it is before it looks, and then waits until every older running trial has
     written it too. Two trials therefore never both think that the network is theirs
-    (Lamport's bakery, with Optuna's trial numbers as tickets).
+    (Lamport's bakery, with Optuna's trial numbers as tickets), unless one was enqueued and so
+    has a number that is older than its start.
 
     Args:
         patience: Seconds after which an older running trial that has not said which network it
@@ -35,13 +39,20 @@ class TrainedNetworks:
         self._patience = patience
         self._dead: set[int] = set()
 
-    def find(self, study: optuna.Study, number: int, key: str) -> FrozenTrial | None:
+    def find(
+        self,
+        study: optuna.Study,
+        number: int,
+        key: str,
+        on_wait: Callable[[], None] | None = None,
+    ) -> FrozenTrial | None:
         """Return another trial of the same network.
 
         Args:
             study: The study.
             number: The asking trial's number; its own key is stored.
             key: As `record.write_network` stored it.
+            on_wait: Called while it waits; what it raises ends the wait.
 
         Returns:
             A finished trial that was trained, if there is one, else an older running one; None if
@@ -59,6 +70,9 @@ class TrainedNetworks:
             } - self._dead
             if not silent:
                 break
+            if on_wait is not None:
+                on_wait()
+            fail_dead_trials(study)
             if time.monotonic() > deadline:
                 self._dead |= silent
                 break
@@ -72,6 +86,10 @@ class TrainedNetworks:
         ]
         finished = [trial for trial in same if trial.state in record.FINISHED]
         running = [
-            trial for trial in same if trial.state == TrialState.RUNNING and trial.number < number
+            trial
+            for trial in same
+            if trial.state == TrialState.RUNNING
+            and trial.number < number
+            and not is_dead(record.worker_of(trial) or "")
         ]
         return next(iter(finished + running), None)

@@ -73,7 +73,7 @@ class Architecture:
             if not isinstance(key, str) or not all(map(_is_scalar, items)):
                 raise SpaceError(
                     f"space {space!r}: values must be JSON scalars or lists of them, by name,"
-                    f" but {key!r} is {value!r}"
+                    f" but {key!r} is {value!r}, of type {type(value).__name__}"
                 )
             frozen[key] = items if isinstance(value, (list, tuple)) else value
         fields = {"space": space, "values": frozen}
@@ -218,7 +218,7 @@ def blaming(where: str) -> Iterator[None]:
         raise
     except SpaceError as error:
         raise SpaceError(f"{where}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SpaceError(f"{where} failed: {type(error).__name__}: {error}") from error
 
 
@@ -277,17 +277,22 @@ def build_model(
     with blaming(where):
         model = space.build(architecture, **keywords)
     if not isinstance(model, torch.nn.Module):
-        raise SpaceError(f"{where} must return a torch.nn.Module but returned {type(model)}")
+        raise SpaceError(f"{where} must return a torch.nn.Module but returned {model!r}")
     x = torch.zeros(2, in_channels, image_size, image_size)
     model.eval()
     try:
         with torch.no_grad():
-            shape = tuple(model(x).shape)
+            logits = model(x)
     except Exception as error:
         raise SpaceError(
             f"{where} returned a model that fails on images of shape {tuple(x.shape)[1:]}:"
             f" {type(error).__name__}: {error}"
         ) from error
+    if not isinstance(logits, torch.Tensor):
+        raise SpaceError(
+            f"{where} must return a model that gives logits but it gives a {type(logits).__name__}"
+        )
+    shape = tuple(logits.shape)
     if shape != (2, num_classes):
         raise SpaceError(
             f"{where} must return a model with logits of shape (N, {num_classes})"

@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from flatsearch.cost import measure_cost
 from flatsearch.drawing import draw, executed_layers
 from flatsearch.models import count_parameters
-from flatsearch.space import SearchSpace, build_model
+from flatsearch.space import SearchSpace, build_model, suggest_checked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any
     drawn = set()
     for _ in range(samples):
         trial = study.ask()
-        drawn.add(space.suggest(trial))
+        drawn.add(suggest_checked(space, trial))
         for name, distribution in trial.distributions.items():
             parameters[name] = _text(distribution)
     sized = []
@@ -143,7 +143,7 @@ def count_architectures(space: SearchSpace, most: int = _MOST_COUNTED) -> int | 
     path: list[int] = []
     for _ in range(most):
         trial = _PathTrial(path)
-        found.add(space.suggest(trial))
+        found.add(suggest_checked(space, trial))
         if None in trial.counts:
             return None
         # The next setting: the last parameter that has another choice takes it.
@@ -179,7 +179,7 @@ def estimate_settings(space: SearchSpace, samples: int = _ESTIMATES) -> float | 
     total = 0.0
     for _ in range(samples):
         trial = _PathTrial((), generator)
-        space.suggest(trial)
+        suggest_checked(space, trial)
         if None in trial.counts:
             return None
         total += math.prod(float(count or 1) for count in trial.counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import time
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,17 @@ from optuna.trial import TrialState
 from flatsearch import record
 from flatsearch.config import PRUNE_ON, PRUNERS, SAMPLERS, RunSettings
 from flatsearch.errors import FlatsearchError, SettingsError, StorageError, unknown_name
+from flatsearch.liveness import fail_dead_trials
 from flatsearch.pruning import PARETO_RANK, FlatnessPruner
 from flatsearch.registry import space_identity
+from flatsearch.spacecard import count_architectures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
     from flatsearch.objective import FlatnessObjective
+    from flatsearch.space import SearchSpace
 
 __all__ = [
     "Interrupted",
@@ -48,6 +52,11 @@ _MAX_FAILURES = 3
 # This many candidates in a row that cost no training (over a limit, or networks that were trained
 # before) mean that there is nothing more to find.
 _MAX_IDLE = 200
+# Proposals that others are training cost nothing; a worker that has no others does not spin.
+_TWIN_SECONDS = 0.2
+# After this many that were tried before it is worth counting whether all were.
+_MAX_REPEATS_COUNTED = 20
+_MOST_COUNTED = 2_000
 # After this many in a row that were trained before, the next is drawn at random: samplers keep
 # proposing what they hold best.
 _MAX_REPEATS = 3
@@ -216,6 +225,7 @@ def open_study(
         )
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
+        fail_dead_trials(study)
         _refuse_other_settings(name, record.read_settings(study), wanted)
     else:
         with warnings.catch_warnings():
@@ -328,17 +338,21 @@ class _Tally:
     failures: int = 0
     refused: int = 0
     repeats: int = 0
+    exhausted: int | None = None
 
     def count(self, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.state == TrialState.FAIL:
+            # The twin of a trial that is running says nothing about either.
+            self.failures += not record.is_reuse(trial)
+            return
+        self.failures = 0
         if record.is_finished(trial):
             self.finished += 1
-            self.failures = self.refused = self.repeats = 0
+            self.refused = self.repeats = 0
         elif record.is_reuse(trial) and not record.is_over_limit(trial):
             self.repeats += 1
-        elif trial.state in record.FINISHED:
+        else:
             self.refused += 1
-        elif trial.state == TrialState.FAIL:
-            self.failures += 1
 
     @property
     def idle(self) -> bool:
@@ -346,7 +360,7 @@ class _Tally:
 
     @property
     def stuck(self) -> bool:
-        return self.failures >= _MAX_FAILURES or self.idle
+        return self.failures >= _MAX_FAILURES or self.idle or self.exhausted is not None
 
 
 def run_study(
@@ -356,8 +370,8 @@ def run_study(
     n_trials: int,
     timeout: float | None = None,
     on_trial: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None = None,
-) -> None:
-    """Run trials until enough are finished.
+) -> str:
+    """Run trials until enough are finished, or there is nothing left to train.
 
     Args:
         study: From `open_study`.
@@ -367,9 +381,12 @@ def run_study(
         timeout: Seconds after which no new trial is started.
         on_trial: Called with (study, trial) after every trial.
 
+    Returns:
+        Why it ended early, if it did: the space is exhausted. Else an empty string.
+
     Raises:
         Interrupted: On SIGINT or SIGTERM; a trial that is being trained is marked as failed.
-        FlatsearchError: If trials fail several times in a row, or no new candidate is found.
+        FlatsearchError: If trials fail several times in a row, or no candidate keeps the limits.
     """
     tally = _Tally(n_trials)
     sampler = study.sampler
@@ -378,9 +395,14 @@ def run_study(
 
     def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         tally.count(trial)
-        study.sampler = at_random if tally.repeats >= _MAX_REPEATS else sampler
+        twin = trial.state == TrialState.FAIL and record.is_reuse(trial)
+        study.sampler = at_random if twin or tally.repeats >= _MAX_REPEATS else sampler
+        if twin:
+            time.sleep(_TWIN_SECONDS)
         if on_trial is not None:
             on_trial(study, trial)
+        if tally.repeats == _MAX_REPEATS_COUNTED:
+            tally.exhausted = _all_tried(study, objective.space)
         if tally.finished >= tally.wanted or tally.stuck or signals.received:
             study.stop()
 
@@ -413,23 +435,39 @@ def run_study(
             study.sampler = sampler
             objective.on_batch = None
     signals.check()
-    if tally.idle:
-        raise FlatsearchError(_nothing_new(tally, objective.settings))
+    if tally.idle and tally.refused:
+        raise FlatsearchError(_none_fits(tally, objective.settings))
     if tally.failures >= _MAX_FAILURES:
         raise FlatsearchError(
             f"{tally.failures} trials failed in a row; the last one with {error[-1]}"
         )
+    return _exhausted(tally)
 
 
-def _nothing_new(tally: _Tally, settings: RunSettings) -> str:
-    """Say why candidates cost no training any more, and what to do."""
+def _exhausted(tally: _Tally) -> str:
+    """Say that there is nothing left to train, if so."""
+    if tally.exhausted is not None:
+        return f"all {tally.exhausted} architectures of the space have been tried"
+    if not tally.idle:
+        return ""
+    return (
+        f"the last {tally.repeats} candidates are networks that were tried before: the space"
+        " seems to be exhausted"
+    )
+
+
+def _all_tried(study: optuna.Study, space: SearchSpace) -> int | None:
+    """Return the number of a space's architectures if a study has tried them all, else None."""
+    trials = [record.read_trial(t) for t in study.get_trials(deepcopy=False)]
+    tried = {t.architecture for t in trials if t.state in {"COMPLETE", "PRUNED"} and not t.recipe}
+    count = count_architectures(space, most=_MOST_COUNTED)
+    return count if count is not None and len(tried) >= count else None
+
+
+def _none_fits(tally: _Tally, settings: RunSettings) -> str:
+    """Say that candidates are over the limits, and what to do."""
     limits = ", ".join(f"{name} {limit:g}" for name, limit in settings.limits.items())
-    if not tally.refused:
-        return (
-            f"the last {tally.repeats} candidates are networks that were trained before: the space"
-            " seems to be exhausted (--duplicates retrain trains them again, in a new --study)"
-        )
-    before = f", or were trained before ({tally.repeats} of them)" if tally.repeats else ""
+    before = f", or were tried before ({tally.repeats} of them)" if tally.repeats else ""
     return (
         f"{tally.refused + tally.repeats} candidates in a row are over the limits"
         f" ({limits}){before}; raise them, or take a space with smaller networks"

@@ -108,7 +108,7 @@ def train(
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        nesterov=True,
+        nesterov=settings.momentum > 0,
     )
     # The last batch is kept unless it is one image, on which batch norm cannot train.
     batch_size = min(settings.batch_size, len(data.train))

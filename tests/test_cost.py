@@ -85,3 +85,31 @@ def test_limits() -> None:
     )
     assert over_limit(cost, {"latency": 2.0}) == "over the limit: 2.346 ms latency, at most 2 ms"
     assert over_limit(cost, {"memory": 5}) == "over the limit: 10 bytes memory, at most 5 bytes"
+
+
+def test_the_large_batch_is_64() -> None:
+    seen = set()
+
+    class Spy(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add(len(x))
+            return super().forward(x)
+
+    measure_cost(Spy(1, 1, 1), 1, 4, ["batch_latency"])
+    assert seen == {1, 64}
+
+
+def test_a_view_of_a_weight_is_no_activation() -> None:
+    class Transposed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) @ self.weight.t()
+
+    assert count_memory(Transposed(16, 2, bias=False), 1, 4) == maps(1) + 4 * 2
+
+
+def test_sparse_tensors_are_passed_over() -> None:
+    class Sparse(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.to_sparse().to_dense())
+
+    assert count_memory(Sparse(1, 1, 1), 1, 4) > 0

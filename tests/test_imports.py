@@ -16,9 +16,9 @@ SPACES = ROOT.parent / "search_spaces"
 
 # Each may import itself and what stands before it.
 ORDER = [
-    "errors", "config", "space", "registry", "models", "cost", "drawing", "data", "training",
-    "flatness", "record", "reuse", "recipe", "metricview", "pruning", "export", "objective",
-    "study", "summary", "spacecard", "exported", "measuring", "terminal", "progress",
+    "errors", "config", "space", "registry", "models", "cost", "drawing", "spacecard", "data",
+    "training", "flatness", "record", "liveness", "reuse", "recipe", "metricview", "pruning",
+    "export", "objective", "study", "summary", "exported", "measuring", "terminal", "progress",
     "testing", "cli",
 ]  # fmt: skip
 

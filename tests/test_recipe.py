@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def drawn(space: Tiny, count: int = 40, *, may_flip: bool = True) -> list[RunSettings]:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     settings = RunSettings(epochs=3, momentum=0.8)
-    return [suggest_recipe(space, study.ask(), settings, may_flip=may_flip) for _ in range(count)]
+    return [
+        suggest_recipe(space, study.ask(), settings, may_flip=may_flip)[0] for _ in range(count)
+    ]
 
 
 def test_the_default_recipe() -> None:
@@ -47,8 +49,10 @@ def test_a_recipe_of_the_spaces_own() -> None:
     ("returned", "message"),
     [
         ({"epochs": 100}, "Own.suggest_recipe must return settings of lr, .* returned 'epochs'"),
-        ({"lr": -1}, "Own.suggest_recipe: `lr` must be positive but got -1"),
-        (3, "Own.suggest_recipe failed: TypeError"),
+        ({"lr": -1}, "Own.suggest_recipe: `lr` must be positive but got -1.0"),
+        (3, "Own.suggest_recipe must return settings by name but returned 3"),
+        ({1: 2, "a": 3}, "returned 1, 'a'"),
+        ({"lr": True}, "Own.suggest_recipe: `lr` must be a finite Python number but got True"),
     ],
 )
 def test_a_broken_recipe(returned: Any, message: str) -> None:

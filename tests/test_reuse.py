@@ -11,10 +11,11 @@ import pytest
 from optuna.trial import TrialState
 from torch import nn
 
-from flatsearch import FlatnessObjective, FlatsearchError, GapCnn, RunSettings, record
+from flatsearch import FlatnessObjective, GapCnn, RunSettings, record
+from flatsearch.liveness import this_process
 from flatsearch.reuse import TrainedNetworks
 from flatsearch.space import Architecture
-from flatsearch.study import finished_count, open_study, run_study
+from flatsearch.study import _Tally, finished_count, open_study, run_study
 from flatsearch.summary import summarise
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def test_another_recipe_is_another_candidate(digits: ImageData) -> None:
     study.optimize(made, n_trials=3)
     assert [record.read_trial(t).same_as for t in study.trials] == [None, None, 0]
     assert record.read_trial(study.trials[1]).recipe == {
-        "lr": 0.2, "weight_decay": 1e-4, "batch_size": 64, "augment": "none", "momentum": 0.9,
+        "lr": 0.2, "weight_decay": 1e-4, "batch_size": 64, "augment": "none",
     }  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def test_an_older_trial_is_waited_for_but_not_for_ever() -> None:
     assert time.monotonic() - started < 10
 
 
-def test_the_running_networks_twin_is_pruned(digits: ImageData) -> None:
+def test_the_running_networks_twin_fails_without_an_exception(digits: ImageData) -> None:
     key = record.network_of(enqueued(digits, 2).trials[0])
     made = objective(digits)
     study = optuna.create_study(directions=made.directions)
@@ -180,19 +181,35 @@ def test_the_running_networks_twin_is_pruned(digits: ImageData) -> None:
     for width in (2, 3):
         study.enqueue_trial({"width": width, "unused": 0})
     study.optimize(made, n_trials=2)
-    assert [t.state.name for t in study.trials] == ["RUNNING", "PRUNED", "COMPLETE"]
+    # Not pruned: samplers would take the region for a bad one.
+    assert [t.state.name for t in study.trials] == ["RUNNING", "FAIL", "COMPLETE"]
     assert record.read_trial(study.trials[1]).failure == (
         "the same network as trial 0, which is being trained"
     )
     assert not record.is_finished(study.trials[1])
 
 
-def test_a_used_up_space_ends_the_run(digits: ImageData, tmp_path: Path) -> None:
+def test_a_used_up_space_ends_the_run(digits: ImageData) -> None:
     made = objective(digits)
     study = open_study("s", optuna.storages.InMemoryStorage(), made)
-    with pytest.raises(FlatsearchError, match="the space seems to be exhausted"):
-        run_study(study, made, n_trials=3)
+    assert run_study(study, made, n_trials=3) == (
+        "all 4 architectures of the space have been tried"
+    )
     assert finished_count(study) == 2
+
+
+def test_a_space_that_can_be_counted_ends_soon(digits: ImageData) -> None:
+    class Honest(Few):
+        def suggest(self, trial: optuna.Trial) -> Architecture:
+            return Architecture("honest", {"width": trial.suggest_int("width", 2, 4)})
+
+    made = FlatnessObjective(Honest(), digits, epochs=1, device="cpu")
+    study = open_study("s", optuna.storages.InMemoryStorage(), made)
+    ended = run_study(study, made, n_trials=4)
+    assert ended == "all 3 architectures of the space have been tried"
+    assert finished_count(study) == 3
+    assert len(study.trials) < 60
+    assert summarise(study).counts["COMPLETE"] == 3
 
 
 def test_a_sampler_that_repeats_itself_does_not_end_the_run(digits: ImageData) -> None:
@@ -206,3 +223,96 @@ def test_a_sampler_that_repeats_itself_does_not_end_the_run(digits: ImageData) -
     run_study(study, made, n_trials=2)
     assert finished_count(study) == 2
     assert study.sampler is stubborn
+
+
+def test_a_continuous_space_that_gives_nothing_new_ends_too(digits: ImageData) -> None:
+    class Continuous(Few):
+        def suggest(self, trial: optuna.Trial) -> Architecture:
+            trial.suggest_float("unused", 0, 1)
+            return Architecture("same", {"width": 2})
+
+    made = FlatnessObjective(Continuous(), digits, epochs=1, device="cpu")
+    study = open_study("s", optuna.storages.InMemoryStorage(), made)
+    assert run_study(study, made, n_trials=2) == (
+        "the last 200 candidates are networks that were tried before: the space seems to be"
+        " exhausted"
+    )
+
+
+def test_a_dead_process_trains_nothing() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    dead, asking = ask(study, "key"), ask(study, "key")
+    machine = this_process().split(":")[0]
+    record.write_worker(dead, f"{machine}:99999999:1.00")
+    assert TrainedNetworks().find(study, asking.number, "key") is None
+
+
+def test_a_silent_trial_of_a_dead_process_is_not_waited_for() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    dead, asking = ask(study, None), ask(study, "key")
+    machine = this_process().split(":")[0]
+    record.write_worker(dead, f"{machine}:99999999:1.00")
+    started = time.monotonic()
+    assert TrainedNetworks().find(study, asking.number, "key") is None
+    assert time.monotonic() - started < 30
+    assert study.trials[0].state == TrialState.FAIL
+
+
+def test_younger_silent_trials_are_not_waited_for() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    asking = ask(study, "key")
+    ask(study, None)
+
+    def never() -> None:
+        raise AssertionError("waits")
+
+    assert TrainedNetworks().find(study, asking.number, "key", never) is None
+
+
+def test_a_wait_can_be_interrupted() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    ask(study, None)
+    asking = ask(study, "key")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TrainedNetworks().find(study, asking.number, "key", interrupt)
+
+
+def test_the_saved_model_is_taken_over(digits: ImageData, tmp_path: Path) -> None:
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    made = FlatnessObjective(Few(), digits, epochs=1, device="cpu", artifact_store=store)
+    study = optuna.create_study(directions=made.directions)
+    for _ in range(2):
+        study.enqueue_trial({"width": 2, "unused": 0})
+    study.optimize(made, n_trials=2)
+    first, second = map(record.read_trial, study.trials)
+    assert second.same_as == 0
+    assert second.artifact == first.artifact is not None
+
+
+def test_failures_are_counted_in_a_row_and_twins_are_none() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    tally = _Tally(10)
+
+    def count(state: TrialState, same: int | None = None) -> None:
+        trial = study.ask()
+        if same is not None:
+            trial.set_user_attr("flatsearch:same_as", same)
+        study.tell(trial, (0.5, 0.5) if state == TrialState.COMPLETE else None, state=state)
+        tally.count(study.trials[trial.number])
+
+    for _ in range(3):
+        count(TrialState.FAIL)
+        count(TrialState.COMPLETE, same=0)
+    assert (tally.failures, tally.repeats, tally.finished) == (0, 3, 0)
+    for _ in range(300):
+        count(TrialState.FAIL, same=0)
+    assert not tally.stuck
+    count(TrialState.COMPLETE)
+    assert (tally.failures, tally.repeats, tally.finished) == (0, 0, 1)
+    for _ in range(3):
+        count(TrialState.FAIL)
+    assert tally.stuck

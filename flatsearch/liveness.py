@@ -1,0 +1,82 @@
+"""Trials whose process is gone: found at once on the same machine, not by missing heartbeats."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import psutil
+from optuna.trial import TrialState
+
+from flatsearch import record
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+__all__ = ["fail_dead_trials", "is_dead", "this_process"]
+
+
+@functools.cache
+def _machine() -> str:
+    """Return what tells this machine, since it was started, from others; not its name."""
+    text = f"{socket.gethostname()} {round(psutil.boot_time())}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def this_process() -> str:
+    """Return what tells this process from all others.
+
+    Returns:
+        Machine, process number and time of start, separated by colons.
+    """
+    return _describe(psutil.Process(os.getpid()))
+
+
+def _describe(process: psutil.Process) -> str:
+    return f"{_machine()}:{process.pid}:{process.create_time():.2f}"
+
+
+def is_dead(worker: str) -> bool:
+    """Return whether a process was of this machine and is gone.
+
+    Args:
+        worker: From `this_process`.
+
+    Returns:
+        False for one that lives, and for one of another machine, of which nothing is known.
+    """
+    machine, _, rest = worker.partition(":")
+    number = rest.partition(":")[0]
+    if machine != _machine() or not number.isdigit():
+        return False
+    try:
+        process = psutil.Process(int(number))
+        return _describe(process) != worker or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Fail the running trials whose process is gone from this machine.
+
+    Args:
+        study: The study.
+
+    Returns:
+        Those trials.
+    """
+    dead = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if (worker := record.worker_of(trial)) is not None and is_dead(worker)
+    ]
+    for trial in dead:
+        # Another worker may have been faster.
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    return dead
