@@ -27,10 +27,13 @@ from flatsearch.config import (
 from flatsearch.errors import FlatsearchError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    import optuna
     from optuna.artifacts import FileSystemArtifactStore
 
+    from flatsearch.objective import FlatnessObjective
+    from flatsearch.progress import Progress
     from flatsearch.summary import StudySummary
 
 __all__ = ["main"]
@@ -52,6 +55,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_run(commands.add_parser("run", help="search: create a study, or go on with it"))
+    _add_worker(commands.add_parser("worker", help="join a search that was started elsewhere"))
     _add_spaces(commands.add_parser("spaces", help="list the search spaces, or show one"))
     _add_report(commands.add_parser("report", help="tables and Pareto front of a study"))
     _add_measure(commands.add_parser("measure", help="measure the flatness of a model"))
@@ -90,6 +94,31 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS",
+        help="start no new trial after this long; the running one ends at its next epoch, and does"
+        " not count",
+    )  # fmt: skip
+
+
+def _add_worker(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Join a search, on this machine or another one, through its storage: the search goes on"
+        " until it has the trials that 'flatsearch run' asked for. Settings come from the study;"
+        " data sets are found by the same name or path."
+    )
+    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
+    _add_storage(parser)
+    _add_device(parser)
+    _add_timeout(parser)
+    parser.add_argument("--data", metavar="DATA", help="where the same data are on this machine")
+    parser.add_argument("--data-root", metavar="DIR", help="of torchvision data sets")
+    parser.add_argument("--artifacts", metavar="DIR", help="where trained models are saved")
+    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(call=_worker)
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     d = RunSettings()
     parser.description = (
@@ -114,9 +143,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=int, default=d.epochs, help="per trial (default: %(default)s)"
     )
+    _add_timeout(parser)
     parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="start no new trial after this long"
-    )
+        "--workers", type=int, default=1, metavar="W",
+        help="processes on this machine, one trial each at a time; GPUs are used in turn. Other"
+        " machines join with 'flatsearch worker' (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-failures", type=int, default=3, metavar="N",
+        help="failed trials in a row that end the run (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--study", metavar="NAME", help="the study's name (default: SPACE-DATA)")
     _add_storage(parser)
     _add_device(parser)
@@ -403,24 +439,22 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.trials is not None and options.trials < 1:
         raise UsageError(f"--trials must be at least 1 but got {options.trials}")
+    for option in ("workers", "max_failures"):
+        if getattr(options, option) < 1:
+            name = option.replace("_", "-")
+            raise UsageError(f"--{name} must be at least 1 but got {getattr(options, option)}")
     if options.timeout is not None and not options.timeout > 0:
         raise UsageError(f"--timeout must be positive but got {options.timeout:g}")
 
     import optuna
     from rich.console import Console
 
-    from flatsearch.data import load_data
-    from flatsearch.objective import FlatnessObjective, resolve_device
+    from flatsearch import record
+    from flatsearch.budget import finished_count
+    from flatsearch.objective import resolve_device
     from flatsearch.progress import Progress
     from flatsearch.registry import load_space
-    from flatsearch.study import (
-        finished_count,
-        make_pruner,
-        make_sampler,
-        open_storage,
-        open_study,
-        run_study,
-    )
+    from flatsearch.study import make_pruner, make_sampler, open_storage, open_study
     from flatsearch.summary import summarise
     from flatsearch.terminal import print_summary
 
@@ -432,32 +466,11 @@ def _run(options: argparse.Namespace) -> int:
     make_pruner(options.pruner, settings.objectives, options.prune_on)
     if options.prune_mode not in PRUNE_MODES:
         raise UsageError(unknown_name("prune mode", options.prune_mode, PRUNE_MODES))
-    soft = options.prune_mode == "soft" or (
-        options.prune_mode == "auto" and options.sampler in SOFT_SAMPLERS
-    )
-    store = _artifact_store(options.artifacts)
+    _artifact_store(options.artifacts)
     storage = open_storage(options.storage)
-    data = load_data(
-        options.data,
-        image_size=settings.image_size,
-        validation_fraction=settings.validation_fraction,
-        probe_size=settings.probe_size,
-        seed=settings.seed,
-        root=options.data_root,
-    )
     progress = Progress(Console(stderr=True), settings)
-    objective = FlatnessObjective(
-        options.space,
-        data,
-        settings=settings,
-        device=options.device,
-        prune_mode="soft" if soft else "hard",
-        artifact_store=store,
-        on_epoch=progress.epoch,
-    )
+    objective = _objective(options, settings, progress)
     objective.check()
-    if store is not None:
-        Path(options.artifacts).mkdir(parents=True, exist_ok=True)
     name = options.study or _study_name(options.space, options.data)
     study = open_study(
         name, storage, objective,
@@ -465,14 +478,15 @@ def _run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     finished = finished_count(study)
     n_trials = options.trials or max(0, DEFAULT_TRIALS - finished)
-    progress.announce(study, data, objective.device, finished, n_trials)
+    progress.announce(study, objective.data, objective.device, finished, n_trials)
+    run = {key: getattr(options, key) for key in _RUN_OPTIONS}
+    record.write_run(study, {**run, "target": finished + n_trials})
     try:
-        if n_trials:
+        if n_trials and options.workers > 1:
+            _run_workers(name, options, progress.say)
+        elif n_trials:
             with progress.running(n_trials):
-                ended = run_study(
-                    study, objective, n_trials=n_trials, timeout=options.timeout,
-                    on_trial=progress.trial,
-                )  # fmt: skip
+                ended = _run_trials(study, objective, progress, options, finished + n_trials)
             if ended:
                 print(f"flatsearch run: {ended}", file=sys.stderr)
     finally:
@@ -488,6 +502,112 @@ def _run(options: argparse.Namespace) -> int:
             last = f"; the last one: {reasons[-1]}" if reasons else ""
             print(f"flatsearch run: no trial completed{last}", file=sys.stderr)
     return int(bool(n_trials) and "COMPLETE" not in summary.counts)
+
+
+# What is stored for workers that join.
+_RUN_OPTIONS = (
+    "space", "data", "data_root", "sampler", "pruner", "prune_on", "prune_mode", "artifacts",
+    "max_failures",
+)  # fmt: skip
+
+
+def _objective(
+    options: argparse.Namespace, settings: RunSettings, progress: Progress
+) -> FlatnessObjective:
+    """Read the data and return the objective of a run."""
+    from flatsearch.data import load_data
+    from flatsearch.objective import FlatnessObjective
+
+    soft = options.prune_mode == "soft" or (
+        options.prune_mode == "auto" and options.sampler in SOFT_SAMPLERS
+    )
+    data = load_data(
+        options.data,
+        image_size=settings.image_size,
+        validation_fraction=settings.validation_fraction,
+        probe_size=settings.probe_size,
+        seed=settings.seed,
+        root=options.data_root,
+    )
+    return FlatnessObjective(
+        options.space,
+        data,
+        settings=settings,
+        device=options.device,
+        prune_mode="soft" if soft else "hard",
+        artifact_store=_artifact_store(options.artifacts),
+        on_epoch=progress.epoch,
+    )
+
+
+def _run_trials(
+    study: optuna.Study,
+    objective: FlatnessObjective,
+    progress: Progress,
+    options: argparse.Namespace,
+    target: int,
+) -> str:
+    """Run the study in this process."""
+    from flatsearch.running import run_study
+
+    if options.artifacts != "none":
+        Path(options.artifacts).mkdir(parents=True, exist_ok=True)
+    return run_study(
+        study, objective, target=target, timeout=options.timeout,
+        max_failures=options.max_failures, on_trial=progress.trial,
+    )  # fmt: skip
+
+
+def _run_workers(name: str, options: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Run the study in several processes, each with the command that anyone can join by."""
+    from flatsearch.workers import run_workers, worker_device
+
+    commands = []
+    for index in range(options.workers):
+        command = ["worker", name, "--storage", options.storage, "--index", str(index)]
+        command += ["--device", worker_device(options.device, index)]
+        if options.timeout is not None:
+            command += ["--timeout", str(options.timeout)]
+        commands.append(command)
+    run_workers(commands, say)
+
+
+def _worker(options: argparse.Namespace) -> None:
+    import dataclasses
+
+    import optuna
+    from rich.console import Console
+
+    from flatsearch import record
+    from flatsearch.progress import Progress
+    from flatsearch.study import load_study, open_storage, open_study
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    _refuse_missing_sqlite(options.storage)
+    storage = open_storage(options.storage)
+    study = load_study(options.study, storage)
+    run, stored = record.read_run(study), record.read_settings(study)
+    if run is None or stored is None:
+        raise UsageError(
+            f"study {study.study_name!r} has not been run by flatsearch; start it with"
+            " 'flatsearch run'"
+        )
+    for key in _RUN_OPTIONS:
+        if getattr(options, key, None) is None:
+            setattr(options, key, run.get(key))
+    fields = {field.name for field in dataclasses.fields(RunSettings)}
+    settings = RunSettings(**{key: value for key, value in stored.items() if key in fields})
+    # Several workers may share a terminal: lines, no bar.
+    progress = Progress(Console(stderr=True, force_terminal=False), settings)
+    objective = _objective(options, settings, progress)
+    study = open_study(
+        study.study_name, storage, objective,
+        sampler=options.sampler, pruner=options.pruner, prune_on=options.prune_on,
+        worker=os.getpid() if options.index is None else options.index + 1,
+    )  # fmt: skip
+    ended = _run_trials(study, objective, progress, options, run["target"])
+    if ended:
+        print(f"flatsearch worker: {ended}", file=sys.stderr)
 
 
 def _artifact_store(name: str) -> FileSystemArtifactStore | None:

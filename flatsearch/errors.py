@@ -57,6 +57,10 @@ class NonFiniteError(FlatsearchError):
     """The model gave NaN or infinite logits where a finite number is needed."""
 
 
+class OutOfTimeError(FlatsearchError):
+    """The time for a run is up, in the middle of a trial."""
+
+
 class DivergedError(FlatsearchError):
     """Training left the finite numbers; names the epoch."""
 

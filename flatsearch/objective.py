@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,7 @@ from flatsearch.data import DataSource, ImageData, load_data
 from flatsearch.errors import (
     DivergedError,
     NonFiniteError,
+    OutOfTimeError,
     SettingsError,
     SpaceError,
     UnsupportedModelError,
@@ -100,6 +102,7 @@ class FlatnessObjective:
         directions: For `optuna.create_study`.
         metric_names: For `study.set_metric_names`.
         on_batch: Called before every training batch; what it raises ends the trial. None.
+        deadline: When to end a trial at its next epoch, by `time.monotonic`. None.
 
     Raises:
         SettingsError: If a setting is out of range.
@@ -153,6 +156,7 @@ class FlatnessObjective:
         self._trained = TrainedNetworks()
         self._process = this_process()
         self.on_batch: Callable[[], None] | None = None
+        self.deadline: float | None = None
 
     @property
     def directions(self) -> list[Direction]:
@@ -175,6 +179,7 @@ class FlatnessObjective:
             the same network as one that is being trained.
 
         Raises:
+            OutOfTimeError: If the deadline has passed.
             TrialPruned: If the pruner says so, training diverges, the candidate is over a limit,
                 or it is the same as one that was pruned.
         """
@@ -342,7 +347,11 @@ class FlatnessObjective:
             report(trial, epoch.epoch - 1, **metrics, **fixed, train_seconds=epoch.seconds)
             if self._on_epoch is not None:
                 self._on_epoch(trial, epoch, flatness)
-            if epoch.epoch < settings.epochs and should_prune(trial):
+            if epoch.epoch == settings.epochs:
+                break
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                raise OutOfTimeError(f"the time was up after epoch {epoch.epoch}")
+            if should_prune(trial):
                 if not self._soft:
                     raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
                 record.write_soft_prune(trial, epoch.epoch - 1)

@@ -151,5 +151,9 @@ class Progress:
         failure = record.read_trial(trial).failure
         return f"{text}: {failure}" if failure else text
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._print(text)
+
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -81,8 +81,9 @@ def suggest_recipe(
     if not isinstance(returned, Mapping):
         raise SpaceError(f"{where} must return settings by name but returned {returned!r}")
     # 1 and 1.0 are the same recipe.
-    recipe = {
-        n: float(v) if type(v) is int and n != "batch_size" else v for n, v in returned.items()
+    recipe: dict[Any, Any] = {
+        name: float(value) if type(value) is int and name != "batch_size" else value
+        for name, value in returned.items()
     }
     if unknown := [name for name in recipe if name not in RECIPE]:
         raise SpaceError(

@@ -28,9 +28,11 @@ __all__ = [
     "TrialRecord",
     "is_feasible",
     "is_finished",
+    "is_late",
     "is_over_limit",
     "is_reuse",
     "network_of",
+    "read_run",
     "read_settings",
     "read_step",
     "read_steps",
@@ -40,12 +42,14 @@ __all__ = [
     "write_artifact",
     "write_failure",
     "write_final",
+    "write_late",
     "write_limits",
     "write_minimum",
     "write_network",
     "write_recipe",
     "write_repeat",
     "write_reuse",
+    "write_run",
     "write_settings",
     "write_soft_prune",
     "write_step",
@@ -56,6 +60,7 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 _STEP = "flatsearch:step:"
 _SETTINGS = "flatsearch:settings"
+_RUN = "flatsearch:run"
 _ARCHITECTURE = "architecture"
 _ARTIFACT = "flatsearch:model"
 _FAILURE = "failure"
@@ -63,6 +68,10 @@ _LIMIT = "flatsearch:max_"
 _NETWORK = "flatsearch:network"
 _RECIPE = "recipe"
 _WORKER = "flatsearch:worker"
+_LATE = "flatsearch:late"
+_TRACEBACK = "flatsearch:traceback"
+# Some databases keep 64 kilobytes of a text.
+_LONGEST_TRACE = 20_000
 _MIN_ACCURACY = "flatsearch:min_accuracy"
 _PRUNED = "flatsearch:pruned"
 _SAME_AS = "flatsearch:same_as"
@@ -208,9 +217,22 @@ def write_final(trial: optuna.Trial, metrics: Mapping[str, float | int]) -> None
         trial.set_user_attr(name, value if isinstance(value, int) else _to_json(value))
 
 
-def write_failure(trial: optuna.Trial, reason: str) -> None:
-    """Store in one line why a trial does not complete."""
+def write_failure(trial: optuna.Trial, reason: str, trace: str | None = None) -> None:
+    """Store in one line why a trial does not complete, and the traceback if there is one."""
     trial.set_user_attr(_FAILURE, reason)
+    if trace is not None:
+        trial.set_user_attr(_TRACEBACK, trace[-_LONGEST_TRACE:])
+
+
+def write_late(trial: optuna.Trial, reason: str) -> None:
+    """Store that a trial fails for want of time or budget, which is no fault of the candidate."""
+    write_failure(trial, reason)
+    trial.set_user_attr(_LATE, True)
+
+
+def is_late(trial: optuna.trial.FrozenTrial) -> bool:
+    """Return whether `write_late` has been called on a trial."""
+    return bool(trial.user_attrs.get(_LATE))
 
 
 def write_limits(trial: optuna.Trial, excess: Mapping[str, float]) -> None:
@@ -300,3 +322,14 @@ def read_settings(study: optuna.Study) -> dict[str, Any] | None:
     """Return what `write_settings` stored; None for a study that is not ours."""
     settings = study.user_attrs.get(_SETTINGS)
     return settings if isinstance(settings, dict) else None
+
+
+def write_run(study: optuna.Study, run: Mapping[str, Any]) -> None:
+    """Store how the study is being run: what a worker has to know that joins."""
+    study.set_user_attr(_RUN, dict(run))
+
+
+def read_run(study: optuna.Study) -> dict[str, Any] | None:
+    """Return what `write_run` stored last; None if nothing was."""
+    run = study.user_attrs.get(_RUN)
+    return run if isinstance(run, dict) else None

@@ -1,45 +1,33 @@
-"""Creating, resuming and running a study."""
+"""Creating, resuming and loading a study."""
 
 from __future__ import annotations
 
 import re
-import signal
-import threading
-import time
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 import sqlalchemy.exc
-import torch
-from optuna.trial import TrialState
 
 from flatsearch import record
 from flatsearch.config import PRUNE_ON, PRUNERS, SAMPLERS, RunSettings
-from flatsearch.errors import FlatsearchError, SettingsError, StorageError, unknown_name
+from flatsearch.errors import SettingsError, StorageError, unknown_name
 from flatsearch.liveness import fail_dead_trials
 from flatsearch.pruning import PARETO_RANK, FlatnessPruner
 from flatsearch.registry import space_identity
-from flatsearch.spacecard import count_architectures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from flatsearch.objective import FlatnessObjective
-    from flatsearch.space import SearchSpace
 
 __all__ = [
-    "Interrupted",
-    "finished_count",
     "load_study",
     "make_pruner",
     "make_sampler",
     "open_storage",
     "open_study",
-    "run_study",
     "shared_settings",
 ]
 
@@ -47,31 +35,6 @@ __all__ = [
 # longer than the interval: a slow machine must not lose a live trial.
 _HEARTBEAT_SECONDS = 60
 _GRACE_SECONDS = 300
-# This many failed trials in a row mean that something is wrong with more than a candidate.
-_MAX_FAILURES = 3
-# This many candidates in a row that cost no training (over a limit, or networks that were trained
-# before) mean that there is nothing more to find.
-_MAX_IDLE = 200
-# Proposals that others are training cost nothing; a worker that has no others does not spin.
-_TWIN_SECONDS = 0.2
-# After this many that were tried before it is worth counting whether all were.
-_MAX_REPEATS_COUNTED = 20
-_MOST_COUNTED = 2_000
-# After this many in a row that were trained before, the next is drawn at random: samplers keep
-# proposing what they hold best.
-_MAX_REPEATS = 3
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped by a signal; finished trials are stored, none is left running.
-
-    Attributes:
-        signum: The signal's number.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"signal {signum}")
-        self.signum = signum
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
@@ -196,6 +159,7 @@ def open_study(
     sampler: str = "tpe",
     pruner: str = "none",
     prune_on: str | None = None,
+    worker: int = 0,
 ) -> optuna.Study:
     """Create a study, or resume the one of that name.
 
@@ -203,10 +167,12 @@ def open_study(
         name: The study's name.
         storage: Any Optuna storage.
         objective: What will be run.
-        sampler: See `make_sampler`. Its seed is derived from the settings' seed and the number
-            of trials so far, so that a resumed study does not repeat its suggestions.
+        sampler: See `make_sampler`. Its seed is derived from the settings' seed, the number of
+            trials so far and the worker, so that neither a resumed study nor another worker repeats
+            suggestions.
         pruner: See `make_pruner`.
         prune_on: See `make_pruner`.
+        worker: Number of this worker among those that run the study.
 
     Returns:
         The study.
@@ -232,7 +198,7 @@ def open_study(
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(settings.objectives))
         record.write_settings(study, wanted)
-    sequence = np.random.SeedSequence([settings.seed, len(study.trials)])
+    sequence = np.random.SeedSequence([settings.seed, len(study.trials), worker])
     study.sampler = make_sampler(sampler, int(sequence.generate_state(1)[0]))
     study.pruner = study_pruner
     return study
@@ -248,6 +214,9 @@ def _refuse_other_settings(
     # A setting that is newer than the study had its default then.
     stored = {**RunSettings().to_dict(), **stored}
     different = [key for key in wanted if stored.get(key) != wanted[key]]
+    # The same images may be somewhere else.
+    if "data" in different and "data_fingerprint" not in different:
+        different.remove("data")
     # The same name with other images is the clearer message than the fingerprint alone.
     if "data_fingerprint" in different and len(different) > 1:
         different.remove("data_fingerprint")
@@ -287,188 +256,3 @@ def load_study(name: str | None, storage: optuna.storages.BaseStorage) -> optuna
     if name not in names:
         raise StorageError(unknown_name("study", name, names))
     return optuna.load_study(study_name=name, storage=storage)
-
-
-def finished_count(study: optuna.Study) -> int:
-    """Return how many trials have used up a part of the budget: were trained, pruned or not."""
-    trials = study.get_trials(deepcopy=False, states=record.FINISHED)
-    return sum(record.is_finished(trial) for trial in trials)
-
-
-class _Signals:
-    """Turns SIGINT and SIGTERM into `Interrupted` where it is safe.
-
-    An exception that is raised wherever the program happens to be can be swallowed by a callback
-    or leave a trial running for ever. The first signal is therefore only noted; training asks
-    before every batch, and the loop between trials. A second one inside a trial is raised at once.
-    """
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        self.inside = False
-        self._previous: dict[int, Any] = {}
-
-    def _handle(self, signum: int, _: FrameType | None) -> None:
-        self.received.append(signum)
-        if self.inside and len(self.received) > 1:
-            raise Interrupted(signum)
-
-    def check(self) -> None:
-        if self.received:
-            raise Interrupted(self.received[0])
-
-    def __enter__(self) -> _Signals:
-        # Signals reach the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-@dataclass
-class _Tally:
-    """How a run is going: trials that count, and in a row those that fail or cost no training."""
-
-    wanted: int
-    finished: int = 0
-    failures: int = 0
-    refused: int = 0
-    repeats: int = 0
-    exhausted: int | None = None
-
-    def count(self, trial: optuna.trial.FrozenTrial) -> None:
-        if trial.state == TrialState.FAIL:
-            # The twin of a trial that is running says nothing about either.
-            self.failures += not record.is_reuse(trial)
-            return
-        self.failures = 0
-        if record.is_finished(trial):
-            self.finished += 1
-            self.refused = self.repeats = 0
-        elif record.is_reuse(trial) and not record.is_over_limit(trial):
-            self.repeats += 1
-        else:
-            self.refused += 1
-
-    @property
-    def idle(self) -> bool:
-        return self.refused + self.repeats >= _MAX_IDLE
-
-    @property
-    def stuck(self) -> bool:
-        return self.failures >= _MAX_FAILURES or self.idle or self.exhausted is not None
-
-
-def run_study(
-    study: optuna.Study,
-    objective: FlatnessObjective,
-    *,
-    n_trials: int,
-    timeout: float | None = None,
-    on_trial: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None = None,
-) -> str:
-    """Run trials until enough are finished, or there is nothing left to train.
-
-    Args:
-        study: From `open_study`.
-        objective: The objective.
-        n_trials: New finished (complete or pruned) trials; those that fail, are over a limit or
-            take over the result of an earlier trial do not count.
-        timeout: Seconds after which no new trial is started.
-        on_trial: Called with (study, trial) after every trial.
-
-    Returns:
-        Why it ended early, if it did: the space is exhausted. Else an empty string.
-
-    Raises:
-        Interrupted: On SIGINT or SIGTERM; a trial that is being trained is marked as failed.
-        FlatsearchError: If trials fail several times in a row, or no candidate keeps the limits.
-    """
-    tally = _Tally(n_trials)
-    sampler = study.sampler
-    sequence = np.random.SeedSequence([objective.settings.seed, len(study.trials), 1])
-    at_random = optuna.samplers.RandomSampler(seed=int(sequence.generate_state(1)[0]))
-
-    def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        tally.count(trial)
-        twin = trial.state == TrialState.FAIL and record.is_reuse(trial)
-        study.sampler = at_random if twin or tally.repeats >= _MAX_REPEATS else sampler
-        if twin:
-            time.sleep(_TWIN_SECONDS)
-        if on_trial is not None:
-            on_trial(study, trial)
-        if tally.repeats == _MAX_REPEATS_COUNTED:
-            tally.exhausted = _all_tried(study, objective.space)
-        if tally.finished >= tally.wanted or tally.stuck or signals.received:
-            study.stop()
-
-    error: list[str] = []
-
-    def guarded(trial: optuna.Trial) -> float | tuple[float, ...]:
-        signals.inside = True
-        try:
-            signals.check()
-            return objective(trial)
-        except optuna.TrialPruned:
-            raise
-        except KeyboardInterrupt:
-            record.write_failure(trial, "interrupted")
-            raise
-        except Exception as caught:
-            error.append(f"{type(caught).__name__}: {' '.join(str(caught).split())}")
-            record.write_failure(trial, error[-1])
-            if isinstance(caught, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            raise
-        finally:
-            signals.inside = False
-
-    with _Signals() as signals:
-        objective.on_batch = signals.check
-        try:
-            study.optimize(guarded, timeout=timeout, callbacks=[after], catch=(Exception,))
-        finally:
-            study.sampler = sampler
-            objective.on_batch = None
-    signals.check()
-    if tally.idle and tally.refused:
-        raise FlatsearchError(_none_fits(tally, objective.settings))
-    if tally.failures >= _MAX_FAILURES:
-        raise FlatsearchError(
-            f"{tally.failures} trials failed in a row; the last one with {error[-1]}"
-        )
-    return _exhausted(tally)
-
-
-def _exhausted(tally: _Tally) -> str:
-    """Say that there is nothing left to train, if so."""
-    if tally.exhausted is not None:
-        return f"all {tally.exhausted} architectures of the space have been tried"
-    if not tally.idle:
-        return ""
-    return (
-        f"the last {tally.repeats} candidates are networks that were tried before: the space"
-        " seems to be exhausted"
-    )
-
-
-def _all_tried(study: optuna.Study, space: SearchSpace) -> int | None:
-    """Return the number of a space's architectures if a study has tried them all, else None."""
-    trials = [record.read_trial(t) for t in study.get_trials(deepcopy=False)]
-    tried = {t.architecture for t in trials if t.state in {"COMPLETE", "PRUNED"} and not t.recipe}
-    count = count_architectures(space, most=_MOST_COUNTED)
-    return count if count is not None and len(tried) >= count else None
-
-
-def _none_fits(tally: _Tally, settings: RunSettings) -> str:
-    """Say that candidates are over the limits, and what to do."""
-    limits = ", ".join(f"{name} {limit:g}" for name, limit in settings.limits.items())
-    before = f", or were tried before ({tally.repeats} of them)" if tally.repeats else ""
-    return (
-        f"{tally.refused + tally.repeats} candidates in a row are over the limits"
-        f" ({limits}){before}; raise them, or take a space with smaller networks"
-    )

@@ -467,7 +467,7 @@ def test_failures_are_one_line_unless_debugging(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the disk\nis full")
 
-    monkeypatch.setattr("flatsearch.study.run_study", fail)
+    monkeypatch.setattr("flatsearch.running.run_study", fail)
     assert run() == 1
     assert "error: RuntimeError: the disk is full" in capsys.readouterr().err
     with pytest.raises(RuntimeError):

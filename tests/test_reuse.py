@@ -12,10 +12,12 @@ from optuna.trial import TrialState
 from torch import nn
 
 from flatsearch import FlatnessObjective, GapCnn, RunSettings, record
+from flatsearch.budget import finished_count
 from flatsearch.liveness import this_process
 from flatsearch.reuse import TrainedNetworks
+from flatsearch.running import _Tally, run_study
 from flatsearch.space import Architecture
-from flatsearch.study import _Tally, finished_count, open_study, run_study
+from flatsearch.study import open_study
 from flatsearch.summary import summarise
 
 if TYPE_CHECKING:
@@ -295,7 +297,7 @@ def test_the_saved_model_is_taken_over(digits: ImageData, tmp_path: Path) -> Non
 
 def test_failures_are_counted_in_a_row_and_twins_are_none() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
-    tally = _Tally(10)
+    tally = _Tally()
 
     def count(state: TrialState, same: int | None = None) -> None:
         trial = study.ask()
@@ -307,12 +309,12 @@ def test_failures_are_counted_in_a_row_and_twins_are_none() -> None:
     for _ in range(3):
         count(TrialState.FAIL)
         count(TrialState.COMPLETE, same=0)
-    assert (tally.failures, tally.repeats, tally.finished) == (0, 3, 0)
+    assert (tally.failures, tally.repeats) == (0, 3)
     for _ in range(300):
         count(TrialState.FAIL, same=0)
     assert not tally.stuck
     count(TrialState.COMPLETE)
-    assert (tally.failures, tally.repeats, tally.finished) == (0, 0, 1)
+    assert (tally.failures, tally.repeats) == (0, 0)
     for _ in range(3):
         count(TrialState.FAIL)
     assert tally.stuck

@@ -10,15 +10,14 @@ from optuna.trial import TrialState
 
 import flatsearch
 from flatsearch import FlatnessObjective, RunSettings, SettingsError, StorageError
+from flatsearch.budget import finished_count
+from flatsearch.running import Interrupted, run_study
 from flatsearch.study import (
-    Interrupted,
-    finished_count,
     load_study,
     make_pruner,
     make_sampler,
     open_storage,
     open_study,
-    run_study,
 )
 
 from .test_objective import Tiny
