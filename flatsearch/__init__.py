@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flatsearch.flatness import FlatnessResult, LayerFlatness, relative_flatness
     from flatsearch.models import GapCnn, count_flops, count_parameters
     from flatsearch.objective import FlatnessObjective
-    from flatsearch.pruning import AnyPruner, FlatnessPruner, report, should_prune
+    from flatsearch.pruning import AnyPruner, FlatnessPruner, mark_pruned, report, should_prune
     from flatsearch.registry import load_space, space_names
     from flatsearch.space import Architecture, SearchSpace
 
@@ -59,6 +59,7 @@ __all__ = [
     "load_data",
     "load_model",
     "load_space",
+    "mark_pruned",
     "relative_flatness",
     "report",
     "save_model",
@@ -75,7 +76,7 @@ _HOME = {
     "flatness": {"FlatnessResult", "LayerFlatness", "relative_flatness"},
     "models": {"GapCnn", "count_flops", "count_parameters"},
     "objective": {"FlatnessObjective"},
-    "pruning": {"AnyPruner", "FlatnessPruner", "report", "should_prune"},
+    "pruning": {"AnyPruner", "FlatnessPruner", "mark_pruned", "report", "should_prune"},
     "registry": {"load_space", "space_names"},
     "space": {"Architecture", "SearchSpace"},
 }

@@ -31,7 +31,7 @@ from flatsearch.export import ModelCard, save_model
 from flatsearch.flatness import relative_flatness
 from flatsearch.liveness import this_process
 from flatsearch.models import network_key
-from flatsearch.pruning import report, should_prune
+from flatsearch.pruning import mark_pruned, report, should_prune
 from flatsearch.recipe import suggest_recipe
 from flatsearch.registry import load_space
 from flatsearch.reuse import TrainedNetworks
@@ -276,6 +276,8 @@ class FlatnessObjective:
         size = self._measure_cost(trial, model)
         metrics, whole = self._train(trial, model, settings, seed, size)
         record.write_final(trial, metrics)
+        if self._soft:
+            mark_pruned(trial, pruned=not whole)
         if set(self.metric_names) != {"accuracy"}:
             least = settings.min_accuracy
             least = self.data.guessing_accuracy() if least is None else least
@@ -354,7 +356,7 @@ class FlatnessObjective:
             if should_prune(trial):
                 if not self._soft:
                     raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
-                record.write_soft_prune(trial, epoch.epoch - 1)
+                record.write_failure(trial, f"pruned after epoch {epoch.epoch}")
                 return metrics, False
         return metrics, True
 

@@ -19,12 +19,12 @@ from optuna.trial import TrialState
 
 from flatsearch.errors import unknown_name
 from flatsearch.metricview import MetricView, metric_curve
-from flatsearch.record import FINISHED, is_reuse, write_step
+from flatsearch.record import FINISHED, is_reuse, write_pruned, write_step
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["PARETO_RANK", "AnyPruner", "FlatnessPruner", "report", "should_prune"]
+__all__ = ["PARETO_RANK", "AnyPruner", "FlatnessPruner", "mark_pruned", "report", "should_prune"]
 
 PARETO_RANK = "pareto_rank"
 _RULES = ("percentile",)
@@ -80,6 +80,31 @@ def should_prune(trial: optuna.Trial) -> bool:
     frozen = next((other for other in running if other.number == trial.number), None)
     # Another process may have ended the trial, for want of a heartbeat.
     return frozen is not None and bool(study.pruner.prune(study, frozen))
+
+
+def mark_pruned(trial: optuna.Trial, *, pruned: bool) -> None:
+    """Mark a trial that returns its values as pruned, or as not, for soft pruning.
+
+    Some samplers (NSGA-II, NSGA-III, GP, CMA-ES) learn nothing from Optuna's state PRUNED, and
+    may propose the same point again. A trial that is pruned softly returns the values it has
+    reached, and violates a constraint: it is never among the best trials, and samplers keep away.
+    Call this for every trial of a study, before it returns.
+
+    Args:
+        trial: The running trial.
+        pruned: Whether it ends early.
+
+    Example:
+        >>> import optuna
+        >>> study = optuna.create_study(directions=["maximize", "minimize"])
+        >>> for accuracy, pruned in ((0.9, True), (0.8, False)):
+        ...     trial = study.ask()
+        ...     mark_pruned(trial, pruned=pruned)
+        ...     _ = study.tell(trial, (accuracy, 1.0))
+        >>> [trial.number for trial in study.best_trials]
+        [1]
+    """
+    write_pruned(trial, pruned=pruned)
 
 
 class _Finished:

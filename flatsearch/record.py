@@ -46,12 +46,12 @@ __all__ = [
     "write_limits",
     "write_minimum",
     "write_network",
+    "write_pruned",
     "write_recipe",
     "write_repeat",
     "write_reuse",
     "write_run",
     "write_settings",
-    "write_soft_prune",
     "write_step",
     "write_worker",
 ]
@@ -249,10 +249,12 @@ def write_minimum(trial: optuna.Trial, accuracy: float, least: float) -> None:
     trial.set_constraint(_MIN_ACCURACY, least - accuracy)
 
 
-def write_soft_prune(trial: optuna.Trial, step: int) -> None:
-    """Store that a trial ends early, as a violated constraint."""
-    trial.set_constraint(_PRUNED, 1.0)
-    write_failure(trial, f"pruned after epoch {step + 1}")
+def write_pruned(trial: optuna.Trial, *, pruned: bool) -> None:
+    """Store whether a trial that is told as complete was pruned, as a constraint.
+
+    All trials of a study have to have it: samplers want the same constraints everywhere.
+    """
+    trial.set_constraint(_PRUNED, float(pruned))
 
 
 def is_feasible(trial: optuna.trial.FrozenTrial) -> bool:
@@ -305,7 +307,7 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         same_as=attributes.get(_SAME_AS),
         repeats=attributes.get(_REPEATS),
         feasible=is_feasible(trial),
-        ended_early=_PRUNED in trial.constraints,
+        ended_early=trial.constraints.get(_PRUNED, 0.0) > 0,
     )
 
 

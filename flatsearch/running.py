@@ -102,9 +102,11 @@ class _Tally:
     failures: int = 0
     refused: int = 0
     repeats: int = 0
+    same: int = 0
     exhausted: int | None = None
 
     def count(self, trial: FrozenTrial) -> None:
+        self.same = self.same + 1 if record.is_reuse(trial) else 0
         if trial.state == TrialState.FAIL:
             # The twin of a trial that is running says nothing about either, nor does a late one.
             self.failures += not (record.is_reuse(trial) or record.is_late(trial))
@@ -193,7 +195,7 @@ class _Run:
         """Decide, after a trial, how to go on."""
         self.tally.count(trial)
         twin = trial.state == TrialState.FAIL and record.is_reuse(trial)
-        repeats = twin or self.tally.repeats >= _MAX_REPEATS
+        repeats = twin or self.tally.same >= _MAX_REPEATS
         study.sampler = self.at_random if repeats else self.sampler
         if twin:  # costs nothing: a worker that finds no other does not spin
             time.sleep(_POLL_SECONDS)
