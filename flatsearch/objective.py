@@ -36,7 +36,7 @@ from flatsearch.recipe import suggest_recipe
 from flatsearch.registry import load_space
 from flatsearch.reuse import TrainedNetworks
 from flatsearch.space import Architecture, OnceTrial, SearchSpace, build_model, suggest_checked
-from flatsearch.training import EpochResult, train
+from flatsearch.training import EpochResult, is_out_of_memory, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,7 +83,8 @@ class FlatnessObjective:
     Hessian trace and seconds; the study's pruner is asked after each. A candidate whose training
     diverges is pruned, with the reason in the attribute "failure", so that samplers learn to
     avoid it. A candidate that is the same network as an earlier one (and has the same recipe)
-    takes over its result, unless the settings ask to train it again.
+    takes over its result, unless the settings ask to train it again. One that runs out of memory is
+    trained once more with every batch in two halves.
 
     Args:
         space: A search space, or its name.
@@ -274,7 +275,21 @@ class FlatnessObjective:
             record.write_repeat(trial, earlier.number)
         model = self._build(architecture).to(self.device)
         size = self._measure_cost(trial, model)
-        metrics, whole = self._train(trial, model, settings, seed, size)
+        try:
+            metrics, whole = self._train(trial, model, settings, seed, size)
+            again = ""
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            again = str(error)
+        if again:  # outside of the handler: the traceback there keeps tensors alive
+            record.write_retry(trial, again)
+            del model
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            torch.manual_seed(seed)
+            model = self._build(architecture).to(self.device)
+            metrics, whole = self._train(trial, model, settings, seed, size, accumulate=2)
         record.write_final(trial, metrics)
         if self._soft:
             mark_pruned(trial, pruned=not whole)
@@ -329,12 +344,17 @@ class FlatnessObjective:
         settings: RunSettings,
         seed: int,
         size: dict[str, float | int],
+        accumulate: int = 1,
     ) -> tuple[dict[str, float], bool]:
         """Train and measure; return the last epoch's metrics, and whether it was not pruned."""
         metrics: dict[str, float] = {}
         # Objectives that no epoch changes: a pruner that ranks by all objectives needs them too.
         fixed = {name: size[name] for name in self.metric_names if name in size}
-        for epoch in train(model, self.data, settings, seed=seed, on_batch=self.on_batch):
+        epochs = train(
+            model, self.data, settings,
+            seed=seed, accumulate=accumulate, on_batch=self.on_batch,
+        )  # fmt: skip
+        for epoch in epochs:
             flatness = relative_flatness(model, self._probe)
             metrics = {
                 "accuracy": epoch.accuracy,

@@ -49,6 +49,7 @@ __all__ = [
     "write_pruned",
     "write_recipe",
     "write_repeat",
+    "write_retry",
     "write_reuse",
     "write_run",
     "write_settings",
@@ -68,6 +69,7 @@ _LIMIT = "flatsearch:max_"
 _NETWORK = "flatsearch:network"
 _RECIPE = "recipe"
 _WORKER = "flatsearch:worker"
+_RETRY = "flatsearch:retried"
 _LATE = "flatsearch:late"
 _TRACEBACK = "flatsearch:traceback"
 # Some databases keep 64 kilobytes of a text.
@@ -204,6 +206,11 @@ def write_reuse(trial: optuna.Trial, earlier: optuna.trial.FrozenTrial) -> None:
     step = earlier.last_step
     if step is not None and earlier.state == TrialState.PRUNED:
         trial.report(earlier.intermediate_values[step], step)
+
+
+def write_retry(trial: optuna.Trial, reason: str) -> None:
+    """Store why a trial was trained once more, with half the batch at a time."""
+    trial.set_user_attr(_RETRY, " ".join(reason.split())[:500])
 
 
 def write_repeat(trial: optuna.Trial, earlier: int) -> None:

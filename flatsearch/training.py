@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from flatsearch.config import RunSettings
     from flatsearch.data import ImageData, Split
 
-__all__ = ["EpochResult", "evaluate", "train"]
+__all__ = ["EpochResult", "evaluate", "is_out_of_memory", "train"]
+
+# Images per forward pass where no gradients are needed.
+_EVALUATED = 512
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,21 @@ class EpochResult:
     seconds: float
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory is used up, on the device or on the CPU.
+
+    Example:
+        >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+        True
+        >>> is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+        False
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # What the CPU's allocator raises has no class of its own.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def _autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Half precision where it pays: on CUDA."""
     if device.type != "cuda":
@@ -53,7 +71,7 @@ def _autocast(device: torch.device) -> contextlib.AbstractContextManager[object]
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, batch_size: int = 512) -> tuple[float, float]:
+def evaluate(model: nn.Module, split: Split, batch_size: int = _EVALUATED) -> tuple[float, float]:
     """Return (mean cross-entropy, accuracy) in eval mode; leaves the model in eval mode.
 
     Args:
@@ -81,6 +99,7 @@ def train(
     settings: RunSettings,
     *,
     seed: int,
+    accumulate: int = 1,
     on_batch: Callable[[], None] | None = None,
 ) -> Iterator[EpochResult]:
     """Train a model and yield after every epoch.
@@ -93,6 +112,8 @@ def train(
         data: Training and validation splits.
         settings: Epochs, batch size, learning rate, weight decay, momentum, augmentation.
         seed: Of batch order and augmentation.
+        accumulate: Parts a batch is split into, whose gradients are added up: the same step with
+            less memory, but for batch norm, which sees the parts.
         on_batch: Called before every batch; what it raises ends the training.
 
     Yields:
@@ -134,19 +155,23 @@ def train(
                 on_batch()
             if len(y) < 2:
                 continue
-            with _autocast(device):
-                logits = model(x)
-                loss = F.cross_entropy(logits, y)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            # No part of one image, on which batch norm cannot train.
+            parts = min(accumulate, len(y) // 2)
+            for images, targets in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+                with _autocast(device):
+                    logits = model(images)
+                    loss = F.cross_entropy(logits, targets)
+                share = len(targets) / len(y)
+                scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach().double() * len(targets)
+                right += (logits.argmax(1) == targets).sum()
             scaler.step(optimizer)
             scaler.update()
             schedule.step()
             seen += len(y)
-            loss_sum += loss.detach().double() * len(y)
-            right += (logits.argmax(1) == y).sum()
         train_loss = float(loss_sum) / seen
-        loss_value, accuracy = evaluate(model, data.validation)
+        loss_value, accuracy = evaluate(model, data.validation, _EVALUATED // accumulate)
         if not (math.isfinite(train_loss) and math.isfinite(loss_value)):
             raise DivergedError(
                 f"training diverged in epoch {epoch}: training loss {train_loss:.3g},"

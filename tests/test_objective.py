@@ -208,3 +208,50 @@ def test_devices(digits: ImageData) -> None:
     for name in ("cuda:99", "nonsense"):
         with pytest.raises(flatsearch.SettingsError, match=f"device '{name}' is not available"):
             FlatnessObjective(Tiny(), digits, device=name)
+
+
+class Hungry(Tiny):
+    """Its networks need memory for more than 40 images at a time, which there is not."""
+
+    def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
+        model = super().build(architecture, in_channels, num_classes)
+
+        def check(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            if module.training and len(inputs[0]) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+
+        model.register_forward_pre_hook(check)
+        return model
+
+    most = 40
+
+
+def test_out_of_memory_is_tried_again_with_half_the_batch(digits: ImageData) -> None:
+    (trial,) = run(FlatnessObjective(Hungry(), digits, epochs=2, device="cpu"), 1).trials
+    assert trial.state == optuna.trial.TrialState.COMPLETE
+    assert list(record.read_trial(trial).steps) == [0, 1]
+    assert trial.user_attrs["flatsearch:retried"] == (
+        "CUDA out of memory. Tried to allocate 2.00 GiB"
+    )
+
+
+def test_out_of_memory_twice_fails(digits: ImageData) -> None:
+    space = Hungry()
+    space.most = 20
+    objective = FlatnessObjective(space, digits, epochs=1, device="cpu")
+    study = optuna.create_study(directions=objective.directions)
+    study.optimize(objective, n_trials=1, catch=(torch.OutOfMemoryError,))
+    assert study.trials[0].state == optuna.trial.TrialState.FAIL
+
+
+def test_another_runtime_error_is_not_tried_again(digits: ImageData) -> None:
+    calls = []
+
+    def fail(*_: object) -> None:
+        calls.append(1)
+        raise RuntimeError("something else")
+
+    objective = FlatnessObjective(Tiny(), digits, epochs=1, device="cpu", on_epoch=fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        run(objective, 1)
+    assert len(calls) == 1

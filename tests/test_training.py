@@ -279,3 +279,27 @@ def test_every_number_of_steps_has_a_schedule(epochs: int) -> None:
     # One batch per epoch: the schedule's phases are as short as they can be.
     results = list(train(net(), data(32), settings(epochs=epochs), seed=0))
     assert len(results) == epochs
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 100])
+def test_a_batch_in_parts_is_the_same_step(accumulate: int) -> None:
+    # But for batch norm, which this network does not have.
+    def plain() -> GapCnn:
+        torch.manual_seed(0)
+        return GapCnn(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Tanh()), 8, 2)
+
+    whole, parts = plain(), plain()
+    first = numbers(train(whole, data(), settings(), seed=0))
+    second = numbers(train(parts, data(), settings(), seed=0, accumulate=accumulate))
+    assert torch.tensor(first).allclose(torch.tensor(second), atol=1e-4)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_parts_are_smaller() -> None:
+    model = Recorder()
+    list(train(model, data(), settings(epochs=1), seed=0, accumulate=2))
+    assert {len(batch) for batch in model.batches} == {16}
+    model = Recorder()
+    list(train(model, data(34), settings(epochs=1), seed=0, accumulate=2))
+    assert [len(batch) for batch in model.batches] == [16, 16, 2]  # none of one image
