@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import platform
 import statistics
 import sys
 import time
@@ -24,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from environment import describe
 
 import flatsearch
 import flatsearch.objective
@@ -95,7 +95,9 @@ def optuna_decision(n: int) -> float:
             optuna.trial.create_trial(value=curve[-1], intermediate_values=dict(enumerate(curve)))
         )
     return decision(
-        study, lambda t, step, repeat: t.report((repeat % 10) / 10, step), lambda t: t.should_prune()
+        study,
+        lambda t, step, repeat: t.report((repeat % 10) / 10, step),
+        lambda t: t.should_prune(),
     )
 
 
@@ -167,6 +169,14 @@ def load_peer(folder: Path):
     return module
 
 
+def environment() -> dict:
+    """Return versions, without the machine's name."""
+    from importlib.metadata import version
+
+    versions = {package: version(package) for package in ("torch", "optuna", "numpy")}
+    return {**versions, "python": platform.python_version(), "device": platform.machine()}
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -191,7 +201,7 @@ def main() -> None:
         methods["OptunaHub, median of Pareto ranks"] = lambda n: peer_decision(
             package, n, joint=True
         )
-    result = {"environment": describe(), "decision_ms": {}, "overhead": overhead()}
+    result = {"environment": environment(), "decision_ms": {}, "overhead": overhead()}
     print("outside training and measuring:", result["overhead"], flush=True)
     for name, method in methods.items():
         result["decision_ms"][name] = {n: method(n) for n in SIZES}

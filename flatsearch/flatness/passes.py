@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,38 +78,66 @@ def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 and no bfloat16 in float32 products; the switches as they were afterwards."""
+def _precise() -> Callable[[], None]:
+    """Switch off TF32 and bfloat16 in float32 products; return what switches them back."""
     backends: Any = torch.backends
     if hasattr(backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
         switches = [
             backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv,
         ]  # fmt: skip
         before = [switch.fp32_precision for switch in switches]
-        try:
-            for switch in switches:
-                switch.fp32_precision = "ieee"
-            yield
-        finally:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+
+        def restore() -> None:
             for switch, precision in zip(switches, before, strict=True):
                 switch.fp32_precision = precision
-        return
+
+        return restore
     matmul, convolution = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("highest")
-        backends.cudnn.allow_tf32 = False
-        yield
-    finally:
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = False
+
+    def restore_legacy() -> None:
         torch.set_float32_matmul_precision(matmul)
         backends.cudnn.allow_tf32 = convolution
+
+    return restore_legacy
+
+
+class _FullPrecision:
+    """No TF32 and no bfloat16 in float32 products; the switches as they were afterwards.
+
+    The switches are the process's. Of several threads that measure at the same time the first
+    one sets them, and the last one sets them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._restore: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._restore = _precise()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._restore()
+
+
+_full_precision = _FullPrecision()
 
 
 @contextlib.contextmanager
 def measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode, full precision and gradients on; everything as it was afterwards."""
     with (
-        _full_precision(),
+        _full_precision,
         eval_mode(model),
         torch.inference_mode(False),
         torch.autocast(device.type, enabled=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -167,3 +168,29 @@ def test_channels_last() -> None:
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     data = (x.to(memory_format=torch.channels_last), y)
     assert kappa(last, data=data) == pytest.approx(expected, rel=1e-12)
+
+
+def test_threads_measure_at_the_same_time() -> None:
+    """The precision switches are the process's: the last thread to leave sets them back."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def precisions() -> list[str]:
+        backends: Any = torch.backends
+        if not hasattr(backends.cuda.matmul, "fp32_precision"):
+            return [torch.get_float32_matmul_precision(), str(backends.cudnn.allow_tf32)]
+        parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+        return [part.fp32_precision for part in parts]
+
+    def measure(seed: int) -> float:
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        )
+        x = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+        return flatsearch.relative_flatness(net, (x, torch.arange(16) % 3)).relative_flatness
+
+    before = precisions()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(measure, range(40)))
+    assert precisions() == before
+    assert torch.backends.cudnn.allow_tf32 in {True, False}  # raises where switches disagree
