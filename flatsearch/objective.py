@@ -204,13 +204,14 @@ class FlatnessObjective:
         sequence = np.random.SeedSequence([self.settings.seed, number])
         return int(sequence.generate_state(1)[0])
 
-    def _build(self, architecture: Architecture) -> torch.nn.Module:
+    def _build(self, architecture: Architecture, *, check: bool = True) -> torch.nn.Module:
         return build_model(
             self.space,
             architecture,
             in_channels=self.data.in_channels,
             num_classes=self.data.num_classes,
             image_size=self.data.image_size,
+            check=check,
         )
 
     def check(self) -> None:
@@ -273,7 +274,7 @@ class FlatnessObjective:
             if reuse:
                 return self._reuse(trial, earlier)
             record.write_repeat(trial, earlier.number)
-        model = self._build(architecture).to(self.device)
+        model = self._build(architecture, check=False).to(self.device)
         size = self._measure_cost(trial, model)
         try:
             metrics, whole = self._train(trial, model, settings, seed, size)
@@ -288,7 +289,7 @@ class FlatnessObjective:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             torch.manual_seed(seed)
-            model = self._build(architecture).to(self.device)
+            model = self._build(architecture, check=False).to(self.device)
             metrics, whole = self._train(trial, model, settings, seed, size, accumulate=2)
         record.write_final(trial, metrics)
         if self._soft:

@@ -252,6 +252,7 @@ def build_model(
     in_channels: int,
     num_classes: int,
     image_size: int,
+    check: bool = True,
 ) -> nn.Module:
     """Build a network and check that it is a classifier of the asked shape.
 
@@ -261,6 +262,7 @@ def build_model(
         in_channels: Channels of the images.
         num_classes: Length of the logits.
         image_size: Height and width of the images.
+        check: Whether to run it; False if the same network has been checked.
 
     Returns:
         The model, on the CPU, in training mode.
@@ -278,6 +280,8 @@ def build_model(
         model = space.build(architecture, **keywords)
     if not isinstance(model, torch.nn.Module):
         raise SpaceError(f"{where} must return a torch.nn.Module but returned {model!r}")
+    if not check:
+        return model.train()
     x = torch.zeros(2, in_channels, image_size, image_size)
     model.eval()
     try:

@@ -23,7 +23,7 @@ __all__ = ["count_architectures", "describe_space", "estimate_settings"]
 
 _SAMPLES = 100
 # What the networks are built for.
-_IMAGES = {"in_channels": 3, "num_classes": 10, "image_size": 32}
+_IMAGES: dict[str, Any] = {"in_channels": 3, "num_classes": 10, "image_size": 32}
 _MOST_COUNTED = 100_000
 _ESTIMATES = 2_000
 

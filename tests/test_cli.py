@@ -12,6 +12,7 @@ from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
 import optuna
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from flatsearch import load_data, relative_flatness
+from flatsearch import load_data, record, relative_flatness
 from flatsearch.cli import main
 
 SPACE_FILE = '''
@@ -412,6 +413,11 @@ WRONG = {
     "no storage": (["report"], "'sqlite:///flatsearch.db' does not exist"),
     "unknown model": (["measure", "torchvision:resnet19", "--data", "digits"], "'resnet18'"),
     "no model file": (["measure", "nothing.pt", "--data", "digits"], "does not exist"),
+    "no workers": (["run", "--space", "resnet_small", "--workers", "0"], "at least 1 but got 0"),
+    "unknown prune mode": (["run", "--space", "resnet_small", "--prune-mode", "x"], "known: auto"),
+    "unknown prune metric": (
+        ["run", "--space", "resnet_small", "--pruner", "median", "--prune-on", "x"], "known: acc",
+    ),
     "no count": (["run", "--space", "resnet_small", "--max-params", "many"], "such as 200k"),
     "no time": (["run", "--space", "resnet_small", "--max-latency", "2 days"], "such as 2ms"),
     "measure no batch": (
@@ -556,3 +562,64 @@ def test_a_run_without_a_complete_trial_says_why(capsys: pytest.CaptureFixture[s
 def test_a_space_file_without_its_class(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run", "--space", "./my_space.py") == 2
     assert "name the class too: ./my_space.py:ClassName" in capsys.readouterr().err
+
+
+def test_several_workers_one_of_them_killed(empty_folder: Path) -> None:
+    command = [
+        sys.executable, "-m", "flatsearch", "run", "--space", "./my_space.py:MySpace",
+        "--epochs", "40", "--trials", "8", "--workers", "2", "--min-accuracy", "0",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=empty_folder, env=environment, text=True,
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "complete" in line:
+                break
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 2
+        children[0].kill()
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "was killed by signal 9; starting another" in err
+    assert "Pareto front" in out
+    study = optuna.load_study(study_name=None, storage="sqlite:///flatsearch.db")
+    finished = [t for t in study.trials if record.is_finished(t)]
+    assert len(finished) == 8
+    # The killed worker's trial was failed at once, not by its heartbeat five minutes later.
+    assert {t.state.name for t in study.trials} <= {"COMPLETE", "FAIL"}
+    assert len({record.worker_of(t) for t in finished}) >= 2
+
+
+def test_a_worker_takes_everything_from_the_study(
+    capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    assert run("--objectives", "accuracy", "--pruner", "median", "--trials", "1") == 0
+    study = optuna.load_study(study_name=None, storage="sqlite:///flatsearch.db")
+    stored = record.read_run(study)
+    assert stored is not None
+    record.write_run(study, {**stored, "target": 3})  # as if the run were not at its end
+    capsys.readouterr()
+    assert call("worker") == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count(" complete: accuracy") == 2
+    study = optuna.load_study(study_name=None, storage="sqlite:///flatsearch.db")
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
+    assert call("worker") == 0  # nothing left to do
+    assert len(study.get_trials()) == 3
+
+
+def test_workers_that_cannot_join(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("worker", "none") == 2
+    assert "does not exist" in capsys.readouterr().err
+    optuna.create_study(study_name="other", storage="sqlite:///flatsearch.db")
+    assert call("worker", "other") == 2
+    assert "has not been run by flatsearch" in capsys.readouterr().err
+    assert run("--trials", "1") == 0
+    image_folder(Path("photos"))
+    capsys.readouterr()
+    assert call("worker", "MySpace-digits", "--data", "photos") == 2
+    assert "data=digits (not photos)" in capsys.readouterr().err
