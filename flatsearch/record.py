@@ -100,6 +100,7 @@ class TrialRecord:
         repeats: Number of the earlier trial whose network this one trained again, if any.
         feasible: Whether it keeps every constraint; one that does not is never on the front.
         ended_early: Whether it was pruned softly: told as complete, with a violated constraint.
+        over_limit: Whether it costs more than the study allows, and was not trained.
     """
 
     number: int
@@ -117,6 +118,7 @@ class TrialRecord:
     repeats: int | None = None
     feasible: bool = True
     ended_early: bool = False
+    over_limit: bool = False
 
 
 def _to_json(value: float) -> float | str:
@@ -314,6 +316,7 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         same_as=attributes.get(_SAME_AS),
         repeats=attributes.get(_REPEATS),
         feasible=is_feasible(trial),
+        over_limit=is_over_limit(trial),
         ended_early=trial.constraints.get(_PRUNED, 0.0) > 0,
     )
 

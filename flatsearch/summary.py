@@ -64,7 +64,8 @@ class StudySummary:
         metric_names: One per objective.
         directions: "minimize" or "maximize" per objective.
         settings: What all trials share; None if the study is not ours.
-        counts: Trials by state; "REUSED" for those that took over an earlier result.
+        counts: Trials by state; "REUSED" for those that took over an earlier result, "OVER LIMIT"
+            for those that were not trained for their cost.
         trials: All trials.
         front: Numbers of the Pareto-optimal trials, best first in the first objective; of the
             best trial alone if there is one objective.
@@ -163,11 +164,17 @@ def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
         metric_names=tuple(names),
         directions=directions,
         settings=record.read_settings(study),
-        counts=dict(Counter("REUSED" if t.same_as is not None else t.state for t in trials)),
+        counts=dict(Counter(map(_outcome, trials))),
         trials=trials,
         front=tuple(best),
         worth=tuple(_worth(complete)) if worth else (),
     )
+
+
+def _outcome(trial: TrialRecord) -> str:
+    if trial.same_as is not None:
+        return "REUSED"
+    return "OVER LIMIT" if trial.over_limit else trial.state
 
 
 def _worth(complete: Sequence[TrialRecord]) -> list[ProxyWorth]:

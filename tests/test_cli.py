@@ -192,6 +192,8 @@ def test_limits(capsys: pytest.CaptureFixture[str]) -> None:
     ran = json.loads(capsys.readouterr().out)
     # a width of w, 2 to 8, has 20 w + 10 parameters (three draws of it repeat no slope)
     assert ran["counts"]["COMPLETE"] == 3
+    assert "PRUNED" not in ran["counts"]
+    assert ran["counts"]["OVER LIMIT"] >= 1
     assert all(trial["values"]["latency"] > 0 for trial in ran["trials"] if trial["values"])
     study = optuna.load_study(study_name="MySpace-digits", storage="sqlite:///flatsearch.db")
     over = [t for t in study.trials if t.user_attrs["parameters"] > 100]
