@@ -154,3 +154,87 @@ def test_samplers_go_on_and_do_not_repeat_themselves(sampler: str, mode: str) ->
         assert most <= 12, most
     good = [t for t in study.best_trials if t.params["x"] >= 15]
     assert good or sampler in {"random", "qmc", "brute-force"}
+
+
+def distance(trial: optuna.trial.FrozenTrial) -> float:
+    """How far a proposal is from the best region, whatever became of its trial."""
+    return sum((trial.params[name] - 0.7) ** 2 for name in "wxyz")
+
+
+def parabolas(soft: bool) -> Callable[[optuna.Trial], tuple[float, float]]:
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        point = [trial.suggest_float(name, 0, 1) for name in "wxyz"]
+        base = sum((value - 0.7) ** 2 for value in point)
+        values = (base + 0.02 * point[0], base + 0.02 * (1 - point[0]))
+        for step in range(4):
+            a, b = (value + 0.1 / (step + 1) for value in values)
+            flatsearch.report(trial, step, a=a, b=b)
+            if step < 3 and flatsearch.should_prune(trial):
+                if not soft:
+                    raise optuna.TrialPruned
+                flatsearch.mark_pruned(trial, pruned=True)
+                return a, b
+        if soft:
+            flatsearch.mark_pruned(trial, pruned=False)
+        return values
+
+    return objective
+
+
+def proposals(sampler: str, *, soft: bool) -> float:
+    """Return the mean distance of the last proposals of some studies."""
+    found = []
+    slow = sampler == "gp"
+    for seed in range(1 if slow else 3):
+        study = optuna.create_study(
+            directions=["minimize", "minimize"],
+            sampler=SAMPLERS[sampler](seed),
+            pruner=FlatnessPruner(metric="pareto_rank", rule=optuna.pruners.MedianPruner(8)),
+        )
+        study.set_metric_names(["a", "b"])
+        study.optimize(parabolas(soft), n_trials=35 if slow else 50)
+        found += [distance(trial) for trial in study.trials[-15:]]
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("sampler", ["tpe", "tpe-group", "nsga2", "nsga3", "gp"])
+def test_samplers_that_learn_beat_random_in_spite_of_pruning(sampler: str, soft: bool) -> None:
+    at_random = proposals("random", soft=soft)
+    assert proposals(sampler, soft=soft) < 0.8 * at_random
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("sampler", ["cmaes", "grid"])
+def test_samplers_of_single_objective_studies(sampler: str, mode: str) -> None:
+    samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=0),
+        "grid": lambda: optuna.samplers.GridSampler(
+            {"x": [i / 5 for i in range(6)], "y": [i / 4 for i in range(5)]}, seed=0
+        ),
+    }
+
+    def objective(trial: optuna.Trial) -> float:
+        value = (trial.suggest_float("x", 0, 1) - 1) ** 2 + trial.suggest_float("y", 0, 1)
+        for step in range(4):
+            flatsearch.report(trial, step, a=value + 1 / (step + 1))
+            if step < 3 and flatsearch.should_prune(trial):
+                if mode == "hard":
+                    raise optuna.TrialPruned
+                flatsearch.mark_pruned(trial, pruned=True)
+                return value + 1 / (step + 1)
+        if mode == "soft":
+            flatsearch.mark_pruned(trial, pruned=False)
+        return value
+
+    study = optuna.create_study(
+        sampler=samplers[sampler](),
+        pruner=FlatnessPruner(metric="a", rule=optuna.pruners.MedianPruner(4)),
+    )
+    study.set_metric_names(["a"])
+    study.optimize(objective, n_trials=40)
+    assert len(study.trials) == {"cmaes": 40, "grid": 30}[sampler]
+    assert any(
+        t.state == TrialState.PRUNED or record.read_trial(t).ended_early for t in study.trials
+    )
+    assert study.best_value < 0.3
