@@ -6,15 +6,16 @@ import functools
 import hashlib
 import os
 import socket
+import warnings
 from typing import TYPE_CHECKING
 
+import optuna
 import psutil
 from optuna.trial import TrialState
 
 from flatsearch import record
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.trial import FrozenTrial
 
 __all__ = ["fail_dead_trials", "is_dead", "this_process"]
@@ -63,14 +64,19 @@ def is_dead(worker: str) -> bool:
 
 
 def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Fail the running trials whose process is gone from this machine.
+    """Fail the running trials whose process is gone.
+
+    On this machine that is seen at once; on others by their heartbeats, where the storage has them.
 
     Args:
         study: The study.
 
     Returns:
-        Those trials.
+        Those of this machine.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
     dead = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import optuna
@@ -55,3 +56,17 @@ def test_only_the_dead_are_failed(tmp_path: Path) -> None:
     assert [trial.number for trial in fail_dead_trials(study)] == [1]
     assert [t.state.name for t in study.trials] == ["RUNNING", "FAIL", "RUNNING", "RUNNING"]
     assert fail_dead_trials(study) == []
+
+
+def test_the_dead_of_other_machines_are_failed_by_their_heartbeats(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/s.db"
+    storage = optuna.storages.RDBStorage(address, heartbeat_interval=1, grace_period=1)
+    study = optuna.create_study(directions=["minimize"] * 2, storage=storage)
+    trial = study.ask()
+    record.write_worker(trial, "elsewhere:1:1.00")
+    storage.record_heartbeat(trial._trial_id)
+    fail_dead_trials(study)
+    assert study.trials[0].state.name == "RUNNING"
+    time.sleep(3)
+    fail_dead_trials(study)
+    assert study.trials[0].state.name == "FAIL"
