@@ -155,7 +155,6 @@ class FlatnessObjective:
         self._on_epoch = on_epoch
         self._probe = self.data.probe.tensors()
         self._trained = TrainedNetworks()
-        self._process = this_process()
         self.on_batch: Callable[[], None] | None = None
         self.deadline: float | None = None
 
@@ -260,7 +259,7 @@ class FlatnessObjective:
         return architecture, settings, recipe
 
     def _run(self, trial: optuna.Trial, seed: int) -> tuple[float, ...]:
-        record.write_worker(trial, self._process)
+        record.write_worker(trial, this_process())
         architecture, settings, recipe = self._suggest(trial)
         record.write_architecture(trial, architecture)
         if recipe:

@@ -146,7 +146,6 @@ class _Run:
         self.on_trial = on_trial
         self.signals = _Signals()
         self.error = ""
-        self.process = this_process()
         self.sampler = study.sampler
         entropy = [objective.settings.seed, len(study.get_trials(deepcopy=False)), 1]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
@@ -165,7 +164,7 @@ class _Run:
         """The objective, guarded."""
         self.signals.inside = True
         try:
-            record.write_worker(trial, self.process)
+            record.write_worker(trial, this_process())
             self.signals.check()
             if not self.wait(trial.number):
                 self.signals.check()
