@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from flatsearch.models import count_flops, count_parameters, eval_mode
+from flatsearch.models import count_parameters, eval_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -96,12 +97,19 @@ def count_memory(model: nn.Module, in_channels: int, image_size: int) -> int:
         >>> count_memory(torch.nn.Conv2d(1, 3, 1), 1, 2)
         64
     """
+    return _flops_and_memory(model, in_channels, image_size)[1]
+
+
+def _flops_and_memory(model: nn.Module, in_channels: int, image_size: int) -> tuple[int, int]:
+    """Count both in one forward pass."""
     parameter = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, in_channels, image_size, image_size).to(parameter)
     known = [*model.parameters(), *model.buffers(), image]
-    with eval_mode(model), torch.no_grad(), _LiveBytes(known) as live:
+    counter, live = FlopCounterMode(display=False), _LiveBytes(known)
+    with eval_mode(model), torch.no_grad(), counter, live:
         model(image)
-    return live.peak + image.untyped_storage().nbytes()
+    memory = live.peak + image.untyped_storage().nbytes()
+    return int(counter.get_total_flops()), memory
 
 
 def measure_latency(
@@ -162,10 +170,11 @@ def measure_cost(
         >>> measure_cost(torch.nn.Conv2d(1, 1, 1), 1, 2)
         {'parameters': 2, 'flops': 8, 'memory': 32}
     """
+    flops, memory = _flops_and_memory(model, in_channels, image_size)
     cost: dict[str, float | int] = {
         "parameters": count_parameters(model),
-        "flops": count_flops(model, in_channels, image_size),
-        "memory": count_memory(model, in_channels, image_size),
+        "flops": flops,
+        "memory": memory,
     }
     for name, batch_size in (("latency", 1), ("batch_latency", LARGE_BATCH)):
         if name in timed:

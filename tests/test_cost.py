@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import optuna
 import pytest
 import torch
 from torch import Tensor, nn
 
-from flatsearch.cost import count_memory, excess, measure_cost, measure_latency, over_limit
-from flatsearch.models import GapCnn
+from flatsearch.cost import (
+    _LiveBytes,
+    count_memory,
+    excess,
+    measure_cost,
+    measure_latency,
+    over_limit,
+)
+from flatsearch.models import GapCnn, count_flops, eval_mode
+from flatsearch.registry import load_space
+from flatsearch.space import build_model
 
 
 def maps(*channels: int) -> int:
@@ -113,3 +123,20 @@ def test_sparse_tensors_are_passed_over() -> None:
             return super().forward(x.to_sparse().to_dense())
 
     assert count_memory(Sparse(1, 1, 1), 1, 4) > 0
+
+
+@pytest.mark.parametrize("name", ["resnet_small", "mobilenet_small", "densenet_small"])
+def test_counting_together_is_counting_apart(name: str) -> None:
+    space = load_space(name)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(5):
+        model = build_model(
+            space, space.suggest(study.ask()), in_channels=1, num_classes=4, image_size=8
+        )
+        image = torch.zeros(1, 1, 8, 8)
+        known = [*model.parameters(), *model.buffers(), image]
+        with eval_mode(model), torch.no_grad(), _LiveBytes(known) as live:
+            model(image)
+        cost = measure_cost(model, 1, 8)
+        assert cost["memory"] == live.peak + 4 * 64
+        assert cost["flops"] == count_flops(model, 1, 8)
