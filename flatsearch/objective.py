@@ -307,9 +307,8 @@ class FlatnessObjective:
             torch.manual_seed(0)
             model = self._build(architecture)
         network = network_key(model, self.data.in_channels, self.data.image_size)
-        return (network or architecture.key) + (
-            json.dumps(recipe, sort_keys=True) if recipe else ""
-        )
+        suffix = json.dumps(recipe, sort_keys=True) if recipe else ""
+        return (network or architecture.key) + suffix
 
     def _reuse(self, trial: optuna.Trial, earlier: optuna.trial.FrozenTrial) -> tuple[float, ...]:
         """End a trial as the earlier one of the same network did."""
