@@ -199,8 +199,12 @@ class _RankCurve(Mapping[int, float]):
             raise KeyError(step)
         return float(ranks[row])
 
+    def __contains__(self, step: object) -> bool:
+        ranks = self._ranks.get(step)  # type: ignore[call-overload]
+        return ranks is not None and self._rows.get(step, len(ranks)) < len(ranks)  # type: ignore[call-overload]
+
     def __iter__(self) -> Iterator[int]:
-        return (step for step, row in self._rows.items() if row < len(self._ranks.get(step, ())))
+        return (step for step in self._rows if step in self)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -262,7 +266,8 @@ class MetricView:
             return bool(shown.intermediate_values and rule.prune(self._view, shown))
 
     def _show(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        return [self._convert(trial) for trial in trials]
+        known = self._converted
+        return [known.get(trial.number) or self._convert(trial) for trial in trials]
 
     def _convert(self, trial: FrozenTrial) -> FrozenTrial:
         finished = trial.state.is_finished()
