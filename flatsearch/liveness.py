@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import socket
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
@@ -21,11 +23,22 @@ if TYPE_CHECKING:
 __all__ = ["fail_dead_trials", "is_dead", "this_process"]
 
 
+# Clocks are corrected: two readings of when a process or the machine started may differ.
+_TOLERANCE_SECONDS = 5.0
+
+
 @functools.cache
 def _machine() -> str:
-    """Return what tells this machine, since it was started, from others; not its name."""
-    text = f"{socket.gethostname()} {round(psutil.boot_time())}"
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """Return what tells this machine, since it was started, from others; not its name.
+
+    Containers may share a name and a kernel, but not the numbers of their processes.
+    """
+    parts = [socket.gethostname()]
+    for file in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        path = Path(file)
+        with contextlib.suppress(OSError):
+            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text().strip())
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
 
 def this_process() -> str:
@@ -34,10 +47,7 @@ def this_process() -> str:
     Returns:
         Machine, process number and time of start, separated by colons.
     """
-    return _describe(psutil.Process(os.getpid()))
-
-
-def _describe(process: psutil.Process) -> str:
+    process = psutil.Process(os.getpid())
     return f"{_machine()}:{process.pid}:{process.create_time():.2f}"
 
 
@@ -51,15 +61,16 @@ def is_dead(worker: str) -> bool:
         False for one that lives, and for one of another machine, of which nothing is known.
     """
     machine, _, rest = worker.partition(":")
-    number = rest.partition(":")[0]
-    if machine != _machine() or not number.isdigit():
+    number, _, started = rest.partition(":")
+    if machine != _machine():
         return False
     try:
         process = psutil.Process(int(number))
-        return _describe(process) != worker or process.status() == psutil.STATUS_ZOMBIE
+        other = abs(process.create_time() - float(started)) > _TOLERANCE_SECONDS
+        return other or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-    except psutil.Error:
+    except (psutil.Error, ValueError):
         return False
 
 
