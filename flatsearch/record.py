@@ -147,7 +147,9 @@ def write_step(trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> 
         values = {name: _to_json(value) for name, value in metrics.items()}
     except (TypeError, ValueError):
         raise TypeError(f"metrics must be numbers but got {dict(metrics)}") from None
-    trial.set_user_attr(f"{_STEP}{step}", values)
+    key = f"{_STEP}{step}"
+    # Metrics may come one after the other; of one that comes twice the last value counts.
+    trial.set_user_attr(key, {**trial.user_attrs.get(key, {}), **values})
 
 
 def read_step(attributes: Mapping[str, Any], step: int) -> dict[str, float] | None:

@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 
 from flatsearch import AnyPruner, FlatnessPruner, report, should_prune
 from flatsearch.metricview import ParetoRanks
+from flatsearch.record import read_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -321,3 +322,60 @@ def test_a_dead_study_is_forgotten() -> None:
     del study
     gc.collect()
     assert reference() is None
+
+
+def test_metrics_of_a_step_may_come_one_after_the_other() -> None:
+    study = make(FlatnessPruner(metric="train", direction="minimize", rule=MedianPruner(0)))
+    completed(study, {"train": 1.0})
+    trial = study.ask()
+    report(trial, 0, train=9.0)
+    report(trial, 0, accuracy=0.5)
+    assert should_prune(trial)
+    report(trial, 0, train=0.5)  # the last value counts
+    assert not should_prune(trial)
+    assert read_steps(trial.user_attrs) == {0: {"train": 0.5, "accuracy": 0.5}}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(3))
+def test_gaps_failures_and_numbers_that_are_none(rule: str, seed: int) -> None:
+    """The same decisions as in a single-objective study, whatever the curves are like."""
+    generator = np.random.default_rng(seed)
+    several = make(FlatnessPruner(metric="loss", rule=RULES[rule]()))
+    single = optuna.create_study(direction="minimize", pruner=RULES[rule](), study_name="s")
+    for _ in range(30):
+        one, two = single.ask(), several.ask()
+        steps = np.flatnonzero(generator.random(10) < 0.7).tolist() or [0]
+        state, value = TrialState.COMPLETE, 0.5
+        for step in steps:
+            value = float(generator.uniform(0, 1))
+            kind = generator.random()
+            value = math.nan if kind < 0.05 else math.inf if kind < 0.1 else value
+            one.report(value, step)
+            report(two, step, loss=value)
+            if one.should_prune() != (prune := should_prune(two)):
+                raise AssertionError((one.number, step))
+            if prune:
+                state = TrialState.PRUNED
+                break
+        if generator.random() < 0.1:
+            state = TrialState.FAIL
+        final = value if math.isfinite(value) else 0.5
+        complete = state == TrialState.COMPLETE
+        single.tell(one, final if complete else None, state=state)
+        several.tell(two, [final, 0.5] if complete else None, state=state)
+    assert {t.state for t in several.trials} == {t.state for t in single.trials}
+
+
+def test_trials_of_another_process_are_seen(tmp_path: Path) -> None:
+    """Two pruners that share nothing but the storage: curves and rungs of one reach the other."""
+    address = f"sqlite:///{tmp_path}/s.db"
+    rule = lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)  # noqa: E731
+    here = make(FlatnessPruner(metric="loss", rule=rule()), storage=address)
+    there = optuna.load_study(
+        study_name="s", storage=address, pruner=FlatnessPruner(metric="loss", rule=rule())
+    )
+    single = optuna.create_study(direction="minimize", pruner=rule(), study_name="s")
+    for seed in range(12):
+        study = (here, there)[seed % 2]
+        assert stops_at(study, curves(seed), "loss") == stops_at(single, curves(seed), None)
