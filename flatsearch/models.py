@@ -178,10 +178,11 @@ def network_key(model: nn.Module, in_channels: int, image_size: int) -> str | No
         numbers += logits(training=True).flatten().tolist()
     # Addresses of objects in a description are not part of the network.
     described = [re.sub(r" at 0x[0-9a-f]+", "", repr(model))]
+    sums = []
     for name, parameter in parameters.items():
-        first = parameter.detach().double()
         described.append(f"{name} {tuple(parameter.shape)} {parameter.requires_grad}")
-        numbers += [float(first.mean()), float(first.square().mean())]
+        sums += [parameter.detach().sum(), parameter.detach().norm()]
+    numbers += torch.stack(sums).tolist() if sums else []
     text = "\n".join([*described, *(f"{x:.3e}" for x in numbers)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
