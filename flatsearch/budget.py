@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from optuna.trial import TrialState
 
 from flatsearch import record
-from flatsearch.liveness import is_dead
+from flatsearch.liveness import is_orphan
 
 if TYPE_CHECKING:
     import optuna
@@ -55,8 +55,7 @@ class Budget:
                     self._counts[trial.number] = record.is_finished(trial)
                 finished += self._counts[trial.number]
             elif trial.state == TrialState.RUNNING and (number is None or trial.number < number):
-                worker = record.worker_of(trial)
-                running += worker is None or not is_dead(worker)
+                running += not is_orphan(trial)
         if finished >= self.target:
             return "done"
         return "run" if finished + running < self.target else "wait"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from flatsearch.config import (
     AUGMENTATIONS,
     DEFAULT_ARTIFACTS,
+    DEFAULT_FAILURES,
     DEFAULT_STORAGE,
     DEFAULT_TRIALS,
     DUPLICATES,
@@ -150,7 +151,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         " machines join with 'flatsearch worker' (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-failures", type=int, default=3, metavar="N",
+        "--max-failures", type=int, default=DEFAULT_FAILURES, metavar="N",
         help="failed trials in a row that end the run (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--study", metavar="NAME", help="the study's name (default: SPACE-DATA)")
@@ -485,10 +486,7 @@ def _run(options: argparse.Namespace) -> int:
         if n_trials and options.workers > 1:
             _run_workers(name, options, progress.say)
         elif n_trials:
-            with progress.running(n_trials):
-                ended = _run_trials(study, objective, progress, options, finished + n_trials)
-            if ended:
-                print(f"flatsearch run: {ended}", file=sys.stderr)
+            _run_trials(study, objective, progress, options, finished + n_trials)
     finally:
         summary = summarise(study)
         if options.json:
@@ -546,16 +544,20 @@ def _run_trials(
     progress: Progress,
     options: argparse.Namespace,
     target: int,
-) -> str:
+) -> None:
     """Run the study in this process."""
+    from flatsearch.budget import finished_count
     from flatsearch.running import run_study
 
     if options.artifacts != "none":
         Path(options.artifacts).mkdir(parents=True, exist_ok=True)
-    return run_study(
-        study, objective, target=target, timeout=options.timeout,
-        max_failures=options.max_failures, on_trial=progress.trial,
-    )  # fmt: skip
+    with progress.running(target - finished_count(study)):
+        ended = run_study(
+            study, objective, target=target, timeout=options.timeout,
+            max_failures=options.max_failures, on_trial=progress.trial,
+        )  # fmt: skip
+    if ended:
+        print(f"flatsearch {options.command}: {ended}", file=sys.stderr)
 
 
 def _run_workers(name: str, options: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -605,9 +607,7 @@ def _worker(options: argparse.Namespace) -> None:
         sampler=options.sampler, pruner=options.pruner, prune_on=options.prune_on,
         worker=os.getpid() if options.index is None else options.index + 1,
     )  # fmt: skip
-    ended = _run_trials(study, objective, progress, options, run["target"])
-    if ended:
-        print(f"flatsearch worker: {ended}", file=sys.stderr)
+    _run_trials(study, objective, progress, options, run["target"])
 
 
 def _artifact_store(name: str) -> FileSystemArtifactStore | None:

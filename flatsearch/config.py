@@ -13,6 +13,7 @@ __all__ = [
     "AUGMENTATIONS",
     "COSTS",
     "DEFAULT_ARTIFACTS",
+    "DEFAULT_FAILURES",
     "DEFAULT_STORAGE",
     "DEFAULT_TRIALS",
     "DUPLICATES",
@@ -31,6 +32,8 @@ DEFAULT_STORAGE = "sqlite:///flatsearch.db"
 DEFAULT_ARTIFACTS = "flatsearch-artifacts"
 # A study is filled up to this many finished trials where no number is given.
 DEFAULT_TRIALS = 20
+# This many failed trials in a row mean that something is wrong with more than a candidate.
+DEFAULT_FAILURES = 3
 
 # What a candidate costs, known before it is trained; what `flatsearch.cost` measures.
 COSTS = ("parameters", "flops", "memory", "latency", "batch_latency")

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from flatsearch.models import count_parameters, eval_mode
+from flatsearch.models import count_parameters, eval_mode, zero_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -111,8 +111,7 @@ def count_memory(model: nn.Module, in_channels: int, image_size: int) -> int:
 
 def _flops_and_memory(model: nn.Module, in_channels: int, image_size: int) -> tuple[int, int]:
     """Count both in one forward pass."""
-    parameter = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, in_channels, image_size, image_size).to(parameter)
+    image = zero_images(model, in_channels, image_size)
     known = [*model.parameters(), *model.buffers(), image]
     with eval_mode(model), torch.no_grad(), _CostCounter(known) as live:
         model(image)
@@ -140,8 +139,7 @@ def measure_latency(
         >>> measure_latency(torch.nn.Conv2d(3, 8, 3), 3, 8) > 0
         True
     """
-    parameter = next(model.parameters(), torch.empty(0))
-    images = torch.zeros(batch_size, in_channels, image_size, image_size).to(parameter)
+    images = zero_images(model, in_channels, image_size, batch_size)
 
     def synchronise() -> None:
         if images.is_cuda:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flatsearch.models import eval_mode
+from flatsearch.models import eval_mode, zero_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,10 +106,9 @@ def executed_layers(model: nn.Module, in_channels: int, image_size: int) -> list
         for module in model.modules()
         if (kind := _kind(module)) is not None and id(module) not in inside
     ]
-    parameter = next(model.parameters(), torch.empty(0))
     try:
         with eval_mode(model), torch.no_grad():
-            model(torch.zeros(1, in_channels, image_size, image_size).to(parameter))
+            model(zero_images(model, in_channels, image_size))
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,7 +20,7 @@ from flatsearch import record
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["fail_dead_trials", "is_dead", "this_process"]
+__all__ = ["fail_dead_trials", "is_dead", "is_orphan", "this_process"]
 
 
 # Clocks are corrected: two readings of when a process or the machine started may differ.
@@ -74,6 +74,19 @@ def is_dead(worker: str) -> bool:
         return False
 
 
+def is_orphan(trial: FrozenTrial) -> bool:
+    """Return whether a running trial's process is known to be gone.
+
+    Args:
+        trial: A running trial.
+
+    Returns:
+        False for a trial that does not say which process runs it.
+    """
+    worker = record.worker_of(trial)
+    return worker is not None and is_dead(worker)
+
+
 def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Fail the running trials whose process is gone.
 
@@ -91,7 +104,7 @@ def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
     dead = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if (worker := record.worker_of(trial)) is not None and is_dead(worker)
+        if is_orphan(trial)
     ]
     for trial in dead:
         # Another worker may have been faster.

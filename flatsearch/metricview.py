@@ -262,7 +262,7 @@ class MetricView:
         with self._lock:
             if isinstance(self._metric, Mapping):
                 self._rank(trial, self._metric)
-            shown = self._convert(trial)
+            (shown,) = self._show([trial])
             return bool(shown.intermediate_values and rule.prune(self._view, shown))
 
     def _show(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -270,9 +270,8 @@ class MetricView:
         return [known.get(trial.number) or self._convert(trial) for trial in trials]
 
     def _convert(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return a trial that is not known yet as it is shown, and know it if it is finished."""
         finished = trial.state.is_finished()
-        if finished and trial.number in self._converted:
-            return self._converted[trial.number]
         shown = copy.copy(trial)
         curve: Any
         if not isinstance(self._metric, Mapping):

@@ -24,6 +24,7 @@ __all__ = [
     "he_initialise",
     "network_key",
     "replace_stem",
+    "zero_images",
 ]
 
 
@@ -97,6 +98,22 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def zero_images(model: nn.Module, in_channels: int, image_size: int, batch_size: int = 1) -> Tensor:
+    """Return images of zeros of the model's precision, where the model is.
+
+    Args:
+        model: With parameters; without, the images are float32 on the CPU.
+        in_channels: Channels of the images.
+        image_size: Height and width.
+        batch_size: How many.
+
+    Returns:
+        Images (batch_size, in_channels, image_size, image_size).
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    return torch.zeros(batch_size, in_channels, image_size, image_size).to(parameter)
+
+
 def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
     """Return the floating-point operations of one image's forward pass.
 
@@ -117,8 +134,7 @@ def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
         >>> count_flops(nn.Conv2d(1, 1, 1), 1, 2)
         8
     """
-    parameter = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, in_channels, image_size, image_size).to(parameter)
+    image = zero_images(model, in_channels, image_size)
     with eval_mode(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     return int(counter.get_total_flops())

@@ -373,9 +373,10 @@ class FlatnessObjective:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise OutOfTimeError(f"the time was up after epoch {epoch.epoch}")
             if should_prune(trial):
+                reason = f"pruned after epoch {epoch.epoch}"
                 if not self._soft:
-                    raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
-                record.write_failure(trial, f"pruned after epoch {epoch.epoch}")
+                    raise optuna.TrialPruned(reason)
+                record.write_failure(trial, reason)
                 return metrics, False
         return metrics, True
 

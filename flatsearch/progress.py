@@ -110,9 +110,8 @@ class Progress:
         if self._bar is not None and self._task is not None:
             step = 1 if record.is_finished(trial) else 0
             self._bar.update(self._task, advance=step, best=self._best_text())
-            if trial.state == TrialState.FAIL:
-                self._print(self._line(trial))
-            return
+            if trial.state != TrialState.FAIL:
+                return
         if line := self._line(trial):
             self._print(line)
 
@@ -135,7 +134,8 @@ class Progress:
 
     def _line(self, trial: optuna.trial.FrozenTrial) -> str:
         text = f"trial {trial.number} {trial.state.name.lower()}"
-        same = record.read_trial(trial).same_as
+        found = record.read_trial(trial)
+        same, failure = found.same_as, found.failure
         self._same = self._same + 1 if same is not None else 0
         if self._same > _MOST_SAME:
             return ""
@@ -148,7 +148,6 @@ class Progress:
             return (
                 f"{text}: {', '.join(f'{n} {value(n, v)}' for n, v in named)}; {self._best_text()}"
             )
-        failure = record.read_trial(trial).failure
         return f"{text}: {failure}" if failure else text
 
     def say(self, text: str) -> None:

@@ -223,7 +223,8 @@ class FlatnessPruner(BasePruner):
                         f"metric {name!r}: {unknown_name('direction', way, _DIRECTIONS)}"
                     )
             metric = dict(metric)
-        if direction == "maximize" and (isinstance(metric, Mapping) or metric == PARETO_RANK):
+        ranks = isinstance(metric, Mapping) or metric == PARETO_RANK
+        if direction == "maximize" and ranks:
             raise ValueError("a small Pareto rank is good: `direction` cannot be 'maximize'")
         if not 0 <= percentile <= 100:
             raise ValueError(f"`percentile` must be between 0 and 100 but got {percentile}")
@@ -232,6 +233,7 @@ class FlatnessPruner(BasePruner):
         self._interval_steps = interval_steps
         self._n_min_trials = n_min_trials
         self._metric = metric
+        self._ranks = ranks
         self._direction = direction
         self._rule = rule
         self._percentile = percentile
@@ -264,11 +266,8 @@ class FlatnessPruner(BasePruner):
             ValueError: If the metric's direction is not known.
         """
         metric = self._metric
-        if (
-            isinstance(metric, Mapping)
-            or metric == PARETO_RANK
-            or isinstance(self._rule, BasePruner)
-        ):
+        # A mapping is ranked; the type checker does not know.
+        if self._ranks or isinstance(metric, Mapping) or isinstance(self._rule, BasePruner):
             return self._ask_view(study, trial)
         steps = metric_curve(trial, metric)
         if not steps or not self._is_due(list(steps)):
@@ -321,7 +320,7 @@ class FlatnessPruner(BasePruner):
         """Return which values of the metric are kept in a study."""
         if self._direction is not None:
             return self._direction
-        if isinstance(self._metric, Mapping) or self._metric == PARETO_RANK:
+        if self._ranks:
             return "minimize"
         if self._metric == "flatness":
             return "maximize"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from optuna.trial import TrialState
 
 from flatsearch import record
-from flatsearch.liveness import fail_dead_trials, is_dead
+from flatsearch.liveness import fail_dead_trials, is_orphan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,8 +88,6 @@ class TrainedNetworks:
         running = [
             trial
             for trial in same
-            if trial.state == TrialState.RUNNING
-            and trial.number < number
-            and not is_dead(record.worker_of(trial) or "")
+            if trial.state == TrialState.RUNNING and trial.number < number and not is_orphan(trial)
         ]
         return next(iter(finished + running), None)

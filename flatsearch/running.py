@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
 import time
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
@@ -17,12 +18,13 @@ from optuna.trial import TrialState
 
 from flatsearch import record
 from flatsearch.budget import Budget, finished_count
+from flatsearch.config import DEFAULT_FAILURES
 from flatsearch.errors import FlatsearchError, OutOfTimeError
 from flatsearch.liveness import fail_dead_trials, this_process
 from flatsearch.spacecard import count_architectures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from optuna.trial import FrozenTrial
@@ -31,10 +33,8 @@ if TYPE_CHECKING:
     from flatsearch.objective import FlatnessObjective
     from flatsearch.space import SearchSpace
 
-__all__ = ["MAX_FAILURES", "Interrupted", "run_study"]
+__all__ = ["Interrupted", "handling", "run_study"]
 
-# This many failed trials in a row mean that something is wrong with more than a candidate.
-MAX_FAILURES = 3
 # This many candidates in a row that cost no training (over a limit, or networks that were tried
 # before) mean that there is nothing more to find.
 _MAX_IDLE = 200
@@ -60,6 +60,26 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM, in the main thread; no other one gets them.
+
+    Args:
+        handler: As `signal.signal` takes it.
+
+    Yields:
+        Nothing.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler_before in previous.items():
+            signal.signal(number, handler_before)
+
+
 class _Signals:
     """Turns SIGINT and SIGTERM into `Interrupted` where it is safe.
 
@@ -71,9 +91,8 @@ class _Signals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self.inside = False
-        self._previous: dict[int, Any] = {}
 
-    def _handle(self, signum: int, _: FrameType | None) -> None:
+    def handle(self, signum: int, _: FrameType | None) -> None:
         self.received.append(signum)
         if self.inside and len(self.received) > 1:
             raise Interrupted(signum)
@@ -82,23 +101,12 @@ class _Signals:
         if self.received:
             raise Interrupted(self.received[0])
 
-    def __enter__(self) -> _Signals:
-        # Signals reach the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
 
 @dataclass
 class _Tally:
     """How a run is going: in a row, trials that fail or cost no training."""
 
-    max_failures: int = MAX_FAILURES
+    max_failures: int = DEFAULT_FAILURES
     failures: int = 0
     refused: int = 0
     repeats: int = 0
@@ -151,9 +159,15 @@ class _Run:
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         self.at_random = optuna.samplers.RandomSampler(seed=seed)
 
-    def wait(self, number: int | None = None) -> bool:
+    def wait(self, trial: optuna.Trial | None = None) -> bool:
         """Wait for other workers until there is something to do; return whether there is."""
+        number = None if trial is None else trial.number
+        marked = False
         while (state := self.budget.state(self.study, number)) == "wait":
+            if trial is not None and not marked:
+                # The objective does so too, but this trial may never come to it.
+                record.write_worker(trial, this_process())
+                marked = True
             if self.signals.received:
                 return False
             time.sleep(_POLL_SECONDS)
@@ -164,9 +178,8 @@ class _Run:
         """The objective, guarded."""
         self.signals.inside = True
         try:
-            record.write_worker(trial, this_process())
             self.signals.check()
-            if not self.wait(trial.number):
+            if not self.wait(trial):
                 self.signals.check()
                 # NaN fails a trial without an exception; samplers learn nothing from it.
                 record.write_late(trial, "other workers have used up the budget")
@@ -213,7 +226,7 @@ def run_study(
     n_trials: int | None = None,
     target: int | None = None,
     timeout: float | None = None,
-    max_failures: int = MAX_FAILURES,
+    max_failures: int = DEFAULT_FAILURES,
     on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None,
 ) -> str:
     """Run trials until enough are finished, or there is nothing left to train.
@@ -243,7 +256,7 @@ def run_study(
         target = finished_count(study) + (n_trials or 0)
     tally = _Tally(max_failures)
     run = _Run(study, objective, Budget(target), tally, on_trial)
-    with run.signals:
+    with handling(run.signals.handle):
         if not run.wait():
             run.signals.check()
             return ""

@@ -145,20 +145,17 @@ def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
     names = study.metric_names or [f"value {i}" for i in range(len(directions))]
     # A result that was taken over is an earlier trial's: neither a point of its own on the front
     # nor another observation.
-    taken = {trial.number for trial in trials if trial.same_as is not None}
     complete = [
-        t for t in trials if t.values is not None and not t.ended_early and t.number not in taken
+        t for t in trials if t.values is not None and not t.ended_early and t.same_as is None
     ]
-    if len(directions) > 1:
-        best = [trial.number for trial in study.best_trials if trial.number not in taken]
-    else:
-        best = []
     sign = -1.0 if directions[0] == "maximize" else 1.0
-    values = {trial.number: trial.values for trial in complete}
-    if len(directions) == 1:
+    first = {trial.number: sign * (trial.values or ())[0] for trial in complete}
+    if len(directions) > 1:
+        best = [trial.number for trial in study.best_trials if trial.number in first]
+        best.sort(key=first.__getitem__)
+    else:
         good = [trial.number for trial in complete if trial.feasible]
-        best = [min(good, key=lambda number: sign * values[number][0])] if good else []  # type: ignore[index]
-    best.sort(key=lambda number: sign * values[number][0])  # type: ignore[index]
+        best = [min(good, key=first.__getitem__)] if good else []
     return StudySummary(
         name=study.study_name,
         metric_names=tuple(names),

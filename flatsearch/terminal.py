@@ -97,9 +97,9 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
     if len(names) > 1 and summary.front:
         table = _table("Pareto front", ["trial", *names, "architecture"])
         for best in summary.front:
-            values = summary.trial(best).values or ()
-            cells = [value(n, v) for n, v in zip(names, values, strict=True)]
-            table.add_row(str(best), *cells, _describe(summary, best))
+            trial = summary.trial(best)
+            cells = [value(n, v) for n, v in zip(names, trial.values or (), strict=True)]
+            table.add_row(str(best), *cells, _describe(trial))
         console.print(table)
     _print_worth(summary, console)
 
@@ -117,12 +117,11 @@ def _trial_table(
         size = [value(n, trial.metrics[n]) if n in trial.metrics else "-" for n in sizes]
         seconds = "-" if trial.seconds is None else f"{trial.seconds:.1f}"
         front = "*" if trial.number in summary.front else ""
-        text = _remark(trial, _describe(summary, trial.number))
-        table.add_row(str(trial.number), *cells, *size, seconds, front, text)
+        table.add_row(str(trial.number), *cells, *size, seconds, front, _remark(trial))
     return table
 
 
-def _remark(trial: TrialRecord, architecture: str) -> str:
+def _remark(trial: TrialRecord) -> str:
     """Return what there is to say about a trial: its architecture, or why there is no result."""
     if trial.state in {"RUNNING", "WAITING"}:
         return trial.state.lower()
@@ -130,24 +129,22 @@ def _remark(trial: TrialRecord, architecture: str) -> str:
         return f"{trial.state.lower()}: {trial.failure or 'by the pruner'}"
     if trial.same_as is not None:
         return f"as trial {trial.same_as}, not trained again"
+    text = _describe(trial)
     if not trial.feasible:
-        architecture += f" ({trial.failure or 'not better than guessing'})"
+        text += f" ({trial.failure or 'not better than guessing'})"
     if trial.repeats is not None:
-        architecture += f" (trial {trial.repeats} again)"
-    return architecture
+        text += f" (trial {trial.repeats} again)"
+    return text
 
 
-def _describe(summary: StudySummary, trial: int) -> str:
-    """Return an architecture in a few words."""
-    architecture = summary.trial(trial).architecture
-    recipe = summary.trial(trial).recipe
-    if architecture is None:
-        params = summary.trial(trial).params
+def _describe(trial: TrialRecord) -> str:
+    """Return an architecture and its recipe in a few words."""
+    if trial.architecture is None:
         return ", ".join(
-            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items()
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items()
         )
-    rounded = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in recipe.items()}
-    return in_words({**architecture.values, **rounded})
+    rounded = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in trial.recipe.items()}
+    return in_words({**trial.architecture.values, **rounded})
 
 
 def in_words(values: Mapping[str, Value]) -> str:

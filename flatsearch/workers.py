@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flatsearch.errors import FlatsearchError
-from flatsearch.running import Interrupted
+from flatsearch.running import Interrupted, handling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,17 +117,15 @@ def run_workers(commands: Sequence[Sequence[str]], say: Callable[[str], None]) -
         Interrupted: On SIGINT or SIGTERM, when all workers have ended.
     """
     pool = _Pool(commands, say)
-    previous = {s: signal.signal(s, pool.handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for index in range(len(commands)):
-            pool.start(index)
-        while pool.processes:
-            time.sleep(_POLL_SECONDS)
-            pool.look()
-    finally:
-        pool.end()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with handling(pool.handle):
+        try:
+            for index in range(len(commands)):
+                pool.start(index)
+            while pool.processes:
+                time.sleep(_POLL_SECONDS)
+                pool.look()
+        finally:
+            pool.end()
     if pool.received:
         raise Interrupted(pool.received[0])
     if pool.failed:

@@ -27,7 +27,7 @@ class Tiny:
 
     def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
         width = architecture["width"]
-        act = nn.LeakyReLU(architecture["slope"])
+        act = nn.LeakyReLU(architecture.values.get("slope", 0.0))
         features = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), act)
         return GapCnn(features, width, num_classes)
 

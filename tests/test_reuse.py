@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from torch import nn
 
-from flatsearch import FlatnessObjective, GapCnn, RunSettings, record
+from flatsearch import FlatnessObjective, RunSettings, record
 from flatsearch.budget import finished_count
 from flatsearch.liveness import this_process
 from flatsearch.reuse import TrainedNetworks
@@ -20,23 +19,20 @@ from flatsearch.space import Architecture
 from flatsearch.study import open_study
 from flatsearch.summary import summarise
 
+from .test_objective import Tiny
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from flatsearch.data import ImageData
 
 
-class Few:
+class Few(Tiny):
     """Four settings, two networks: `unused` is in the architecture but not in the network."""
 
     def suggest(self, trial: optuna.Trial) -> Architecture:
         width = trial.suggest_int("width", 2, 3)
         return Architecture("few", {"width": width, "unused": trial.suggest_int("unused", 0, 1)})
-
-    def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
-        width = architecture["width"]
-        features = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU())
-        return GapCnn(features, width, num_classes)
 
 
 def objective(data: ImageData, **options: Any) -> FlatnessObjective:
