@@ -31,8 +31,6 @@ __all__ = ["OPERATIONS", "NasBench201", "cell_string", "parse_cell"]
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 # (target node, source node) in the order of the string; node 0 is the cell's input.
 _EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))
-_WIDTHS = (16, 32, 64)
-_CELLS = 5
 # Larger images are halved by the stem until they are not: the benchmark itself is for 32x32.
 _LARGEST_MAP = 64
 
@@ -151,6 +149,10 @@ class NasBench201:
     Parameters of a trial: `edge_0_1`, `edge_0_2`, `edge_1_2`, `edge_0_3`, `edge_1_3`, `edge_2_3`,
     each none, skip_connect, nor_conv_1x1, nor_conv_3x3 or avg_pool_3x3.
 
+    Args:
+        width: Channels of the first stage; the benchmark's networks have 16.
+        cells: Cells per stage; the benchmark's networks have 5.
+
     Example:
         >>> import optuna
         >>> params = {f"edge_{s}_{t}": "nor_conv_3x3" for t, s in _EDGES}
@@ -160,6 +162,10 @@ class NasBench201:
     """
 
     name = "nasbench201"
+
+    def __init__(self, width: int = 16, cells: int = 5) -> None:
+        self._widths = (width, 2 * width, 4 * width)
+        self._cells = cells
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Architecture:
         """Return the architecture of a trial's parameters."""
@@ -177,15 +183,15 @@ class NasBench201:
         image_size: int = 32,
     ) -> GapCnn:
         """Return a freshly initialised network, as `SearchSpace.build` asks for."""
-        operations = parse_cell(architecture["cell"])
+        operations, widths = parse_cell(architecture["cell"]), self._widths
         stride = 1 if image_size <= _LARGEST_MAP else 2
         layers: list[nn.Module] = [
-            nn.Conv2d(in_channels, _WIDTHS[0], 3, stride, 1, bias=False),
-            nn.BatchNorm2d(_WIDTHS[0]),
+            nn.Conv2d(in_channels, widths[0], 3, stride, 1, bias=False),
+            nn.BatchNorm2d(widths[0]),
         ]
-        for stage, width in enumerate(_WIDTHS):
+        for stage, width in enumerate(widths):
             if stage:
-                layers.append(_Reduction(_WIDTHS[stage - 1], width))
-            layers += [_Cell(operations, width) for _ in range(_CELLS)]
-        layers += [nn.BatchNorm2d(_WIDTHS[-1]), nn.ReLU()]
-        return GapCnn(nn.Sequential(*layers), _WIDTHS[-1], num_classes)
+                layers.append(_Reduction(widths[stage - 1], width))
+            layers += [_Cell(operations, width) for _ in range(self._cells)]
+        layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU()]
+        return GapCnn(nn.Sequential(*layers), widths[-1], num_classes)

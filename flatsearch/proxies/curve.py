@@ -1,0 +1,79 @@
+"""Signals that training leaves behind for nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flatsearch.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+__all__ = ["last", "tse", "weight_movement"]
+
+
+def tse(losses: Sequence[float]) -> float:
+    """Return the training speed estimate: the sum of the running training losses so far.
+
+        TSE(E) = sum_{e=1..E} mean_b loss_{e,b}
+
+    with loss_{e,b} of batch b in epoch e before its step. Ru et al., "Speedy Performance
+    Estimation for Neural Architecture Search", NeurIPS 2021, arXiv 2006.04492, equation 2.
+
+    Example:
+        >>> tse([2.0, 1.5, 1.0])
+        4.5
+    """
+    return float(sum(losses))
+
+
+def last(values: Sequence[float]) -> float:
+    """Return the last of several values.
+
+    Raises:
+        SettingsError: If there is none.
+
+    Example:
+        >>> last([0.1, 0.4])
+        0.4
+    """
+    if not values:
+        raise SettingsError("there is no epoch to take a value from")
+    return float(values[-1])
+
+
+def weight_movement(now: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> float:
+    """Return how far kernels and matrices have moved, relative to where they began.
+
+        mean_l |W_l - W_l(0)| / |W_l(0)|,   Frobenius norms
+
+    over the parameters of two or more dimensions that did not begin as zeros.
+
+    Args:
+        now: Parameters by name.
+        initial: The same before training.
+
+    Returns:
+        The mean over the layers; 0 without any.
+
+    Raises:
+        SettingsError: If the initial parameters are not those of the same network.
+
+    Example:
+        >>> import torch
+        >>> weight_movement({"w": torch.tensor([[3.0, 0.0]])}, {"w": torch.tensor([[0.0, 4.0]])})
+        1.25
+    """
+    moved = []
+    for name, weight in now.items():
+        if weight.dim() < 2:
+            continue
+        if name not in initial or initial[name].shape != weight.shape:
+            raise SettingsError(f"parameter {name!r} is not among the initial ones in that shape")
+        start = initial[name].double()
+        norm = float(start.norm())
+        if norm > 0:
+            moved.append(float((weight.detach().double() - start).norm()) / norm)
+    return sum(moved) / len(moved) if moved else 0.0

@@ -1,0 +1,60 @@
+"""NASWOT: how differently the units of an untrained network treat the images of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["nwot"]
+
+_aten = torch.ops.aten
+# Units that are "on" where their input is positive.
+_UNITS = {
+    _aten.relu, _aten.relu_, _aten.leaky_relu, _aten.leaky_relu_, _aten.silu, _aten.silu_,
+    _aten.gelu, _aten.gelu_, _aten.hardswish, _aten.hardswish_, _aten.hardtanh, _aten.hardtanh_,
+    _aten.elu, _aten.elu_, _aten.mish, _aten.mish_, _aten.threshold, _aten.threshold_,
+}  # fmt: skip
+
+
+class _Codes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up, for every pair of images, in how many units they agree."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._n = n
+        self.kernel: Tensor | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        if func.overloadpacket in _UNITS and args[0].shape[:1] == (self._n,):
+            on = (args[0].detach() > 0).flatten(1).to(torch.float64)
+            agree = on @ on.T + (1 - on) @ (1 - on).T
+            self.kernel = agree if self.kernel is None else self.kernel + agree
+        return func(*args, **(kwargs or {}))
+
+
+def nwot(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
+    """Return log |det K| with K_ij the number of units that are on or off for both images i, j.
+
+    Mellor et al., "Neural Architecture Search without Training", ICML 2021, arXiv 2006.04647,
+    equation 2. A unit is an element of the input of an activation function, however it is called
+    in the network; it is on where it is positive (for ReLU the paper's definition).
+
+    Args:
+        model: In any mode; batch norm uses the batch's own statistics, as in the paper's code.
+        x: Images (N, C, H, W).
+        y: Not looked at.
+
+    Returns:
+        The value; -inf if two images have the same code everywhere, or there are no units.
+    """
+    del y
+    model.train()
+    with torch.no_grad(), _Codes(len(x)) as codes:
+        model(x)
+    if codes.kernel is None:
+        return float("-inf")
+    return float(torch.linalg.slogdet(codes.kernel).logabsdet)
