@@ -1,4 +1,4 @@
-"""Record what a pruner could see: train a sample of a space, epoch by epoch, with the project's trainer.
+"""Record what a pruner could see: train a sample of a space with the project's own trainer.
 
     python scripts/record_curves.py TABLE --data DATA [--networks 100] [--jobs 2] [--device cpu]
 
@@ -9,10 +9,10 @@ trained again, so the script can be stopped at any time and goes on where it was
 --networks adds to a table.
 
 Columns, of every row: `network` (index), `epoch`; `p.NAME`, the space's parameters, and `r.NAME`,
-the recipe's, where it is varied; `z.NAME`, signals of the untrained network (`flatsearch.proxies`, on
-one batch of 128 training images); `test_accuracy`, `test_loss`, `fit_accuracy`, `fit_loss` (on all
-training images, without augmentation) after the last epoch, and `published`, NAS-Bench-201's mean
-validation accuracy after 200 epochs, where TABLE has it. Of the epoch: `accuracy`, `loss`
+the recipe's, where it is varied; `z.NAME`, signals of the untrained network
+(`flatsearch.proxies`, on one batch of 128 training images); `test_accuracy`, `test_loss`,
+`fit_accuracy`, `fit_loss` (on all training images, without augmentation) after the last epoch, and
+`published`, NAS-Bench-201's mean validation accuracy after 200 epochs, where TABLE has it. Of the epoch: `accuracy`, `loss`
 (validation), `train_loss`, `train_accuracy` (running means over the epoch), `tse`,
 `weight_movement`, `gradient_norm` (of all weights, on the probe, in eval mode), `probe_loss`,
 `kappa_last`, `trace_last`, `kappa_last_input` (normalised by the inputs), `kappa_all`, `trace_all`
@@ -35,6 +35,7 @@ import queue
 import time
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
@@ -43,7 +44,6 @@ import torch.multiprocessing
 
 import flatsearch
 from flatsearch.config import RunSettings
-from flatsearch.data import ImageData, Split
 from flatsearch.errors import DivergedError, FlatsearchError, NonFiniteError
 from flatsearch.models import count_flops
 from flatsearch.proxies import PROXIES, Evidence, compute
@@ -51,6 +51,9 @@ from flatsearch.recipe import suggest_recipe
 from flatsearch.space import build_model, suggest_checked
 from flatsearch.training import evaluate, train
 from search_spaces.nasbench201 import NasBench201
+
+if TYPE_CHECKING:
+    from flatsearch.data import ImageData, Split
 
 FOLDER = Path(__file__).resolve().parent / "results" / "curves"
 # Images: reduced where it says so, so that a CPU gets somewhere.
@@ -240,6 +243,22 @@ def columns(rows: list[dict]) -> list[str]:
     return first + sorted(n for n in names if n not in first)
 
 
+def read(path: Path) -> list[dict]:
+    """Return the rows of a table."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Write a table whole and move it into place: a killed run leaves the last one."""
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns(rows), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
+
+
 def text(value) -> str:
     """Return a number in five digits."""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
@@ -264,16 +283,12 @@ def main() -> None:
     data = small(table, data)
     published = {}
     if args.published:
-        with args.published.open() as file:
-            published = {r["arch"]: float(r["val_acc_200ep_mean"]) for r in csv.DictReader(file)}
+        published = {r["arch"]: float(r["val_acc_200ep_mean"]) for r in read(args.published)}
     elif table.space == "nasbench201":
         parser.error("cells need --published")
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{args.table}.csv"
-    rows: list[dict] = []
-    if path.exists():
-        with path.open() as file:
-            rows = list(csv.DictReader(file))
+    rows = read(path) if path.exists() else []
     done = {int(row["network"]) for row in rows}
     context = torch.multiprocessing.get_context("spawn")
     jobs, results = context.Queue(), context.Queue()
@@ -304,13 +319,7 @@ def main() -> None:
                 row["published"] = published[row["p.cell"]]
             rows.append({name: text(value) for name, value in row.items()})
         rows.sort(key=lambda row: (int(row["network"]), int(row["epoch"])))
-        # Written whole and moved into place: a killed run leaves the last complete table.
-        part = path.with_suffix(".part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns(rows), restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(path)
+        write(path, rows)
         final = found[-1].get("test_accuracy", math.nan) if found else math.nan
         print(f"{args.table} {index}: {final:.3f}, {waiting} to go", flush=True)
         environment = {
