@@ -9,11 +9,11 @@ trained again, so the script can be stopped at any time and goes on where it was
 --networks adds to a table.
 
 Columns, of every row: `network` (index), `epoch`; `p.NAME`, the space's parameters, and `r.NAME`,
-the recipe's, where it is varied; `z.NAME`, signals of the untrained network
-(`flatsearch.proxies`, on one batch of 128 training images); `test_accuracy`, `test_loss`,
-`fit_accuracy`, `fit_loss` (on all training images, without augmentation) after the last epoch, and
-`published`, NAS-Bench-201's mean validation accuracy after 200 epochs, where TABLE has it. Of
-the epoch: `accuracy`, `loss` (validation), `train_loss`, `train_accuracy` (running means over the epoch), `tse`,
+the recipe's, where it is varied; `z.NAME`, signals of the untrained network (`flatsearch.proxies`,
+on one batch of 128 training images); `test_accuracy`, `test_loss`, `fit_accuracy`, `fit_loss` (on
+all training images, without augmentation) after the last epoch, and `published`, NAS-Bench-201's
+mean validation accuracy after 200 epochs, where TABLE has it. Of the epoch: `accuracy`, `loss`
+(validation), `train_loss`, `train_accuracy` (running means over the epoch), `tse`,
 `weight_movement`, `gradient_norm` (of all weights, on the probe, in eval mode), `probe_loss`,
 `kappa_last`, `trace_last`, `kappa_last_input` (normalised by the inputs), `kappa_all`, `trace_all`
 (sums over all convolutions), `log_kappa_all` (mean of the logarithms), `layers` (kappa:trace of

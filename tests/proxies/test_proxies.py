@@ -28,7 +28,7 @@ def two_weights() -> nn.Sequential:
 
 
 def pixels(*values: float) -> torch.Tensor:
-    return torch.tensor(values).view(-1, 1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1)
 
 
 def units(activation: nn.Module | None) -> nn.Sequential:

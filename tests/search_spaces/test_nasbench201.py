@@ -45,3 +45,13 @@ def test_what_the_cell_computes() -> None:
     assert torch.equal(cell(x), expected)
     summed = model(*["skip_connect"] * 6).features[2]
     assert torch.allclose(summed(x), 4 * x)  # 0-3, 0-1-3, 0-2-3 and 0-1-2-3
+
+
+def test_a_smaller_network_of_the_same_cell() -> None:
+    # Stem, three stages of one cell of one 1x1 convolution, two reductions, head.
+    cell = "|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|"
+    architecture = Architecture("nasbench201", {"cell": cell})
+    net = NasBench201(width=2, cells=1).build(architecture, in_channels=1, num_classes=3)
+    convs = 9 * 2 + (2 * 2 + 4 * 4 + 8 * 8) + (2 * 4 * 10 + 9 * 16) + (4 * 8 * 10 + 9 * 64)
+    norms = 2 * (2 + (2 + 4 + 8) + (4 + 4) + (8 + 8) + 8)
+    assert count_parameters(net) == convs + norms + 8 * 3 + 3
