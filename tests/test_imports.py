@@ -17,8 +17,8 @@ SPACES = ROOT.parent / "search_spaces"
 # Each may import itself and what stands before it.
 ORDER = [
     "errors", "config", "space", "registry", "models", "cost", "drawing", "spacecard", "data",
-    "training", "flatness", "proxies", "record", "liveness", "budget", "reuse", "recipe",
-    "metricview", "pruning", "export", "objective", "study", "running", "workers", "summary",
+    "training", "flatness", "proxies", "calibration", "record", "liveness", "budget", "reuse",
+    "recipe", "metricview", "pruning", "export", "objective", "study", "running", "workers", "summary",
     "exported", "measuring", "terminal", "progress", "testing", "cli",
 ]  # fmt: skip
 
