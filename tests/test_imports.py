@@ -18,8 +18,8 @@ SPACES = ROOT.parent / "search_spaces"
 ORDER = [
     "errors", "config", "space", "registry", "models", "cost", "drawing", "spacecard", "data",
     "training", "flatness", "proxies", "calibration", "record", "liveness", "budget", "reuse",
-    "recipe", "metricview", "pruning", "export", "objective", "study", "running", "workers", "summary",
-    "exported", "measuring", "terminal", "progress", "testing", "cli",
+    "recipe", "metricview", "pruning", "export", "objective", "study", "running", "workers",
+    "summary", "exported", "measuring", "terminal", "progress", "testing", "cli",
 ]  # fmt: skip
 
 
