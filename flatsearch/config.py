@@ -44,7 +44,7 @@ OBJECTIVES: dict[str, Direction] = {
     **dict.fromkeys(COSTS, "minimize"),
 }
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
-PRUNERS = ("none", "flatness", "median", "asha", "hyperband")
+PRUNERS = ("none", "calibrated", "flatness", "median", "asha", "hyperband")
 # What pruners other than "flatness" can judge by, beside the Pareto rank, and which way is good.
 PRUNE_ON: dict[str, Direction] = {
     "pareto_rank": "minimize",

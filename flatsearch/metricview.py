@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from optuna.trial import FrozenTrial
 
-__all__ = ["Curve", "MetricView", "ParetoRanks", "metric_curve"]
+__all__ = ["Annotated", "Curve", "MetricView", "ParetoRanks", "metric_curve"]
 
 # A metric by step.
 Curve: TypeAlias = dict[int, float]
@@ -49,6 +49,22 @@ def metric_curve(trial: FrozenTrial, metric: str | None) -> Curve:
         return dict(sorted(trial.intermediate_values.items()))
     steps = read_steps(trial.user_attrs)
     return {step: values[metric] for step, values in steps.items() if metric in values}
+
+
+class Annotated:
+    """A running trial that a pruner may write to; pruners are given a copy.
+
+    Args:
+        study: The trial's study.
+        trial: The copy.
+    """
+
+    def __init__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._storage, self._id = study._storage, trial._trial_id
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Store an attribute of the trial."""
+        self._storage.set_trial_user_attr(self._id, key, value)
 
 
 class ParetoRanks:

@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary
 from optuna.pruners import BasePruner, PercentilePruner
 from optuna.trial import TrialState
 
+from flatsearch.calibrated import CalibratedRule
 from flatsearch.errors import unknown_name
 from flatsearch.metricview import MetricView, metric_curve
-from flatsearch.record import FINISHED, is_reuse, write_pruned, write_step
+from flatsearch.record import FINISHED, is_reuse, read_steps, write_pruned, write_step
 
 if TYPE_CHECKING:
     import optuna
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["PARETO_RANK", "AnyPruner", "FlatnessPruner", "mark_pruned", "report", "should_prune"]
 
 PARETO_RANK = "pareto_rank"
-_RULES = ("percentile",)
+_RULES = ("percentile", "calibrated")
 _DIRECTIONS = ("minimize", "maximize")
 
 
@@ -164,8 +165,16 @@ class FlatnessPruner(BasePruner):
         direction: "maximize" if large values are kept, "minimize" if small ones are. Where None,
             "maximize" for flatness, and the study's direction for one of its objectives.
         rule: "percentile", or a pruner, for example `optuna.pruners.MedianPruner()`. A pruner has
-            its own settings: those above stay at their defaults.
+            its own settings: those above stay at their defaults. "calibrated": a trial is pruned
+            if the probability that it ends among the best is below `limit`, predicted from all
+            recorded signals and learnt, signs included, from the study's own finished trials; see
+            `flatsearch.calibrated`. It predicts the study's objectives: `metric` and `direction`
+            stay at their defaults.
         percentile: Per cent of the trials that are kept by the rule "percentile".
+        best: For "calibrated" with one objective: the share of all trials that is the best; with
+            several the Pareto front is.
+        limit: For "calibrated": the least probability of getting there that is worth going on.
+        audit: For "calibrated": the share of trials under the limit that is run on all the same.
 
     Raises:
         ValueError: If an argument is out of range, or does not go with the rule.
@@ -193,8 +202,11 @@ class FlatnessPruner(BasePruner):
         n_min_trials: int = 1,
         metric: str | Mapping[str, str] | None = "flatness",
         direction: Literal["minimize", "maximize"] | None = None,
-        rule: Literal["percentile"] | BasePruner = "percentile",
+        rule: Literal["percentile", "calibrated"] | BasePruner = "percentile",
         percentile: float = 75.0,
+        best: float = 0.1,
+        limit: float = 0.1,
+        audit: float = 0.1,
     ) -> None:
         own = {
             "n_startup_trials": (n_startup_trials, 0, 5),
@@ -228,6 +240,16 @@ class FlatnessPruner(BasePruner):
             raise ValueError("a small Pareto rank is good: `direction` cannot be 'maximize'")
         if not 0 <= percentile <= 100:
             raise ValueError(f"`percentile` must be between 0 and 100 but got {percentile}")
+        shares = {"best": best, "limit": limit, "audit": audit}
+        for name, share in shares.items():
+            if not 0 < share < 1:
+                raise ValueError(f"`{name}` must be between 0 and 1 but got {share}")
+        if rule == "calibrated" and (metric != "flatness" or direction or n_min_trials != 1):
+            raise ValueError(
+                "the rule 'calibrated' predicts the study's objectives: leave `metric`,"
+                " `direction` and `n_min_trials` at their defaults"
+            )
+        self._shares = shares
         self._n_startup_trials = n_startup_trials
         self._n_warmup_steps = n_warmup_steps
         self._interval_steps = interval_steps
@@ -242,10 +264,12 @@ class FlatnessPruner(BasePruner):
     def _forget(self) -> None:
         self._finished: WeakKeyDictionary[optuna.Study, _Finished] = WeakKeyDictionary()
         self._views: WeakKeyDictionary[optuna.Study, MetricView] = WeakKeyDictionary()
+        self._rules: WeakKeyDictionary[optuna.Study, CalibratedRule] = WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, object]:
         # What has been read belongs to this process.
-        return {k: v for k, v in self.__dict__.items() if k not in {"_finished", "_views"}}
+        ours = {"_finished", "_views", "_rules"}
+        return {k: v for k, v in self.__dict__.items() if k not in ours}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -265,6 +289,8 @@ class FlatnessPruner(BasePruner):
         Raises:
             ValueError: If the metric's direction is not known.
         """
+        if self._rule == "calibrated":
+            return self._ask_calibrated(study, trial)
         metric = self._metric
         # A mapping is ranked; the type checker does not know.
         if self._ranks or isinstance(metric, Mapping) or isinstance(self._rule, BasePruner):
@@ -288,6 +314,16 @@ class FlatnessPruner(BasePruner):
         if sign > 0:
             return steps[step] < others[math.floor(below)]
         return steps[step] > others[len(others) - 1 - math.floor(below)]
+
+    def _ask_calibrated(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        steps = sorted(read_steps(trial.user_attrs))
+        if not steps or not self._is_due(steps):
+            return False
+        if study not in self._rules:
+            self._rules[study] = CalibratedRule(
+                study, n_startup_trials=self._n_startup_trials, **self._shares
+            )
+        return self._rules[study].prune(study, trial)
 
     def _ask_view(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         view = self._views.get(study)

@@ -11,8 +11,8 @@ the search; in a multi-objective study they would make the default sampler fail.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from optuna.trial import TrialState
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FINISHED",
+    "Decision",
     "TrialRecord",
     "is_feasible",
     "is_finished",
@@ -32,6 +33,7 @@ __all__ = [
     "is_over_limit",
     "is_reuse",
     "network_of",
+    "read_decisions",
     "read_run",
     "read_settings",
     "read_step",
@@ -40,6 +42,7 @@ __all__ = [
     "worker_of",
     "write_architecture",
     "write_artifact",
+    "write_decision",
     "write_failure",
     "write_final",
     "write_late",
@@ -77,6 +80,7 @@ _LONGEST_TRACE = 20_000
 _MIN_ACCURACY = "flatsearch:min_accuracy"
 _PRUNED = "flatsearch:pruned"
 _SAME_AS = "flatsearch:same_as"
+_DECISION = "flatsearch:decision:"
 _REPEATS = "flatsearch:repeats"
 
 
@@ -119,6 +123,58 @@ class TrialRecord:
     feasible: bool = True
     ended_early: bool = False
     over_limit: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a pruner decided after a step, and why.
+
+    Attributes:
+        step: The step.
+        probability: Of ending among the best, as predicted; NaN where nothing was.
+        limit: A smaller probability flags a trial.
+        outcome: "start-up", "kept", "pruned"; of a flagged trial that is run on "audited" or
+            "suspended" (pruning is), and "under audit" at later steps.
+        chance: The probability with which a trial that is flagged here is run on.
+        n_trials: Complete trials that it was learnt from.
+    """
+
+    step: int
+    probability: float
+    limit: float
+    outcome: str
+    chance: float
+    n_trials: int
+
+
+class TakesAttributes(Protocol):
+    """A running trial, as far as this module needs one."""
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Store an attribute."""
+
+
+def write_decision(trial: TakesAttributes, decision: Decision) -> None:
+    """Store what a pruner decided after a step."""
+    stored = {k: _to_json(v) if isinstance(v, float) else v for k, v in asdict(decision).items()}
+    trial.set_user_attr(f"{_DECISION}{stored.pop('step')}", stored)
+
+
+def read_decisions(trial: optuna.trial.FrozenTrial) -> list[Decision]:
+    """Return a trial's decisions in the order of steps."""
+    found = [
+        Decision(
+            step=int(key[len(_DECISION) :]),
+            probability=float(value["probability"]),
+            limit=float(value["limit"]),
+            outcome=str(value["outcome"]),
+            chance=float(value["chance"]),
+            n_trials=int(value["n_trials"]),
+        )
+        for key, value in trial.user_attrs.items()
+        if key.startswith(_DECISION)
+    ]
+    return sorted(found, key=lambda decision: decision.step)
 
 
 def _to_json(value: float) -> float | str:

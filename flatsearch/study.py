@@ -100,7 +100,7 @@ def make_pruner(
     """Return a pruner by its command-line name.
 
     Args:
-        name: "none", "flatness", "median", "asha" or "hyperband".
+        name: "none", "calibrated", "flatness", "median", "asha" or "hyperband".
         objectives: The study's objectives.
         prune_on: What the last three judge by, from `PRUNE_ON`. Where None, the objective of a
             single-objective study, else the Pareto rank.
@@ -115,10 +115,12 @@ def make_pruner(
         raise SettingsError(unknown_name("pruner", name, PRUNERS))
     if prune_on is not None and prune_on not in PRUNE_ON:
         raise SettingsError(unknown_name("metric to prune on", prune_on, PRUNE_ON))
-    if prune_on is not None and name in {"none", "flatness"}:
+    if prune_on is not None and name in {"none", "calibrated", "flatness"}:
         raise SettingsError(f"--prune-on is for median, asha and hyperband, not for {name!r}")
     if name == "none":
         return optuna.pruners.NopPruner()
+    if name == "calibrated":
+        return FlatnessPruner(rule="calibrated")
     if name == "flatness":
         return FlatnessPruner()
     rules: dict[str, Callable[[], optuna.pruners.BasePruner]] = {

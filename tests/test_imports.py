@@ -17,9 +17,9 @@ SPACES = ROOT.parent / "search_spaces"
 # Each may import itself and what stands before it.
 ORDER = [
     "errors", "config", "space", "registry", "models", "cost", "drawing", "spacecard", "data",
-    "training", "flatness", "proxies", "calibration", "record", "liveness", "budget", "reuse",
-    "recipe", "metricview", "pruning", "export", "objective", "study", "running", "workers",
-    "summary", "exported", "measuring", "terminal", "progress", "testing", "cli",
+    "training", "flatness", "proxies", "calibration", "predictor", "record", "liveness", "budget",
+    "reuse", "recipe", "metricview", "calibrated", "pruning", "export", "objective", "study", "running",
+    "workers", "summary", "exported", "measuring", "terminal", "progress", "testing", "cli",
 ]  # fmt: skip
 
 

@@ -1,0 +1,183 @@
+"""The rule "calibrated" of `FlatnessPruner`: prune what will hardly end among the best.
+
+After every step the probability that the trial ends among the best is predicted from the finished
+trials of the study (`flatsearch.predictor`). Below a limit the trial is *flagged*. A known share of
+the flagged trials is audited: run to the end all the same, so that what the study learns from is not
+only what survived. While more audited trials turn out good than the stated probabilities allow,
+pruning is suspended, and every flagged trial is run on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from flatsearch.metricview import Annotated
+from flatsearch.predictor import Observation, Predictor
+from flatsearch.record import FINISHED, Decision, read_decisions, read_trial, write_decision
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import optuna
+
+    from flatsearch.record import TrialRecord
+
+__all__ = ["SIGNALS", "CalibratedRule", "tail_probability"]
+
+# What is looked at where a trial has it: metrics of an epoch, their sum, and sizes.
+SIGNALS = (
+    "accuracy", "loss", "train_loss", "tse", "flatness", "hessian_trace", "parameters", "flops",
+)  # fmt: skip
+# An audit this unlikely under the stated probabilities suspends pruning.
+_SIGNIFICANT = 0.05
+
+
+def tail_probability(probabilities: Sequence[float], k: int) -> float:
+    """Return the probability that at least k of several independent events happen.
+
+    Args:
+        probabilities: One per event.
+        k: How many.
+
+    Returns:
+        P(K >= k), K Poisson-binomial, by adding one event after the other.
+
+    Example:
+        >>> tail_probability([0.5, 0.5], 1)
+        0.75
+    """
+    counts = np.ones(1)
+    for p in probabilities:
+        counts = np.convolve(counts, [1.0 - p, p])
+    return float(counts[k:].sum())
+
+
+def _as_observation(
+    trial: TrialRecord, final: Sequence[float] | None, flag: Decision | None
+) -> Observation:
+    total, curve = 0.0, {}
+    for step, metrics in trial.steps.items():
+        total += metrics.get("train_loss", math.nan)
+        curve[step] = {**metrics, "tse": total}
+    return Observation(
+        curve=curve,
+        fixed={name: trial.metrics.get(name, math.nan) for name in ("parameters", "flops")},
+        final=final,
+        flagged=None if flag is None else flag.step,
+        chance=1.0 if flag is None else flag.chance,
+    )
+
+
+class CalibratedRule:
+    """What one process knows of one study.
+
+    Args:
+        study: Any study; its objectives are what is predicted.
+        best: With one objective, the share of all trials that counts as the best.
+        limit: A trial with a smaller probability of ending there is flagged.
+        audit: Share of the flagged trials that is run on.
+        n_startup_trials: None is flagged before this many are complete.
+    """
+
+    def __init__(
+        self, study: optuna.Study, *, best: float, limit: float, audit: float, n_startup_trials: int
+    ) -> None:
+        self._signs = [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions]
+        self._best, self._limit, self._audit = best, limit, audit
+        self._n_startup_trials = max(1, n_startup_trials)
+        self._predictor = Predictor(SIGNALS, best=best)
+        self._seen: set[int] = set()
+        self._finals: list[tuple[float, ...]] = []
+        self._audited: list[tuple[float, tuple[float, ...]]] = []
+        self._flagged: set[int] = set()
+        self._lock = threading.Lock()
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """Decide, and record the decision with its reason."""
+        found = read_trial(trial)
+        if not found.steps:
+            return False
+        step = max(found.steps)
+        with self._lock:
+            self._update(study)
+            flagged = trial.number in self._flagged or _flag(trial) is not None
+            decision = self._decide(study, found, step, flagged)
+            if decision.outcome in {"audited", "suspended"}:
+                # Optuna's own copy of a running trial does not see what is written here.
+                self._flagged.add(trial.number)
+        write_decision(Annotated(study, trial), decision)
+        return decision.outcome == "pruned"
+
+    def _decide(
+        self, study: optuna.Study, found: TrialRecord, step: int, flagged: bool
+    ) -> Decision:
+        n = len(self._finals)
+        if n < self._n_startup_trials:
+            return Decision(step, math.nan, self._limit, "start-up", 1.0, n)
+        estimate = self._predictor.ask(_as_observation(found, None, None), step)
+        outcome, chance = "kept", 1.0
+        if flagged:
+            outcome = "under audit"
+        elif estimate.probability < self._limit:
+            if self.suspended():
+                outcome = "suspended"
+            elif _uniform(study.study_name, found.number) < self._audit:
+                outcome, chance = "audited", self._audit
+            else:
+                outcome = "pruned"
+        return Decision(step, estimate.probability, self._limit, outcome, chance, n)
+
+    def suspended(self) -> bool:
+        """Return whether more audited trials were good than the stated probabilities allow."""
+        good = sum(self._is_good(final) for _, final in self._audited)
+        stated = [probability for probability, _ in self._audited]
+        return good > 0 and tail_probability(stated, good) < _SIGNIFICANT
+
+    def _is_good(self, final: tuple[float, ...]) -> bool:
+        finals = np.array(self._finals)
+        mine = np.array(final)
+        if len(self._signs) == 1:
+            return bool((finals[:, 0] > mine[0]).sum() < self._best * len(finals))
+        return not bool(np.any(np.all(finals >= mine, axis=1) & np.any(finals > mine, axis=1)))
+
+    def _update(self, study: optuna.Study) -> None:
+        """Read the trials that have finished since the last time."""
+        finished = study.get_trials(deepcopy=False, states=FINISHED)
+        if len(finished) == len(self._seen):
+            return
+        for trial in finished:
+            if trial.number in self._seen:
+                continue
+            self._seen.add(trial.number)
+            found = read_trial(trial)
+            if found.same_as is not None or found.over_limit:
+                continue
+            final = None
+            if trial.state == TrialState.COMPLETE and not found.ended_early:
+                final = tuple(s * v for s, v in zip(self._signs, trial.values, strict=True))
+                self._finals.append(final)
+            flag = _flag(trial)
+            if flag is not None and final is not None:
+                self._audited.append((flag.probability, final))
+            self._predictor.add(_as_observation(found, final, flag))
+
+
+def _flag(trial: optuna.trial.FrozenTrial) -> Decision | None:
+    """Return the decision by which a trial was flagged and run on, or None."""
+    for decision in read_decisions(trial):
+        if decision.outcome in {"audited", "suspended"}:
+            return decision
+    return None
+
+
+def _uniform(name: str, number: int) -> float:
+    """Return a number in [0, 1) that any process draws alike for a trial."""
+    digest: Any = hashlib.blake2b(f"{name}:{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
