@@ -41,6 +41,9 @@ UNTRAINED = {
     "snip": ("z.snip", 1),
     "initial gradient norm": ("z.gradient_norm", 1),
     "ZiCo": ("z.zico", 1),
+    "expressivity": ("z.expressivity", 1),
+    "progressivity": ("z.progressivity", 1),
+    "trainability": ("z.trainability", 1),
 }
 
 

@@ -18,8 +18,8 @@ SPACES = ROOT.parent / "search_spaces"
 ORDER = [
     "errors", "config", "space", "registry", "models", "cost", "drawing", "spacecard", "data",
     "training", "flatness", "proxies", "calibration", "predictor", "record", "liveness", "budget",
-    "reuse", "recipe", "metricview", "calibrated", "pruning", "export", "objective", "study", "running",
-    "workers", "summary", "exported", "measuring", "terminal", "progress", "testing", "cli",
+    "reuse", "recipe", "metricview", "calibrated", "pruning", "export", "objective", "study",
+    "running", "workers", "summary", "exported", "measuring", "terminal", "progress", "testing", "cli",
 ]  # fmt: skip
 
 

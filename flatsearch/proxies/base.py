@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flatsearch.errors import SettingsError, unknown_name
 from flatsearch.models import count_flops, count_parameters
-from flatsearch.proxies import curve, gradients, synflow, units
+from flatsearch.proxies import aznas, curve, gradients, synflow, units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +108,18 @@ _TABLE = (
         "zico", "images", "larger",
         "Li et al., ZiCo: Zero-shot NAS via Inverse Coefficient of Variation, ICLR 2023",
         _on_copy(gradients.zico),
+    ),
+    *(
+        Proxy(
+            name, "network", "larger",
+            "Lee and Ham, AZ-NAS: Assembling Zero-Cost Proxies, CVPR 2024",
+            _on_copy(lambda model, x, _, function=function: function(model, x)),
+        )
+        for name, function in (
+            ("expressivity", aznas.expressivity),
+            ("progressivity", aznas.progressivity),
+            ("trainability", aznas.trainability),
+        )
     ),
     Proxy(
         "tse", "training", "smaller",

@@ -12,7 +12,7 @@ from torch import nn
 
 import flatsearch
 from flatsearch.errors import SettingsError
-from flatsearch.proxies import PROXIES, Evidence, compute
+from flatsearch.proxies import PROXIES, Evidence, aznas, compute
 from flatsearch.training import EpochResult
 
 ZERO_COST = [name for name, proxy in PROXIES.items() if proxy.needs != "training"]
@@ -156,3 +156,63 @@ def test_errors() -> None:
     other = {"0.weight": torch.ones(2, 2)}
     with pytest.raises(SettingsError, match=r"'0\.weight' is not among"):
         compute("weight_movement", Evidence(two_weights(), pixels(1), torch.tensor([0]), other))
+
+
+def chain(*weights: float) -> nn.Sequential:
+    """One channel, scaled by each weight in turn."""
+    net = nn.Sequential(*(nn.Conv2d(1, 1, 1, bias=False) for _ in weights))
+    with torch.no_grad():
+        for layer, weight in zip(net, weights, strict=True):
+            layer.weight.fill_(weight)
+    return net
+
+
+def test_entropy_of_channels() -> None:
+    same = torch.randn(50, 1, 2, 2).repeat(1, 3, 1, 1)
+    assert aznas.entropy(same) == pytest.approx(0, abs=1e-6)
+    # Variances 3 and 1: shares 3/4 and 1/4.
+    maps = torch.tensor([[3.0, 0], [-3.0, 0], [0, 3.0], [0, -3.0]]) * torch.tensor([3**0.5, 1.0])
+    expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert aznas.entropy(maps.view(4, 2, 1, 1)) == pytest.approx(expected)
+    assert aznas.entropy(torch.ones(4, 2, 3, 3)) == 0
+
+
+def test_trainability_is_the_distance_from_an_isometry() -> None:
+    # With one channel e e' = 1, so that the norm is the weight itself.
+    x = torch.zeros(4, 1, 3, 3)
+    assert aznas.trainability(chain(1, 2), x) == pytest.approx(2 - 2 - 0.5, abs=1e-5)
+    assert aznas.trainability(chain(1, 0.25, 2), x) == pytest.approx((-2.25 - 0.5) / 2, abs=1e-4)
+    assert aznas.trainability(chain(1, -1), x) == pytest.approx(0, abs=1e-5)
+    assert aznas.trainability(chain(3, 1), x) == -math.inf  # hands on what it is given
+
+
+def test_trainability_of_a_smaller_map() -> None:
+    pool = nn.Sequential(
+        nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 2, stride=2, bias=False)
+    )  # fmt: skip
+    with torch.no_grad():
+        pool[1].weight.fill_(0.5)
+    # Four pixels become four channels with 0.5 e each: a column of norm 1.
+    assert aznas.trainability(pool, torch.zeros(3, 1, 4, 4)) == pytest.approx(0, abs=1e-5)
+
+
+def test_blocks_are_those_of_the_feature_extractor() -> None:
+    net = flatsearch.GapCnn(
+        nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+            nn.Conv2d(4, 8, 3), nn.ReLU(inplace=True),
+        ), 8, 10,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 8, 8)
+    outputs = aznas.block_outputs(net, x)
+    assert [tuple(o.shape) for o in outputs] == [(8, 4, 6, 6), (8, 8, 4, 4)]
+    assert all(float(o.detach().min()) == 0 for o in outputs)  # behind the activation
+    torch.manual_seed(1)
+    values = [aznas.entropy(o) for o in aznas.block_outputs(net, torch.randn(x.shape))]
+    for name, expected in (
+        ("expressivity", sum(values)),
+        ("progressivity", values[1] - values[0]),
+    ):
+        torch.manual_seed(1)
+        assert getattr(aznas, name)(net, x) == pytest.approx(expected, rel=1e-6)
