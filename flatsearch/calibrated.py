@@ -2,8 +2,8 @@
 
 After every step the probability that the trial ends among the best is predicted from the finished
 trials of the study (`flatsearch.predictor`). Below a limit the trial is *flagged*. A known share of
-the flagged trials is audited: run to the end all the same, so that what the study learns from is not
-only what survived. While more audited trials turn out good than the stated probabilities allow,
+the flagged trials is audited: run to the end all the same, so that what the study learns from is
+not only what survived. While more audited trials turn out good than the stated probabilities allow,
 pruning is suspended, and every flagged trial is run on.
 """
 
@@ -29,12 +29,21 @@ if TYPE_CHECKING:
 
     from flatsearch.record import TrialRecord
 
-__all__ = ["SIGNALS", "CalibratedRule", "tail_probability"]
+__all__ = ["FLATNESS", "PRIOR", "SIGNALS", "CalibratedRule", "tail_probability"]
 
 # What is looked at where a trial has it: metrics of an epoch, their sum, and sizes.
 SIGNALS = (
     "accuracy", "loss", "train_loss", "tse", "flatness", "hessian_trace", "parameters", "flops",
 )  # fmt: skip
+# Those of them that are the project's own.
+FLATNESS = ("flatness", "hessian_trace")
+# Coefficients to start from, between normal scores: what is free counts as its papers say, a little
+# each, and flatness not at all until the study's own trials say which way. `scripts/replay.py`
+# compares this with starting from nothing.
+PRIOR = {
+    "accuracy": 0.15, "loss": -0.15, "train_loss": -0.2, "tse": -0.15, "parameters": 0.1,
+    "flops": 0.1,
+}  # fmt: skip
 # An audit this unlikely under the stated probabilities suspends pruning.
 _SIGNIFICANT = 0.05
 
@@ -70,6 +79,7 @@ def _as_observation(
         curve=curve,
         fixed={name: trial.metrics.get(name, math.nan) for name in ("parameters", "flops")},
         final=final,
+        feasible=trial.feasible,
         flagged=None if flag is None else flag.step,
         chance=1.0 if flag is None else flag.chance,
     )
@@ -84,17 +94,27 @@ class CalibratedRule:
         limit: A trial with a smaller probability of ending there is flagged.
         audit: Share of the flagged trials that is run on.
         n_startup_trials: None is flagged before this many are complete.
+        signals: What to learn from.
     """
 
     def __init__(
-        self, study: optuna.Study, *, best: float, limit: float, audit: float, n_startup_trials: int
+        self,
+        study: optuna.Study,
+        *,
+        best: float,
+        limit: float,
+        audit: float,
+        n_startup_trials: int,
+        signals: Sequence[str] = SIGNALS,
     ) -> None:
         self._signs = [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions]
         self._best, self._limit, self._audit = best, limit, audit
         self._n_startup_trials = max(1, n_startup_trials)
-        self._predictor = Predictor(SIGNALS, best=best)
+        self._predictor = Predictor(tuple(signals), best=best, prior=PRIOR)
         self._seen: set[int] = set()
+        # Of complete trials: objectives, larger is better, and how many trials each stands for.
         self._finals: list[tuple[float, ...]] = []
+        self._weights: list[float] = []
         self._audited: list[tuple[float, tuple[float, ...]]] = []
         self._flagged: set[int] = set()
         self._lock = threading.Lock()
@@ -141,10 +161,11 @@ class CalibratedRule:
         return good > 0 and tail_probability(stated, good) < _SIGNIFICANT
 
     def _is_good(self, final: tuple[float, ...]) -> bool:
-        finals = np.array(self._finals)
+        finals, weights = np.array(self._finals), np.array(self._weights)
         mine = np.array(final)
         if len(self._signs) == 1:
-            return bool((finals[:, 0] > mine[0]).sum() < self._best * len(finals))
+            better = weights[finals[:, 0] > mine[0]].sum()
+            return bool(better < self._best * weights.sum())
         return not bool(np.any(np.all(finals >= mine, axis=1) & np.any(finals > mine, axis=1)))
 
     def _update(self, study: optuna.Study) -> None:
@@ -159,11 +180,11 @@ class CalibratedRule:
             found = read_trial(trial)
             if found.same_as is not None or found.over_limit:
                 continue
-            final = None
+            final, flag = None, _flag(trial)
             if trial.state == TrialState.COMPLETE and not found.ended_early:
                 final = tuple(s * v for s, v in zip(self._signs, trial.values, strict=True))
                 self._finals.append(final)
-            flag = _flag(trial)
+                self._weights.append(1.0 if flag is None else 1.0 / flag.chance)
             if flag is not None and final is not None:
                 self._audited.append((flag.probability, final))
             self._predictor.add(_as_observation(found, final, flag))

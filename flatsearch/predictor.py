@@ -35,6 +35,7 @@ class Observation:
         fixed: Signals that no step changes, by name, for example the number of parameters.
         final: The objective values it ended with, turned so that larger is better; None if it was
             not run to the end.
+        feasible: Whether it may be on the front; one that may not keeps no other from it.
         flagged: The step after which it would have been pruned but for the audit; None if it
             never was.
         chance: The probability with which it was run on after that; it stands for 1 / chance
@@ -44,6 +45,7 @@ class Observation:
     curve: Mapping[int, Mapping[str, float]]
     fixed: Mapping[str, float] = field(default_factory=dict)
     final: Sequence[float] | None = None
+    feasible: bool = True
     flagged: int | None = None
     chance: float = 1.0
 
@@ -72,7 +74,7 @@ class _Model:
 
     signals: tuple[Reference, ...]
     posteriors: tuple[Posterior, ...]
-    finals: _Array  # scores (n_trials, objectives)
+    front: _Array  # scores of the finished trials that count, (n, objectives)
     n_trials: int
 
 
@@ -174,7 +176,8 @@ class Predictor:
         mean = np.array([self._prior.get(name, 0.0) for name in self._names])
         prior = Prior(mean, self._strength)
         posteriors = tuple(fit(x, column, prior) for column in y.T)
-        return _Model(signals, posteriors, y, len(whole))
+        counts = np.array([t.feasible for t in whole])
+        return _Model(signals, posteriors, y[counts], len(whole))
 
 
 def _on_front(model: _Model, x: _Array) -> float:
@@ -185,6 +188,6 @@ def _on_front(model: _Model, x: _Array) -> float:
         location, scale = posterior.predict(x)
         draws.append(location[0] + scale[0] * generator.standard_t(posterior.degrees, _DRAWS))
     points = np.stack(draws, 1)[:, None, :]
-    others = model.finals[None]
+    others = model.front[None]
     worse = np.logical_and(np.all(others >= points, axis=2), np.any(others > points, axis=2))
     return float(1.0 - np.mean(np.any(worse, axis=1)))

@@ -17,12 +17,14 @@ from weakref import WeakKeyDictionary
 from optuna.pruners import BasePruner, PercentilePruner
 from optuna.trial import TrialState
 
-from flatsearch.calibrated import CalibratedRule
+from flatsearch.calibrated import SIGNALS, CalibratedRule
 from flatsearch.errors import unknown_name
 from flatsearch.metricview import MetricView, metric_curve
 from flatsearch.record import FINISHED, is_reuse, read_steps, write_pruned, write_step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import optuna
 
 __all__ = ["PARETO_RANK", "AnyPruner", "FlatnessPruner", "mark_pruned", "report", "should_prune"]
@@ -30,6 +32,8 @@ __all__ = ["PARETO_RANK", "AnyPruner", "FlatnessPruner", "mark_pruned", "report"
 PARETO_RANK = "pareto_rank"
 _RULES = ("percentile", "calibrated")
 _DIRECTIONS = ("minimize", "maximize")
+# Default of the settings of "calibrated"; `scripts/replay.py` has what they lead to.
+_SHARE = 0.1
 
 
 def report(trial: optuna.Trial, step: int, **metrics: float) -> None:
@@ -175,6 +179,8 @@ class FlatnessPruner(BasePruner):
             several the Pareto front is.
         limit: For "calibrated": the least probability of getting there that is worth going on.
         audit: For "calibrated": the share of trials under the limit that is run on all the same.
+        signals: For "calibrated": names of the metrics to learn from; those that a trial does not
+            have count for nothing.
 
     Raises:
         ValueError: If an argument is out of range, or does not go with the rule.
@@ -204,9 +210,10 @@ class FlatnessPruner(BasePruner):
         direction: Literal["minimize", "maximize"] | None = None,
         rule: Literal["percentile", "calibrated"] | BasePruner = "percentile",
         percentile: float = 75.0,
-        best: float = 0.1,
-        limit: float = 0.1,
-        audit: float = 0.1,
+        best: float = _SHARE,
+        limit: float = _SHARE,
+        audit: float = _SHARE,
+        signals: Sequence[str] = SIGNALS,
     ) -> None:
         own = {
             "n_startup_trials": (n_startup_trials, 0, 5),
@@ -219,37 +226,28 @@ class FlatnessPruner(BasePruner):
                 raise ValueError(f"`{name}` must be at least {least} but got {value}")
             if isinstance(rule, BasePruner) and value != default:
                 raise ValueError(f"`{name}` is for the rule 'percentile'; give it to the pruner")
-        if direction is not None and direction not in _DIRECTIONS:
-            raise ValueError(unknown_name("direction", direction, _DIRECTIONS))
-        if not isinstance(rule, BasePruner) and rule not in _RULES:
-            raise ValueError(
-                f"{unknown_name('rule', str(rule), _RULES)}, or a pruner such as"
-                " optuna.pruners.MedianPruner()"
-            )
-        if isinstance(metric, Mapping):
-            if not metric:
-                raise ValueError("`metric` must name at least one metric")
-            for name, way in metric.items():
-                if way not in _DIRECTIONS:
-                    raise ValueError(
-                        f"metric {name!r}: {unknown_name('direction', way, _DIRECTIONS)}"
-                    )
-            metric = dict(metric)
-        ranks = isinstance(metric, Mapping) or metric == PARETO_RANK
-        if direction == "maximize" and ranks:
-            raise ValueError("a small Pareto rank is good: `direction` cannot be 'maximize'")
         if not 0 <= percentile <= 100:
             raise ValueError(f"`percentile` must be between 0 and 100 but got {percentile}")
         shares = {"best": best, "limit": limit, "audit": audit}
         for name, share in shares.items():
             if not 0 < share < 1:
                 raise ValueError(f"`{name}` must be between 0 and 1 but got {share}")
+            if rule != "calibrated" and share != _SHARE:
+                raise ValueError(f"`{name}` is for the rule 'calibrated'")
         if rule == "calibrated" and (metric != "flatness" or direction or n_min_trials != 1):
             raise ValueError(
                 "the rule 'calibrated' predicts the study's objectives: leave `metric`,"
                 " `direction` and `n_min_trials` at their defaults"
             )
+        if not isinstance(rule, BasePruner) and rule not in _RULES:
+            raise ValueError(
+                f"{unknown_name('rule', str(rule), _RULES)}, or a pruner such as"
+                " optuna.pruners.MedianPruner()"
+            )
+        metric = _checked_metric(metric, direction)
+        ranks = isinstance(metric, Mapping) or metric == PARETO_RANK
         self._shares = shares
+        self._signals = tuple(signals)
         self._n_startup_trials = n_startup_trials
         self._n_warmup_steps = n_warmup_steps
         self._interval_steps = interval_steps
@@ -321,7 +319,10 @@ class FlatnessPruner(BasePruner):
             return False
         if study not in self._rules:
             self._rules[study] = CalibratedRule(
-                study, n_startup_trials=self._n_startup_trials, **self._shares
+                study,
+                n_startup_trials=self._n_startup_trials,
+                signals=self._signals,
+                **self._shares,
             )
         return self._rules[study].prune(study, trial)
 
@@ -377,6 +378,24 @@ class FlatnessPruner(BasePruner):
             return False
         point = step - (step - self._n_warmup_steps) % self._interval_steps
         return len(steps) == 1 or steps[-2] < point
+
+
+def _checked_metric(
+    metric: str | Mapping[str, str] | None, direction: str | None
+) -> str | Mapping[str, str] | None:
+    """Return a metric as it is kept, or refuse it or its direction."""
+    if direction is not None and direction not in _DIRECTIONS:
+        raise ValueError(unknown_name("direction", direction, _DIRECTIONS))
+    if isinstance(metric, Mapping):
+        if not metric:
+            raise ValueError("`metric` must name at least one metric")
+        for name, way in metric.items():
+            if way not in _DIRECTIONS:
+                raise ValueError(f"metric {name!r}: {unknown_name('direction', way, _DIRECTIONS)}")
+        metric = dict(metric)
+    if direction == "maximize" and (isinstance(metric, Mapping) or metric == PARETO_RANK):
+        raise ValueError("a small Pareto rank is good: `direction` cannot be 'maximize'")
+    return metric
 
 
 class AnyPruner(BasePruner):

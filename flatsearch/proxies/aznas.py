@@ -113,13 +113,15 @@ def _entropies(model: nn.Module, x: Tensor) -> list[float]:
         return [entropy(maps) for maps in block_outputs(model, _noise(x))]
 
 
-def expressivity(model: nn.Module, x: Tensor) -> float:
+def expressivity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
     """Return the sum of the blocks' entropies, equation 4."""
+    del y
     return sum(_entropies(model, x))
 
 
-def progressivity(model: nn.Module, x: Tensor) -> float:
+def progressivity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
     """Return the smallest growth of the entropy from one block to the next, equation 5."""
+    del y
     values = _entropies(model, x)
     return min((b - a for a, b in pairwise(values)), default=0.0)
 
@@ -145,7 +147,7 @@ def _isometry(before: Tensor, after: Tensor) -> float:
     return -largest - 1 / (largest + 1e-6) + 2
 
 
-def trainability(model: nn.Module, x: Tensor) -> float:
+def trainability(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
     """Return how near the blocks' Jacobians are to isometries, equations 6 to 8.
 
         mean_l ( 2 - s_l - 1 / s_l ),   s_l = | E[ (J_l^T e) e^T ] |, the spectral norm
@@ -156,10 +158,12 @@ def trainability(model: nn.Module, x: Tensor) -> float:
     Args:
         model: Put into train mode.
         x: Images, whose shape alone matters.
+        y: Not used: there are no labels.
 
     Returns:
         The mean over the blocks but the first whose positions fit those of the one before.
     """
+    del y
     outputs = block_outputs(model, _noise(x))
     scores = [_isometry(before, after) for before, after in pairwise(outputs)]
     known = [score for score in scores if not math.isnan(score)]

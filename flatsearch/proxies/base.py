@@ -113,7 +113,7 @@ _TABLE = (
         Proxy(
             name, "network", "larger",
             "Lee and Ham, AZ-NAS: Assembling Zero-Cost Proxies, CVPR 2024",
-            _on_copy(lambda model, x, _, function=function: function(model, x)),
+            _on_copy(function),
         )
         for name, function in (
             ("expressivity", aznas.expressivity),
