@@ -19,8 +19,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from flatsearch.metricview import Annotated
-from flatsearch.predictor import Observation, Predictor
-from flatsearch.record import FINISHED, Decision, read_decisions, read_trial, write_decision
+from flatsearch.predictor import Observation, Predictor, is_best
+from flatsearch.record import AUDITED, FINISHED, Decision, first_flag, read_trial, write_decision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from flatsearch.record import TrialRecord
 
-__all__ = ["FLATNESS", "PRIOR", "SIGNALS", "CalibratedRule", "tail_probability"]
+__all__ = ["FLATNESS", "PRIOR", "SIGNALS", "CalibratedRule", "as_observation", "tail_probability"]
 
 # What is looked at where a trial has it: metrics of an epoch, their sum, and sizes.
 SIGNALS = (
@@ -68,13 +68,21 @@ def tail_probability(probabilities: Sequence[float], k: int) -> float:
     return float(counts[k:].sum())
 
 
-def _as_observation(
-    trial: TrialRecord, final: Sequence[float] | None, flag: Decision | None
-) -> Observation:
+def as_observation(trial: TrialRecord, final: Sequence[float] | None) -> Observation:
+    """Return a trial as the predictor sees it.
+
+    Args:
+        trial: Its record.
+        final: Its objective values, larger is better, if it was run to the end.
+
+    Returns:
+        The observation, with the sum of the training losses so far as "tse".
+    """
     total, curve = 0.0, {}
     for step, metrics in trial.steps.items():
         total += metrics.get("train_loss", math.nan)
         curve[step] = {**metrics, "tse": total}
+    flag = first_flag(trial.decisions) if final is not None else None
     return Observation(
         curve=curve,
         fixed={name: trial.metrics.get(name, math.nan) for name in ("parameters", "flops")},
@@ -108,7 +116,8 @@ class CalibratedRule:
         signals: Sequence[str] = SIGNALS,
     ) -> None:
         self._signs = [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions]
-        self._best, self._limit, self._audit = best, limit, audit
+        self._share = best if len(self._signs) == 1 else None
+        self._limit, self._audit = limit, audit
         self._n_startup_trials = max(1, n_startup_trials)
         self._predictor = Predictor(tuple(signals), best=best, prior=PRIOR)
         self._seen: set[int] = set()
@@ -127,9 +136,9 @@ class CalibratedRule:
         step = max(found.steps)
         with self._lock:
             self._update(study)
-            flagged = trial.number in self._flagged or _flag(trial) is not None
+            flagged = trial.number in self._flagged or first_flag(found.decisions) is not None
             decision = self._decide(study, found, step, flagged)
-            if decision.outcome in {"audited", "suspended"}:
+            if decision.outcome in AUDITED:
                 # Optuna's own copy of a running trial does not see what is written here.
                 self._flagged.add(trial.number)
         write_decision(Annotated(study, trial), decision)
@@ -140,8 +149,8 @@ class CalibratedRule:
     ) -> Decision:
         n = len(self._finals)
         if n < self._n_startup_trials:
-            return Decision(step, math.nan, self._limit, "start-up", 1.0, n)
-        estimate = self._predictor.ask(_as_observation(found, None, None), step)
+            return Decision(step, math.nan, self._limit, "start-up", 1.0, n, self._share)
+        estimate = self._predictor.ask(as_observation(found, None), step)
         outcome, chance = "kept", 1.0
         if flagged:
             outcome = "under audit"
@@ -152,21 +161,18 @@ class CalibratedRule:
                 outcome, chance = "audited", self._audit
             else:
                 outcome = "pruned"
-        return Decision(step, estimate.probability, self._limit, outcome, chance, n)
+        return Decision(step, estimate.probability, self._limit, outcome, chance, n, self._share)
 
     def suspended(self) -> bool:
         """Return whether more audited trials were good than the stated probabilities allow."""
-        good = sum(self._is_good(final) for _, final in self._audited)
+        if not self._audited:
+            return False
+        finals, weights = np.array(self._finals), np.array(self._weights)
+        good = sum(
+            is_best(finals, weights, np.array(final), self._share) for _, final in self._audited
+        )
         stated = [probability for probability, _ in self._audited]
         return good > 0 and tail_probability(stated, good) < _SIGNIFICANT
-
-    def _is_good(self, final: tuple[float, ...]) -> bool:
-        finals, weights = np.array(self._finals), np.array(self._weights)
-        mine = np.array(final)
-        if len(self._signs) == 1:
-            better = weights[finals[:, 0] > mine[0]].sum()
-            return bool(better < self._best * weights.sum())
-        return not bool(np.any(np.all(finals >= mine, axis=1) & np.any(finals > mine, axis=1)))
 
     def _update(self, study: optuna.Study) -> None:
         """Read the trials that have finished since the last time."""
@@ -180,22 +186,16 @@ class CalibratedRule:
             found = read_trial(trial)
             if found.same_as is not None or found.over_limit:
                 continue
-            final, flag = None, _flag(trial)
+            final, flag = None, first_flag(found.decisions)
             if trial.state == TrialState.COMPLETE and not found.ended_early:
                 final = tuple(s * v for s, v in zip(self._signs, trial.values, strict=True))
-                self._finals.append(final)
+                # One that is not feasible is no point of a front, and keeps no other from it.
+                counts = found.feasible or self._share is not None
+                self._finals.append(final if counts else (-math.inf,) * len(final))
                 self._weights.append(1.0 if flag is None else 1.0 / flag.chance)
-            if flag is not None and final is not None:
+            if flag is not None and final is not None and found.feasible:
                 self._audited.append((flag.probability, final))
-            self._predictor.add(_as_observation(found, final, flag))
-
-
-def _flag(trial: optuna.trial.FrozenTrial) -> Decision | None:
-    """Return the decision by which a trial was flagged and run on, or None."""
-    for decision in read_decisions(trial):
-        if decision.outcome in {"audited", "suspended"}:
-            return decision
-    return None
+            self._predictor.add(as_observation(found, final))
 
 
 def _uniform(name: str, number: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy import special
 
-__all__ = ["Posterior", "Prior", "Reference", "fit"]
+__all__ = ["Posterior", "Prior", "Reference", "fit", "leave_one_out"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -151,3 +151,30 @@ def fit(x: Array, y: Array, prior: Prior) -> Posterior:
     shrunk = strength * float(np.sum((mean - prior.mean) ** 2))
     variance = (2.0 * prior.shape * prior.variance + residual + shrunk) / degrees
     return Posterior(mean, precision, variance, degrees)
+
+
+def leave_one_out(x: Array, y: Array, prior: Prior) -> Array:
+    """Predict every final score from all others, in one regression.
+
+        y_i - y_i(without i) = (y_i - x_i b) / (1 - h_i),   h_i = x_i' P^-1 x_i
+
+    with b and P of `fit` to all trials: the leave-one-out identity of ridge regression.
+
+    Args:
+        x: Normal scores of p signals of n finished trials, (n, p).
+        y: Normal scores of a final objective, (n,).
+        prior: For p signals.
+
+    Returns:
+        The predictions (n,).
+
+    Example:
+        >>> x, y = np.array([[1.0], [2.0]]), np.array([1.0, 0.0])
+        >>> prior = Prior(np.zeros(1), strength=1.0)
+        >>> leave_one_out(x, y, prior).round(9).tolist()  # x_1 b without 1: 1 * 0; 2 * (1 / 2)
+        [0.0, 1.0]
+    """
+    posterior = fit(x, y, prior)
+    leverage = np.einsum("np,pn->n", x, np.linalg.solve(posterior.precision, x.T))
+    residuals: Array = (y - x @ posterior.mean) / (1.0 - leverage)
+    return y - residuals

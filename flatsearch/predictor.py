@@ -20,7 +20,7 @@ from flatsearch.calibration import Posterior, Prior, Reference, fit
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Estimate", "Observation", "Predictor"]
+__all__ = ["Estimate", "Observation", "Predictor", "is_best"]
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 _DRAWS = 2000
@@ -178,6 +178,29 @@ class Predictor:
         posteriors = tuple(fit(x, column, prior) for column in y.T)
         counts = np.array([t.feasible for t in whole])
         return _Model(signals, posteriors, y[counts], len(whole))
+
+
+def is_best(finals: _Array, weights: _Array, mine: _Array, best: float | None) -> bool:
+    """Return whether final values are among the best.
+
+    Args:
+        finals: Of the trials it is one of, larger is better, (n, objectives).
+        weights: How many trials each stands for, (n,).
+        mine: (objectives,).
+        best: With one objective, the share that counts as the best; None for the front.
+
+    Returns:
+        Whether fewer than that share are better; whether none dominates it.
+
+    Example:
+        >>> finals, ones = np.arange(10.0)[:, None], np.ones(10)
+        >>> is_best(finals, ones, np.array([8.0]), 0.2), is_best(finals, ones, finals[7], 0.2)
+        (True, False)
+    """
+    if best is not None:
+        better = finals[:, 0] > mine[0]
+        return bool(weights[better].sum() < best * weights.sum())
+    return not bool(np.any(np.all(finals >= mine, axis=1) & np.any(finals > mine, axis=1)))
 
 
 def _on_front(model: _Model, x: _Array) -> float:

@@ -19,14 +19,16 @@ from optuna.trial import TrialState
 from flatsearch.space import Architecture
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import optuna
 
 __all__ = [
+    "AUDITED",
     "FINISHED",
     "Decision",
     "TrialRecord",
+    "first_flag",
     "is_feasible",
     "is_finished",
     "is_late",
@@ -61,6 +63,8 @@ __all__ = [
 ]
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+# Outcomes of a decision that flags a trial and runs it on.
+AUDITED = ("audited", "suspended")
 
 _STEP = "flatsearch:step:"
 _SETTINGS = "flatsearch:settings"
@@ -85,6 +89,30 @@ _REPEATS = "flatsearch:repeats"
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What a pruner decided after a step, and why.
+
+    Attributes:
+        step: The step.
+        probability: Of ending among the best, as predicted; NaN where nothing was.
+        limit: A smaller probability flags a trial.
+        outcome: "start-up", "kept", "pruned"; of a flagged trial that is run on "audited" or
+            "suspended" (pruning is), and "under audit" at later steps.
+        chance: The probability with which a trial that is flagged here is run on.
+        n_trials: Complete trials that it was learnt from.
+        best: The share of all trials that counts as the best; None where it is the front.
+    """
+
+    step: int
+    probability: float
+    limit: float
+    outcome: str
+    chance: float
+    n_trials: int
+    best: float | None = None
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """One trial as the record holds it.
 
@@ -105,6 +133,7 @@ class TrialRecord:
         feasible: Whether it keeps every constraint; one that does not is never on the front.
         ended_early: Whether it was pruned softly: told as complete, with a violated constraint.
         over_limit: Whether it costs more than the study allows, and was not trained.
+        decisions: What a pruner that records its decisions decided, by step.
     """
 
     number: int
@@ -123,28 +152,7 @@ class TrialRecord:
     feasible: bool = True
     ended_early: bool = False
     over_limit: bool = False
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a pruner decided after a step, and why.
-
-    Attributes:
-        step: The step.
-        probability: Of ending among the best, as predicted; NaN where nothing was.
-        limit: A smaller probability flags a trial.
-        outcome: "start-up", "kept", "pruned"; of a flagged trial that is run on "audited" or
-            "suspended" (pruning is), and "under audit" at later steps.
-        chance: The probability with which a trial that is flagged here is run on.
-        n_trials: Complete trials that it was learnt from.
-    """
-
-    step: int
-    probability: float
-    limit: float
-    outcome: str
-    chance: float
-    n_trials: int
+    decisions: tuple[Decision, ...] = ()
 
 
 class TakesAttributes(Protocol):
@@ -160,6 +168,11 @@ def write_decision(trial: TakesAttributes, decision: Decision) -> None:
     trial.set_user_attr(f"{_DECISION}{stored.pop('step')}", stored)
 
 
+def first_flag(decisions: Iterable[Decision]) -> Decision | None:
+    """Return the decision by which a trial was flagged and run on all the same, or None."""
+    return next((decision for decision in decisions if decision.outcome in AUDITED), None)
+
+
 def read_decisions(trial: optuna.trial.FrozenTrial) -> list[Decision]:
     """Return a trial's decisions in the order of steps."""
     found = [
@@ -170,6 +183,7 @@ def read_decisions(trial: optuna.trial.FrozenTrial) -> list[Decision]:
             outcome=str(value["outcome"]),
             chance=float(value["chance"]),
             n_trials=int(value["n_trials"]),
+            best=value.get("best"),
         )
         for key, value in trial.user_attrs.items()
         if key.startswith(_DECISION)
@@ -376,6 +390,7 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         feasible=is_feasible(trial),
         over_limit=is_over_limit(trial),
         ended_early=trial.constraints.get(_PRUNED, 0.0) > 0,
+        decisions=tuple(read_decisions(trial)),
     )
 
 

@@ -7,52 +7,22 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from scipy import stats
-
 from flatsearch import record
+from flatsearch.worth import (
+    FlatnessGain,
+    ProxyWorth,
+    PruningWorth,
+    flatness_gain,
+    proxy_worth,
+    pruning_worth,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import optuna
 
     from flatsearch.record import TrialRecord
 
-__all__ = ["ProxyWorth", "StudySummary", "finite", "summarise"]
-
-# Below this many complete trials a rank correlation says nothing.
-_MIN_TRIALS = 8
-_RESAMPLES = 200
-# The signals that are compared, and the sign that makes larger mean better for all but
-# flatness and trace, whose sign is what the table is about.
-_SIGNALS = {
-    "flatness": ("flatness", 1.0),
-    "hessian_trace": ("hessian_trace", 1.0),
-    "accuracy": ("accuracy", 1.0),
-    "-train_loss": ("train_loss", -1.0),
-}
-
-
-@dataclass(frozen=True)
-class ProxyWorth:
-    """How well one early signal ranks the candidates by their final validation accuracy.
-
-    Attributes:
-        signal: Its name.
-        epoch: After how many epochs it was read.
-        tau: Kendall's tau-b; positive if larger signal goes with higher final accuracy.
-        low: Lower end of the 95% bootstrap interval.
-        high: Upper end.
-        n_trials: Complete trials it was computed on.
-    """
-
-    signal: str
-    epoch: int
-    tau: float
-    low: float
-    high: float
-    n_trials: int
+__all__ = ["StudySummary", "finite", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +40,8 @@ class StudySummary:
         front: Numbers of the Pareto-optimal trials, best first in the first objective; of the
             best trial alone if there is one objective.
         worth: What the early signals are worth, empty with too few complete trials.
+        gain: What flatness adds to the other signals, empty with too few complete trials.
+        pruning: What pruning was worth; None where there was none.
     """
 
     name: str
@@ -80,6 +52,8 @@ class StudySummary:
     trials: tuple[TrialRecord, ...]
     front: tuple[int, ...]
     worth: tuple[ProxyWorth, ...]
+    gain: tuple[FlatnessGain, ...] = ()
+    pruning: PruningWorth | None = None
 
     def trial(self, number: int) -> TrialRecord:
         """Return a trial by its number."""
@@ -114,6 +88,8 @@ class StudySummary:
             "counts": self.counts,
             "pareto_front": list(self.front),
             "proxy_worth": [asdict(worth) for worth in self.worth],
+            "flatness_gain": [asdict(gain) for gain in self.gain],
+            "pruning": self.pruning and asdict(self.pruning),
             "trials": trials,
         }
         cleaned: dict[str, Any] = finite(fields)
@@ -134,7 +110,7 @@ def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
 
     Args:
         study: Any Optuna study; one not made by flatsearch has fewer facts.
-        worth: Also compute `StudySummary.worth`.
+        worth: Also compute what signals and pruning were worth.
 
     Returns:
         The summary.
@@ -156,15 +132,20 @@ def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
     else:
         good = [trial.number for trial in complete if trial.feasible]
         best = [min(good, key=first.__getitem__)] if good else []
+    settings = record.read_settings(study)
     return StudySummary(
         name=study.study_name,
         metric_names=tuple(names),
         directions=directions,
-        settings=record.read_settings(study),
+        settings=settings,
         counts=dict(Counter(map(_outcome, trials))),
         trials=trials,
         front=tuple(best),
-        worth=tuple(_worth(complete)) if worth else (),
+        worth=tuple(proxy_worth(complete)) if worth else (),
+        gain=tuple(flatness_gain(complete)) if worth else (),
+        pruning=pruning_worth(trials, directions, (settings or {}).get("epochs"))
+        if worth
+        else None,
     )
 
 
@@ -172,44 +153,3 @@ def _outcome(trial: TrialRecord) -> str:
     if trial.same_as is not None:
         return "REUSED"
     return "OVER LIMIT" if trial.over_limit else trial.state
-
-
-def _worth(complete: Sequence[TrialRecord]) -> list[ProxyWorth]:
-    """Compare the signals after the first epoch, a quarter and half of them, and at the end."""
-    complete = [trial for trial in complete if "accuracy" in trial.metrics and trial.steps]
-    if len(complete) < _MIN_TRIALS:
-        return []
-    final = np.array([trial.metrics["accuracy"] for trial in complete])
-    last = min(max(trial.steps) for trial in complete)
-    steps = sorted({0, (last + 1) // 4, last // 2, last})
-    found = []
-    for step in steps:
-        for name, (metric, sign) in _SIGNALS.items():
-            if step == last and metric == "accuracy":
-                continue  # the final accuracy itself
-            values = [trial.steps.get(step, {}).get(metric, math.nan) for trial in complete]
-            found.append(_correlate(name, step + 1, sign * np.array(values), final))
-    parameters = [trial.metrics.get("parameters", math.nan) for trial in complete]
-    found.append(_correlate("parameters", 0, np.array(parameters), final))
-    return [worth for worth in found if worth is not None]
-
-
-def _correlate(
-    signal: str, epoch: int, values: np.ndarray[Any, Any], final: np.ndarray[Any, Any]
-) -> ProxyWorth | None:
-    """Return Kendall's tau-b with a percentile bootstrap interval; None if undefined."""
-    known = np.isfinite(values)
-    values, final = values[known], final[known]
-    n = len(values)
-    if n < _MIN_TRIALS:
-        return None
-    tau = float(stats.kendalltau(values, final).statistic)
-    if math.isnan(tau):
-        return None
-    generator = np.random.default_rng(0)
-    resampled = [
-        stats.kendalltau(values[chosen], final[chosen]).statistic
-        for chosen in generator.integers(0, n, (_RESAMPLES, n))
-    ]
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return ProxyWorth(signal, epoch, tau, float(low), float(high), n)

@@ -9,6 +9,8 @@ from rich import box
 from rich.bar import Bar
 from rich.table import Table
 
+from flatsearch.wording import verdicts
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from flatsearch.flatness import FlatnessResult
     from flatsearch.record import TrialRecord
     from flatsearch.space import Value
-    from flatsearch.summary import ProxyWorth, StudySummary
+    from flatsearch.summary import StudySummary
 
 __all__ = ["in_words", "number", "print_flatness", "print_summary", "value"]
 
@@ -161,8 +163,13 @@ def in_words(values: Mapping[str, Value]) -> str:
 
 
 def _print_worth(summary: StudySummary, console: Console) -> None:
-    if not summary.worth:
-        return
+    if summary.worth:
+        _print_correlations(summary, console)
+    for sentence in verdicts(summary):
+        console.print(sentence, highlight=False, markup=False)
+
+
+def _print_correlations(summary: StudySummary, console: Console) -> None:
     n = summary.worth[0].n_trials
     console.print(
         "[bold]what early signals say about the final validation accuracy[/]"
@@ -176,34 +183,6 @@ def _print_worth(summary: StudySummary, console: Console) -> None:
             worth.signal, epoch, f"{worth.tau:+.2f}", f"[{worth.low:+.2f}, {worth.high:+.2f}]"
         )
     console.print(table, markup=False)
-    # Parameters are known before the first epoch, at epoch 0.
-    first = {w.signal: w for w in summary.worth if w.epoch in {0, summary.worth[0].epoch}}
-    console.print(_in_words(first), highlight=False, markup=False)
-    if summary.counts.get("PRUNED"):
-        console.print(
-            "pruned trials are missing from these numbers, which makes them optimistic for the"
-            " signal that pruned them.",
-            highlight=False,
-        )
-
-
-def _in_words(first: dict[str, ProxyWorth]) -> str:
-    """Say what flatness was worth after the first epoch, beside the best free signal."""
-    flatness = first.get("flatness")
-    free = [first[name] for name in ("accuracy", "-train_loss", "parameters") if name in first]
-    if flatness is None or not free:
-        return "flatness could not be compared on this study."
-    when = f"after epoch {flatness.epoch}"
-    if flatness.low <= 0 <= flatness.high:
-        what = f"{when}, flatness does not tell good candidates from bad ones here"
-    else:
-        which = "a larger (sharper)" if flatness.tau > 0 else "a smaller (flatter)"
-        what = f"{when}, {which} value goes with a higher final accuracy here"
-    best = max(free, key=lambda worth: worth.tau)
-    return (
-        f"{what} (tau {flatness.tau:+.2f});"
-        f" the best free signal, {best.signal}, has {best.tau:+.2f}."
-    )
 
 
 def print_flatness(result: FlatnessResult, console: Console) -> None:

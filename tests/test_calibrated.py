@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 
 import flatsearch
 from flatsearch import FlatnessPruner, record
-from flatsearch.calibrated import CalibratedRule, tail_probability
+from flatsearch.calibrated import tail_probability
+from flatsearch.predictor import is_best
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 STEPS = 3
@@ -154,17 +155,12 @@ def test_the_record_is_all_there_is(tmp_path: object) -> None:
 
 
 def test_one_audited_trial_stands_for_those_that_were_pruned() -> None:
-    # Ten complete trials, two of them audited with chance 0.1, one of these the third best.
-    study = make_study(FlatnessPruner(rule="calibrated"))
-    rule = CalibratedRule(study, best=0.1, limit=0.1, audit=0.1, n_startup_trials=1)
-    rule._finals = [(float(v),) for v in range(10)]
-    rule._weights = [1.0] * 8 + [10.0, 1.0]
-    assert rule._is_good((9.0,))
-    assert rule._is_good((8.0,))  # better: 1 of 19
-    assert not rule._is_good((7.0,))  # better: 11 of 19
-    rule._weights = [1.0] * 10
-    assert rule._is_good((9.0,))
-    assert not rule._is_good((8.0,))
+    finals, weights = np.arange(10.0)[:, None], np.ones(10)
+    weights[8] = 10.0
+    assert is_best(finals, weights, finals[9], 0.1)
+    assert is_best(finals, weights, finals[8], 0.1)  # better: 1 of 19
+    assert not is_best(finals, weights, finals[7], 0.1)  # better: 11 of 19
+    assert not is_best(finals, np.ones(10), finals[8], 0.1)
 
 
 @pytest.mark.parametrize(

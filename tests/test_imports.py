@@ -19,8 +19,8 @@ ORDER = [
     "errors", "config", "space", "registry", "models", "cost", "drawing", "spacecard", "data",
     "training", "flatness", "proxies", "calibration", "predictor", "record", "liveness", "budget",
     "reuse", "recipe", "metricview", "calibrated", "pruning", "export", "objective", "study",
-    "running", "workers", "summary", "exported", "measuring", "terminal", "progress", "testing",
-    "cli",
+    "running", "workers", "worth", "summary", "wording", "exported", "measuring", "terminal",
+    "progress", "testing", "cli",
 ]  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def test_worth_of_the_signals() -> None:
 def test_pruned_trials_are_owned_up_to() -> None:
     study = study_of(12)
     study.tell(study.ask(), state=optuna.trial.TrialState.PRUNED)
-    assert "pruned trials are missing" in show(summarise(study))
+    assert "Pruned trials are missing" in show(summarise(study))
 
 
 def test_json_has_no_nan() -> None:
