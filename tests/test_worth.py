@@ -12,7 +12,7 @@ from flatsearch import FlatnessPruner, record
 from flatsearch.calibration import Prior, fit, leave_one_out
 from flatsearch.summary import StudySummary, summarise
 from flatsearch.wording import verdicts
-from flatsearch.worth import weighted_taus
+from flatsearch.worth import proxy_worth, weighted_taus
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -132,15 +132,27 @@ def test_what_pruning_was_worth() -> None:
 
 
 def test_an_audit_makes_the_correlation_that_of_all_trials() -> None:
-    whole = summarise(study_of(150, helps=True))
-    truth = next(w for w in whole.worth if (w.signal, w.epoch) == ("accuracy", 1)).tau
-    summary = audited_study()
-    found = next(w for w in summary.worth if (w.signal, w.epoch) == ("accuracy", 1))
-    complete = [t for t in summary.trials if t.state == "COMPLETE"]
+    # Of those below the median at first, one in five is run on.
+    generator = np.random.default_rng(4)
+    flag = record.Decision(0, 0.05, 0.1, "audited", 0.2, 10)
+    complete = []
+    for number in range(1500):
+        a, b = generator.normal(size=2)
+        if a > 0 or generator.random() < 0.2:
+            complete.append(
+                record.TrialRecord(
+                    number, "COMPLETE", (a + b,), {}, None, {"accuracy": a + b},
+                    {0: {"accuracy": a}, 1: {"accuracy": a + b}},
+                    decisions=() if a > 0 else (flag,),
+                )
+            )  # fmt: skip
+    (found,) = (w for w in proxy_worth(complete) if w.epoch == 1)
     naive = stats.kendalltau(
         [t.steps[0]["accuracy"] for t in complete], [t.metrics["accuracy"] for t in complete]
     ).statistic
-    assert abs(found.tau - truth) < abs(naive - truth)
+    truth = 0.5  # 2 / pi asin(r), r = 1 / sqrt(2)
+    assert found.tau == pytest.approx(truth, abs=0.02)
+    assert naive < 0.45
     assert found.low < truth < found.high
 
 
