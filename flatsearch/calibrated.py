@@ -33,10 +33,11 @@ __all__ = ["FLATNESS", "PRIOR", "SIGNALS", "CalibratedRule", "as_observation", "
 
 # What is looked at where a trial has it: metrics of an epoch, their sum, and sizes.
 SIGNALS = (
-    "accuracy", "loss", "train_loss", "tse", "flatness", "hessian_trace", "parameters", "flops",
+    "accuracy", "loss", "train_loss", "tse", "parameters", "flops",
+    "flatness", "hessian_trace", "flatness_all", "hessian_trace_all",
 )  # fmt: skip
 # Those of them that are the project's own.
-FLATNESS = ("flatness", "hessian_trace")
+FLATNESS = ("flatness", "hessian_trace", "flatness_all", "hessian_trace_all")
 # Coefficients to start from, between normal scores: what is free counts as its papers say, a little
 # each, and flatness not at all until the study's own trials say which way. `scripts/replay.py`
 # compares this with starting from nothing.

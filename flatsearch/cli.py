@@ -245,6 +245,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="training images the flatness is measured on (default: %(default)s)",
     )  # fmt: skip
     training.add_argument(
+        "--layers", default=d.layers,
+        help="convolutions whose flatness is measured: last, after every epoch; all, also all of"
+        " them together in the first epochs and at the end (default: %(default)s)",
+    )  # fmt: skip
+    training.add_argument(
         "--validation-fraction", type=float, default=d.validation_fraction,
         help="of the training images (default: %(default)s)",
     )  # fmt: skip
@@ -426,6 +431,7 @@ def _run(options: argparse.Namespace) -> int:
         momentum=options.momentum,
         augment=options.augment,
         probe_size=options.probe_size,
+        layers=options.layers,
         validation_fraction=options.validation_fraction,
         image_size=options.image_size,
         seed=options.seed,

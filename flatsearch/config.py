@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_STORAGE",
     "DEFAULT_TRIALS",
     "DUPLICATES",
+    "LAYERS",
     "OBJECTIVES",
     "PRUNERS",
     "PRUNE_MODES",
@@ -58,6 +59,7 @@ PRUNE_MODES = ("auto", "hard", "soft")
 SOFT_SAMPLERS = ("nsga2", "gp")
 AUGMENTATIONS = ("auto", "none", "crop", "crop+flip")
 DUPLICATES = ("reuse", "retrain")
+LAYERS = ("last", "all")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class RunSettings:
         momentum: Nesterov momentum; 0 for plain SGD.
         augment: "none", "crop", "crop+flip", or "auto" for what suits the data set.
         probe_size: Training images the flatness is measured on.
+        layers: Convolutions whose flatness is measured: the "last" after every epoch; with "all"
+            also all of them together in the first epochs, where that says most about the final
+            accuracy, and at the end.
         validation_fraction: Share of the training data held out to score candidates.
         image_size: Height and width to resize to; None for the data's own.
         seed: Of splits, initialisation, batch order and sampler.
@@ -106,6 +111,7 @@ class RunSettings:
     momentum: float = 0.9
     augment: str = "auto"
     probe_size: int = 256
+    layers: str = "all"
     validation_fraction: float = 0.2
     image_size: int | None = None
     seed: int = 0
@@ -141,6 +147,8 @@ class RunSettings:
             raise SettingsError(
                 unknown_name("way with duplicates", str(self.duplicates), DUPLICATES)
             )
+        if self.layers not in LAYERS:
+            raise SettingsError(unknown_name("layers", str(self.layers), LAYERS))
         if not isinstance(self.tune_recipe, bool):
             raise SettingsError(f"`tune_recipe` must be True or False but got {self.tune_recipe!r}")
 
@@ -185,6 +193,20 @@ class RunSettings:
         """Limits on a candidate's cost, by the names of the objectives."""
         limits = {name: getattr(self, f"max_{name}") for name in COSTS}
         return {name: limit for name, limit in limits.items() if limit is not None}
+
+    def measures_all(self, epoch: int) -> bool:
+        """Return whether all convolutions are measured after an epoch, counted from 1.
+
+        In the first quarter of the epochs, at least two, and in the last one: what their flatness
+        adds to the free signals shrinks as training goes on, and it costs a backward pass per
+        class.
+
+        Example:
+            >>> [e for e in range(1, 13) if RunSettings(epochs=12).measures_all(e)]
+            [1, 2, 3, 12]
+        """
+        early = epoch <= max(2, math.ceil(self.epochs / 4))
+        return self.layers == "all" and (early or epoch == self.epochs)
 
     @property
     def directions(self) -> list[Direction]:

@@ -49,6 +49,10 @@ __all__ = ["FlatnessObjective", "resolve_device"]
 
 # Candidates that `check` tries.
 _CHECKS = 5
+# All convolutions together take a backward pass per class; this many images times classes are about
+# a thousand images of training.
+_IMAGES_BY_CLASSES = 1280
+_LEAST_IMAGES = 16
 
 
 def resolve_device(name: str) -> torch.device:
@@ -365,6 +369,8 @@ class FlatnessObjective:
                 "train_loss": epoch.train_loss,
                 "train_accuracy": epoch.train_accuracy,
             }
+            if settings.measures_all(epoch.epoch):
+                metrics |= self._measure_all(trial, model)
             report(trial, epoch.epoch - 1, **metrics, **fixed, train_seconds=epoch.seconds)
             if self._on_epoch is not None:
                 self._on_epoch(trial, epoch, flatness)
@@ -379,6 +385,23 @@ class FlatnessObjective:
                 record.write_failure(trial, reason)
                 return metrics, False
         return metrics, True
+
+    def _measure_all(self, trial: optuna.Trial, model: torch.nn.Module) -> dict[str, float]:
+        """Measure all convolutions together, and record the value of each."""
+        inputs, targets = self._probe
+        few = max(_LEAST_IMAGES, _IMAGES_BY_CLASSES // self.data.num_classes)
+        try:
+            every = relative_flatness(model, (inputs[:few], targets[:few]), layers="all")
+        except UnsupportedModelError:
+            # One of the convolutions is not covered; the last one is, or the trial has failed.
+            return {}
+        record.write_layers(
+            trial, {name: layer.relative_flatness for name, layer in every.layers.items()}
+        )
+        return {
+            "flatness_all": every.relative_flatness,
+            "hessian_trace_all": every.hessian_trace,
+        }
 
     def _save(
         self, trial: optuna.Trial, model: torch.nn.Module, architecture: Architecture

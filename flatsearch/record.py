@@ -48,6 +48,7 @@ __all__ = [
     "write_failure",
     "write_final",
     "write_late",
+    "write_layers",
     "write_limits",
     "write_minimum",
     "write_network",
@@ -85,6 +86,7 @@ _MIN_ACCURACY = "flatsearch:min_accuracy"
 _PRUNED = "flatsearch:pruned"
 _SAME_AS = "flatsearch:same_as"
 _DECISION = "flatsearch:decision:"
+_LAYERS = "flatsearch:layers"
 _REPEATS = "flatsearch:repeats"
 
 
@@ -134,6 +136,8 @@ class TrialRecord:
         ended_early: Whether it was pruned softly: told as complete, with a violated constraint.
         over_limit: Whether it costs more than the study allows, and was not trained.
         decisions: What a pruner that records its decisions decided, by step.
+        layers: Relative flatness of every convolution by name, in order of execution, where it was
+            measured last.
     """
 
     number: int
@@ -153,6 +157,7 @@ class TrialRecord:
     ended_early: bool = False
     over_limit: bool = False
     decisions: tuple[Decision, ...] = ()
+    layers: Mapping[str, float] = field(default_factory=dict)
 
 
 class TakesAttributes(Protocol):
@@ -232,6 +237,13 @@ def read_steps(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
     """Return every reported step's metrics in ascending order of step."""
     steps = sorted(int(key[len(_STEP) :]) for key in attributes if key.startswith(_STEP))
     return {step: read_step(attributes, step) or {} for step in steps}
+
+
+def write_layers(trial: optuna.Trial, flatness: Mapping[str, float]) -> None:
+    """Store the flatness of every convolution by name; of several times the last one counts."""
+    trial.set_user_attr(
+        _LAYERS, {name: _to_json(float(f"{v:.6g}")) for name, v in flatness.items()}
+    )
 
 
 def write_architecture(trial: optuna.Trial, architecture: Architecture) -> None:
@@ -391,6 +403,7 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         over_limit=is_over_limit(trial),
         ended_early=trial.constraints.get(_PRUNED, 0.0) > 0,
         decisions=tuple(read_decisions(trial)),
+        layers={k: float(v) for k, v in (attributes.get(_LAYERS) or {}).items()},
     )
 
 

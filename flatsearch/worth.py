@@ -43,6 +43,8 @@ _MOST_TRIALS = 2000
 _SIGNALS = {
     "flatness": ("flatness", 1.0),
     "hessian_trace": ("hessian_trace", 1.0),
+    "flatness_all": ("flatness_all", 1.0),
+    "hessian_trace_all": ("hessian_trace_all", 1.0),
     "accuracy": ("accuracy", 1.0),
     "-train_loss": ("train_loss", -1.0),
 }

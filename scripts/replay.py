@@ -39,6 +39,7 @@ from optuna.pruners import (
 import flatsearch
 from flatsearch import record
 from flatsearch.calibrated import FLATNESS, SIGNALS
+from flatsearch.config import RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,8 +53,12 @@ METRICS = {
     "train_accuracy": "train_accuracy",
     "flatness": "kappa_last",
     "hessian_trace": "trace_last",
+    "flatness_all": "kappa_all",
+    "hessian_trace_all": "trace_all",
 }
+ALL = ("flatness_all", "hessian_trace_all")
 FIXED = {"parameters": "z.parameters", "flops": "z.flops"}
+LAST = tuple(name for name in SIGNALS if name not in ALL)
 WITHOUT = tuple(name for name in SIGNALS if name not in FLATNESS)
 
 
@@ -74,6 +79,9 @@ def pruners(epochs: int, several: bool) -> dict[str, Callable[[], optuna.pruners
         "flatness, small pruned": flatsearch.FlatnessPruner,
         "flatness, large pruned": lambda: flatsearch.FlatnessPruner(direction="minimize"),
         "calibrated": lambda: flatsearch.FlatnessPruner(rule="calibrated"),
+        "calibrated, last layer": lambda: flatsearch.FlatnessPruner(
+            rule="calibrated", signals=LAST
+        ),
         "calibrated, no kappa": lambda: flatsearch.FlatnessPruner(
             rule="calibrated", signals=WITHOUT
         ),
@@ -86,9 +94,14 @@ class Table:
     def __init__(self, name: str, several: bool) -> None:
         curves = tables.load(name)
         self.epochs, self.n = curves.epochs, len(curves)
+        settings = RunSettings(epochs=self.epochs)
         self.steps = [
-            {m: curves.column(c, epoch + 1) for m, c in METRICS.items()}
-            for epoch in range(self.epochs)
+            {
+                m: curves.column(c, epoch)
+                for m, c in METRICS.items()
+                if m not in ALL or settings.measures_all(epoch)
+            }
+            for epoch in range(1, self.epochs + 1)
         ]
         self.fixed = {m: curves.column(c) for m, c in FIXED.items()}
         self.test = curves.target() * (0.01 if curves.published else 1.0)
