@@ -40,16 +40,17 @@ def verdicts(summary: StudySummary) -> list[str]:
 
 def _alone(first: dict[str, ProxyWorth]) -> str:
     """Say what flatness alone was worth after the first epoch, beside the best free signal."""
-    flatness = first.get("flatness")
+    layers = "all convolutions" if "flatness_all" in first else "the last convolution"
+    flatness = first.get("flatness_all", first.get("flatness"))
     free = [first[name] for name in ("accuracy", "-train_loss", "parameters") if name in first]
     if flatness is None or not free:
         return "Flatness could not be compared on this study."
-    when = f"After epoch {flatness.epoch}"
+    when = f"After epoch {flatness.epoch}, the flatness of {layers}"
     if flatness.low <= 0 <= flatness.high:
-        what = f"{when}, flatness does not tell good candidates from bad ones here"
+        what = f"{when} does not tell good candidates from bad ones here"
     else:
         which = "a larger (sharper)" if flatness.tau > 0 else "a smaller (flatter)"
-        what = f"{when}, {which} value goes with a higher final accuracy here"
+        what = f"{when} tells good from bad here: {which} value goes with a higher final accuracy"
     best = max(free, key=lambda worth: worth.tau)
     return (
         f"{what} (tau {flatness.tau:+.2f});"

@@ -40,6 +40,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_latency": float("nan")}, "`max_latency` must be a positive number but got nan"),
     ({"max_batch_latency": 0}, "`max_batch_latency` must be a positive number but got 0"),
     ({"duplicates": "keep"}, "unknown way with duplicates 'keep'; known: retrain, reuse"),
+    ({"layers": "every"}, "unknown layers 'every'; known: all, last"),
     ({"tune_recipe": "yes"}, "`tune_recipe` must be True or False but got 'yes'"),
 ]
 ACCEPTED: list[dict[str, Any]] = [

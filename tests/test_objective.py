@@ -50,6 +50,7 @@ def test_the_record_of_a_trial(digits: ImageData) -> None:
         assert {
             "accuracy", "loss", "train_loss", "train_accuracy", "flatness", "hessian_trace",
             "flatness_standard_error", "probe_loss", "train_seconds",
+            "flatness_all", "hessian_trace_all",
         } == set(metrics)  # fmt: skip
         assert all(math.isfinite(value) for value in metrics.values())
     assert trial.values == (trial.steps[2]["accuracy"], trial.steps[2]["flatness"])
@@ -57,6 +58,47 @@ def test_the_record_of_a_trial(digits: ImageData) -> None:
     width = frozen.params["width"]
     assert trial.metrics["parameters"] == width * 10 + width * 10 + 10
     assert trial.metrics["flops"] == 2 * (width * 9 * 64 + width * 10)
+
+
+def test_all_convolutions_are_measured_early_and_at_the_end(digits: ImageData) -> None:
+    objective = FlatnessObjective("plain_cnn", digits, epochs=5, device="cpu")
+    trial = record.read_trial(run(objective, 1).trials[0])
+    assert [step for step, m in trial.steps.items() if "flatness_all" in m] == [0, 1, 4]
+    last = trial.steps[4]
+    assert sum(trial.layers.values()) == pytest.approx(last["flatness_all"], rel=1e-4)
+    assert len(trial.layers) >= 2
+    one = FlatnessObjective(Tiny(), digits, settings=RunSettings(epochs=2, layers="last"))
+    trial = record.read_trial(run(one, 1).trials[0])
+    assert not any("flatness_all" in metrics for metrics in trial.steps.values())
+    assert trial.layers == {}
+
+
+class Twice(Tiny):
+    """A network whose first kernel is used twice, which the measure of all layers refuses."""
+
+    def build(
+        self, architecture: Architecture, in_channels: int = 3, num_classes: int = 10
+    ) -> nn.Module:
+        class Shared(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first = nn.Conv2d(in_channels, 4, 1)
+                self.shared = nn.Conv2d(4, 4, 1)
+                self.last = nn.Conv2d(4, 4, 3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.last(self.shared(self.shared(self.first(x)).relu())).relu()
+
+        return GapCnn(Shared(), 4, num_classes)
+
+
+def test_a_network_of_which_not_all_layers_are_covered_is_searched_all_the_same(
+    digits: ImageData,
+) -> None:
+    trial = record.read_trial(run(FlatnessObjective(Twice(), digits, epochs=1), 1).trials[0])
+    assert trial.state == "COMPLETE"
+    assert "flatness" in trial.steps[0]
+    assert "flatness_all" not in trial.steps[0]
 
 
 def test_the_recorded_flatness_is_the_measure_of_the_saved_model(

@@ -80,7 +80,7 @@ def test_worth_of_the_signals() -> None:
     assert all(w.low - 1e-9 <= w.tau <= w.high + 1e-9 for w in summary.worth)
     assert {w.n_trials for w in summary.worth} == {12}
     text = show(summary)
-    assert "a larger (sharper) value goes with a higher final accuracy here (tau +1.00)" in text
+    assert "a larger (sharper) value goes with a higher final accuracy (tau +1.00)" in text
 
 
 def test_pruned_trials_are_owned_up_to() -> None:
