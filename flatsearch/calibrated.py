@@ -39,8 +39,7 @@ SIGNALS = (
 # Those of them that are the project's own.
 FLATNESS = ("flatness", "hessian_trace", "flatness_all", "hessian_trace_all")
 # Coefficients to start from, between normal scores: what is free counts as its papers say, a little
-# each, and flatness not at all until the study's own trials say which way. `scripts/replay.py`
-# compares this with starting from nothing.
+# each, and flatness not at all until the study's own trials say which way.
 PRIOR = {
     "accuracy": 0.15, "loss": -0.15, "train_loss": -0.2, "tse": -0.15, "parameters": 0.1,
     "flops": 0.1,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-FOLDER = Path(__file__).resolve().parent / "results" / "curves"
+FOLDER = Path(os.environ.get("CURVES", Path(__file__).resolve().parent / "results" / "curves"))
 # Everything that was chosen (features, prior, limits) was chosen on these alone.
 TUNING = ("fashion-plain", "cifar10-resnet", "fashion-recipes")
 
