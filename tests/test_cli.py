@@ -136,7 +136,7 @@ def test_from_nothing_to_a_front_and_on(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_default_budget_is_a_total(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flatsearch.cli.DEFAULT_TRIALS", 3)
+    monkeypatch.setattr("flatsearch.cli.run.DEFAULT_TRIALS", 3)
     options = ["run", "--space", "./my_space.py:MySpace", "--epochs", "1"]
     assert call(*options) == 0
     assert call(*options) == 0

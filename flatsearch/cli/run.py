@@ -1,15 +1,27 @@
-"""The command line: parse, call, print. Heavy modules are imported where they are used."""
+"""`flatsearch run` and `flatsearch worker`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
+from flatsearch.cli.options import (
+    add_data,
+    add_device,
+    add_json,
+    add_storage,
+    add_timeout,
+    artifact_store,
+    count,
+    load_for_reading,
+    make_console,
+    milliseconds,
+    print_json,
+)
 from flatsearch.config import (
     AUGMENTATIONS,
     DEFAULT_ARTIFACTS,
@@ -25,102 +37,22 @@ from flatsearch.config import (
     SOFT_SAMPLERS,
     RunSettings,
 )
-from flatsearch.errors import FlatsearchError, UsageError, unknown_name
+from flatsearch.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import optuna
-    from optuna.artifacts import FileSystemArtifactStore
 
     from flatsearch.objective import FlatnessObjective
     from flatsearch.progress import Progress
     from flatsearch.summary import StudySummary
 
-__all__ = ["main"]
+__all__ = ["add_run", "add_worker"]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports wrong use as one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="flatsearch",
-        description="Architecture search for image classifiers with Optuna and an exact"
-        " relative-flatness measure.",
-    )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="search: create a study, or go on with it"))
-    _add_worker(commands.add_parser("worker", help="join a search that was started elsewhere"))
-    _add_spaces(commands.add_parser("spaces", help="list the search spaces, or show one"))
-    _add_report(commands.add_parser("report", help="tables and Pareto front of a study"))
-    _add_measure(commands.add_parser("measure", help="measure the flatness of a model"))
-    for command in commands.choices.values():
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
-
-
-def _add_storage(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--storage", default=DEFAULT_STORAGE, metavar="URL",
-        help="Optuna storage (default: %(default)s, in the working folder)",
-    )  # fmt: skip
-
-
-def _add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument(
-        "--data", default=default, required=default is None, metavar="DATA",
-        help="digits, a torchvision name (cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn),"
-        " a folder of class folders of images, or an .npz file"
-        + (" (default: %(default)s)" if default else ""),
-    )  # fmt: skip
-    parser.add_argument(
-        "--data-root", default="data", metavar="DIR",
-        help="where torchvision data sets are, or are downloaded to (default: %(default)s)",
-    )  # fmt: skip
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (default: %(default)s)"
-    )
-
-
-def _add_timeout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS",
-        help="start no new trial after this long; the running one ends at its next epoch, and does"
-        " not count",
-    )  # fmt: skip
-
-
-def _add_worker(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Join a search, on this machine or another one, through its storage: the search goes on"
-        " until it has the trials that 'flatsearch run' asked for. Settings come from the study;"
-        " data sets are found by the same name or path."
-    )
-    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
-    _add_storage(parser)
-    _add_device(parser)
-    _add_timeout(parser)
-    parser.add_argument("--data", metavar="DATA", help="where the same data are on this machine")
-    parser.add_argument("--data-root", metavar="DIR", help="of torchvision data sets")
-    parser.add_argument("--artifacts", metavar="DIR", help="where trained models are saved")
-    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
-    parser.set_defaults(call=_worker)
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Define `flatsearch run`."""
     d = RunSettings()
     parser.description = (
         "Search. Each trial builds a network from the space, trains it briefly, measures its"
@@ -131,7 +63,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--space", required=True, help="a name (see 'flatsearch spaces'), pkg.mod:Class or"
         " ./file.py:Class",
     )  # fmt: skip
-    _add_data(parser, "digits")
+    add_data(parser, "digits")
     parser.add_argument(
         "--objectives", default=",".join(d.objectives), metavar="NAMES",
         help=f"comma-separated, of {', '.join(OBJECTIVES)} (default: %(default)s)",
@@ -144,7 +76,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=int, default=d.epochs, help="per trial (default: %(default)s)"
     )
-    _add_timeout(parser)
+    add_timeout(parser)
     parser.add_argument(
         "--workers", type=int, default=1, metavar="W",
         help="processes on this machine, one trial each at a time; GPUs are used in turn. Other"
@@ -155,8 +87,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="failed trials in a row that end the run (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--study", metavar="NAME", help="the study's name (default: SPACE-DATA)")
-    _add_storage(parser)
-    _add_device(parser)
+    add_storage(parser)
+    add_device(parser)
     parser.add_argument(
         "--sampler", default="tpe", help=f"{', '.join(SAMPLERS)} (default: %(default)s)"
     )
@@ -187,20 +119,20 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--artifacts", default=DEFAULT_ARTIFACTS, metavar="DIR",
         help="where trained models are saved, or 'none' (default: %(default)s)",
     )  # fmt: skip
-    _add_json(parser)
+    add_json(parser)
     limits = parser.add_argument_group(
         "limits", "a candidate over a limit is not trained, and does not count as a trial"
     )
-    limits.add_argument("--max-params", type=_count, metavar="N", help="parameters, e.g. 200k")
-    limits.add_argument("--max-flops", type=_count, metavar="N", help="per image, e.g. 30M")
+    limits.add_argument("--max-params", type=count, metavar="N", help="parameters, e.g. 200k")
+    limits.add_argument("--max-flops", type=count, metavar="N", help="per image, e.g. 30M")
     limits.add_argument(
-        "--max-memory", type=_count, metavar="BYTES", help="of one image's activations, e.g. 2M"
+        "--max-memory", type=count, metavar="BYTES", help="of one image's activations, e.g. 2M"
     )
     limits.add_argument(
-        "--max-latency", type=_milliseconds, metavar="TIME", help="of one image, e.g. 2ms"
+        "--max-latency", type=milliseconds, metavar="TIME", help="of one image, e.g. 2ms"
     )
     limits.add_argument(
-        "--max-batch-latency", type=_milliseconds, metavar="TIME", help="of 64 images, e.g. 50ms"
+        "--max-batch-latency", type=milliseconds, metavar="TIME", help="of 64 images, e.g. 50ms"
     )
     training = parser.add_argument_group("training and data")
     training.add_argument(
@@ -256,158 +188,22 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(call=_run)
 
 
-def _count(text: str) -> int:
-    """Return a count with an optional unit.
-
-    Args:
-        text: Digits, and k, M or G.
-
-    Returns:
-        The count.
-
-    Raises:
-        ArgumentTypeError: If the text is something else.
-
-    Example:
-        >>> _count("200k"), _count("1.5M"), _count("12")
-        (200000, 1500000, 12)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"must be a number such as 200k or 1.5M but is {text!r}")
-    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
-
-
-def _milliseconds(text: str) -> float:
-    """Return a time in milliseconds.
-
-    Args:
-        text: Digits, and us, ms (also where nothing is given) or s.
-
-    Returns:
-        Milliseconds.
-
-    Raises:
-        ArgumentTypeError: If the text is something else.
-
-    Example:
-        >>> _milliseconds("2ms"), _milliseconds("500us"), _milliseconds("0.1s"), _milliseconds("3")
-        (2.0, 0.5, 100.0, 3.0)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s|)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"must be a time such as 2ms or 500us but is {text!r}")
-    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "": 1.0, "s": 1e3}[match[2]]
-
-
-def _add_spaces(parser: argparse.ArgumentParser) -> None:
-    parser.description = "List the installed search spaces, or show one with its parameters."
-    parser.add_argument("name", nargs="?", help="a name, pkg.mod:Class or ./file.py:Class")
-    _add_json(parser)
-    parser.set_defaults(call=_spaces)
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Show a study: trials, Pareto front, what the early signals were worth."
-    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
-    _add_storage(parser)
-    _add_json(parser)
-    parser.set_defaults(call=_report)
-
-
-def _add_measure(parser: argparse.ArgumentParser) -> None:
+def add_worker(parser: argparse.ArgumentParser) -> None:
+    """Define `flatsearch worker`."""
     parser.description = (
-        "Measure a model's relative flatness on the training probe of the data. A torchvision"
-        " model has random weights unless --weights is given."
+        "Join a search, on this machine or another one, through its storage: the search goes on"
+        " until it has the trials that 'flatsearch run' asked for. Settings come from the study;"
+        " data sets are found by the same name or path."
     )
-    parser.add_argument(
-        "model", help="a model file saved by 'flatsearch run', a .pt2 file saved by"
-        " torch.export.save, or torchvision:NAME (resnet18, ...)",
-    )  # fmt: skip
-    _add_data(parser, None)
-    parser.add_argument(
-        "--layers",
-        default="last",
-        help="last, all, head (the linear classifier), or comma-separated names (default:"
-        " %(default)s)",
-    )
-    parser.add_argument(
-        "--normalize", action="store_true",
-        help="measure kernels on inputs of unit standard deviation per channel",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N",
-        help="samples at a time (default: what fits into the free memory)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--samples", type=int, default=512, help="training images to use (default: %(default)s)"
-    )
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resize images")
-    parser.add_argument(
-        "--weights", metavar="NAME",
-        help="of a torchvision model: DEFAULT, another published name, or a file with a state"
-        " dictionary",
-    )  # fmt: skip
-    parser.add_argument("--float64", action="store_true", help="compute in double precision")
-    parser.add_argument("--seed", type=int, default=RunSettings().seed, help="of the data split")
-    _add_device(parser)
-    _add_json(parser)
-    parser.set_defaults(call=_measure)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: Arguments; those of the process where None.
-
-    Returns:
-        The exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted.
-    """
-    parser = _parser()
-    try:
-        options = parser.parse_args(argv)
-    except SystemExit as stop:  # argparse exits by itself for --help and wrong use
-        return int(stop.code or 0)
-    if options.version:
-        from flatsearch import __version__
-
-        print(f"flatsearch {__version__}")
-        return 0
-    if options.command is None:
-        parser.print_help()
-        return 2
-    try:
-        code = options.call(options)
-    except KeyboardInterrupt as stop:
-        print("flatsearch: interrupted; finished trials are kept", file=sys.stderr)
-        return 128 + int(getattr(stop, "signum", 2))
-    except BrokenPipeError:  # the reader of our output went away: not an error of ours
-        sys.stderr.close()
-        return 1
-    except Exception as error:
-        if options.debug:
-            raise
-        kind = "" if isinstance(error, (FlatsearchError, OSError)) else f"{type(error).__name__}: "
-        text = " ".join(str(error).split())
-        print(f"flatsearch {options.command}: error: {kind}{text}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return code or 0
-
-
-def _print_json(fields: dict[str, Any]) -> None:
-    from flatsearch.summary import finite
-
-    print(json.dumps(finite(fields), allow_nan=False))
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(soft_wrap=False)
-    if not console.is_terminal:
-        console.width = 160
-    return console
+    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
+    add_storage(parser)
+    add_device(parser)
+    add_timeout(parser)
+    parser.add_argument("--data", metavar="DATA", help="where the same data are on this machine")
+    parser.add_argument("--data-root", metavar="DIR", help="of torchvision data sets")
+    parser.add_argument("--artifacts", metavar="DIR", help="where trained models are saved")
+    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(call=_worker)
 
 
 def _study_name(space: str, data: str) -> str:
@@ -473,7 +269,7 @@ def _run(options: argparse.Namespace) -> int:
     make_pruner(options.pruner, settings.objectives, options.prune_on)
     if options.prune_mode not in PRUNE_MODES:
         raise UsageError(unknown_name("prune mode", options.prune_mode, PRUNE_MODES))
-    _artifact_store(options.artifacts)
+    artifact_store(options.artifacts)
     storage = open_storage(options.storage)
     progress = Progress(Console(stderr=True), settings)
     objective = _objective(options, settings, progress)
@@ -496,9 +292,9 @@ def _run(options: argparse.Namespace) -> int:
     finally:
         summary = summarise(study)
         if options.json:
-            _print_json({**summary.to_dict(), "storage": options.storage})
+            print_json({**summary.to_dict(), "storage": options.storage})
         else:
-            console = _console()
+            console = make_console()
             print_summary(summary, console)
             console.print(_next_steps(summary, options), highlight=False, markup=False)
         if n_trials and "COMPLETE" not in summary.counts:
@@ -539,7 +335,7 @@ def _objective(
         settings=settings,
         device=options.device,
         prune_mode="soft" if soft else "hard",
-        artifact_store=_artifact_store(options.artifacts),
+        artifact_store=artifact_store(options.artifacts),
         on_epoch=progress.epoch,
     )
 
@@ -583,17 +379,14 @@ def _run_workers(name: str, options: argparse.Namespace, say: Callable[[str], No
 def _worker(options: argparse.Namespace) -> None:
     import dataclasses
 
-    import optuna
     from rich.console import Console
 
     from flatsearch import record
     from flatsearch.progress import Progress
-    from flatsearch.study import load_study, open_storage, open_study
+    from flatsearch.study import open_storage, open_study
 
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    _refuse_missing_sqlite(options.storage)
+    study = load_for_reading(options)
     storage = open_storage(options.storage)
-    study = load_study(options.study, storage)
     run, stored = record.read_run(study), record.read_settings(study)
     if run is None or stored is None:
         raise UsageError(
@@ -616,19 +409,6 @@ def _worker(options: argparse.Namespace) -> None:
     _run_trials(study, objective, progress, options, run["target"])
 
 
-def _artifact_store(name: str) -> FileSystemArtifactStore | None:
-    """Return the store, whose folder is made when a run begins; None for "none"."""
-    from optuna.artifacts import FileSystemArtifactStore
-
-    if name == "none":
-        return None
-    folder = Path(name)
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise UsageError(f"--artifacts {name!r} is not a folder that can be written to")
-    return FileSystemArtifactStore(folder)
-
-
 def _next_steps(summary: StudySummary, options: argparse.Namespace) -> str:
     """Say what to type next."""
     storage = "" if options.storage == DEFAULT_STORAGE else f" --storage {options.storage}"
@@ -646,116 +426,3 @@ def _next_steps(summary: StudySummary, options: argparse.Namespace) -> str:
     if given and "--trials" not in given:
         lines.append(f"  flatsearch {given} --trials 10    # ten more trials")
     return "\n".join(lines)
-
-
-def _spaces(options: argparse.Namespace) -> None:
-    import optuna
-
-    from flatsearch.registry import load_space, space_names
-    from flatsearch.spacecard import describe_space
-    from flatsearch.terminal import in_words
-
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-
-    if options.name is None:
-        names = {name: _first_line(load_space(name)) for name in space_names()}
-        if options.json:
-            _print_json({"spaces": names})
-            return
-        for name, text in names.items():
-            print(f"{name:20s} {text}")
-        return
-    card = describe_space(load_space(options.name))
-    if options.json:
-        _print_json({"space": options.name, **card})
-        return
-    print(f"{options.name}: {_first_line(load_space(options.name))}\n")
-    for parameter, text in card["parameters"].items():
-        print(f"  {parameter:16s} {text}")
-    sample, low, high = (card[key] for key in ("samples", "smallest", "largest"))
-    count = card["architectures"]
-    estimate = card["settings_estimate"]
-    number = f"{count:,}" if count is not None else "infinitely many settings"
-    if estimate is not None:
-        number = f"too many to count; about {estimate:.2g} settings"
-    print(f"\narchitectures: {number}")
-    print(f"example: {in_words(card['example'])}\n")
-    for line in card["drawing"]:
-        print(f"  {line}")
-    print(f"\nof {sample} random architectures (32x32, 3 channels, 10 classes):")
-    for what, entry in (("smallest", low), ("largest", high)):
-        print(
-            f"  {what:9s} {entry['parameters']:,} parameters, {entry['flops']:,} FLOPs,"
-            f" {entry['memory']:,} bytes of activations"
-        )
-
-
-def _first_line(space: object) -> str:
-    return (type(space).__doc__ or "").strip().split("\n")[0]
-
-
-def _report(options: argparse.Namespace) -> None:
-    import optuna
-
-    from flatsearch.study import load_study, open_storage
-    from flatsearch.summary import summarise
-    from flatsearch.terminal import print_summary
-
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    _refuse_missing_sqlite(options.storage)
-    summary = summarise(load_study(options.study, open_storage(options.storage)))
-    if options.json:
-        _print_json(summary.to_dict())
-    else:
-        print_summary(summary, _console(), all_trials=True)
-
-
-def _refuse_missing_sqlite(url: str) -> None:
-    """Opening a SQLite file that is not there would create an empty one."""
-    file = url.removeprefix("sqlite:///")
-    if file != url and not Path(file).exists():
-        raise UsageError(f"storage {url!r} does not exist; give --storage, or run a search first")
-
-
-def _measure(options: argparse.Namespace) -> None:
-    if options.samples < 1:
-        raise UsageError(f"--samples must be at least 1 but got {options.samples}")
-    if options.batch_size is not None and options.batch_size < 1:
-        raise UsageError(f"--batch-size must be at least 1 but got {options.batch_size}")
-    import torch
-
-    from flatsearch.flatness import relative_flatness
-    from flatsearch.measuring import load_for_measuring
-    from flatsearch.objective import resolve_device
-    from flatsearch.terminal import print_flatness
-
-    device = resolve_device(options.device)
-    model, inputs, targets, note = load_for_measuring(
-        options.model,
-        options.data,
-        samples=options.samples,
-        image_size=options.image_size,
-        weights=options.weights,
-        seed=options.seed,
-        root=options.data_root,
-    )
-    layers = options.layers
-    keyword = layers in {"last", "all", "head"}
-    result = relative_flatness(
-        model.to(device),
-        (inputs, targets),
-        layers=layers if keyword else [name.strip() for name in layers.split(",")],
-        normalize="input" if options.normalize else None,
-        dtype=torch.float64 if options.float64 else None,
-        batch_size=options.batch_size,
-    )
-    if options.json:
-        import dataclasses
-
-        fields = {**dataclasses.asdict(result), "model": options.model, "data": options.data}
-        fields["note"] = note
-        _print_json(fields)
-        return
-    print_flatness(result, _console())
-    if note:
-        print(note)
