@@ -1,4 +1,4 @@
-"""Brief training of one candidate, epoch by epoch; knows nothing of Optuna."""
+"""Training of a candidate, epoch by epoch; knows nothing of Optuna."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flatsearch.config import RunSettings
     from flatsearch.data import ImageData, Split
 
-__all__ = ["EpochResult", "evaluate", "is_out_of_memory", "train"]
+__all__ = ["EpochResult", "Trainer", "evaluate", "is_out_of_memory", "train"]
 
 # Images per forward pass where no gradients are needed.
 _EVALUATED = 512
@@ -93,6 +93,125 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = _EVALUATED) -> tu
     return float(loss) / len(split), float(right) / len(split)
 
 
+class Trainer:
+    """Trains a model epoch by epoch, and can be stopped and gone on with after each.
+
+    SGD with Nesterov momentum, weight decay and a one-cycle learning rate over all epochs
+    (Smith and Topin, "Super-Convergence", arXiv 1708.07120); mixed precision on CUDA.
+
+    Args:
+        model: On the data's device; changed in place.
+        data: Its training split is trained on.
+        settings: Epochs, batch size, learning rate, weight decay, momentum, augmentation.
+        seed: Of batch order and augmentation.
+        accumulate: Parts a batch is split into, whose gradients are added up: the same step with
+            less memory, but for batch norm, which sees the parts.
+        label_smoothing: Share of every target that is spread over all classes (Szegedy et al. 2016,
+            arXiv 1512.00567), in [0, 1).
+        on_batch: Called before every batch; what it raises ends the training.
+        on_step: Called after every step of the optimiser.
+
+    Attributes:
+        epochs_done: How many epochs have been trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        settings: RunSettings,
+        *,
+        seed: int,
+        accumulate: int = 1,
+        label_smoothing: float = 0.0,
+        on_batch: Callable[[], None] | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        self._model, self._split, self._settings = model, data.train, settings
+        self._accumulate, self._smoothing = accumulate, label_smoothing
+        self._on_batch, self._on_step = on_batch, on_step
+        self._device = data.train.targets.device
+        self._generator = torch.Generator().manual_seed(seed)
+        self._augment = data.augmentation(settings.augment)
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.momentum > 0,
+        )
+        # The last batch is kept unless it is one image, on which batch norm cannot train.
+        self._batch_size = min(settings.batch_size, len(data.train))
+        full, rest = divmod(len(data.train), self._batch_size)
+        self.steps_per_epoch = full + (rest > 1)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer,
+            max_lr=settings.lr,
+            total_steps=settings.epochs * self.steps_per_epoch + 1,
+            cycle_momentum=False,
+        )
+        half_without_range = self._device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        self._scaler = torch.amp.GradScaler(enabled=half_without_range)
+        self.epochs_done = 0
+
+    def epoch(self) -> tuple[float, float]:
+        """Train for one epoch.
+
+        Returns:
+            Running means over the epoch, on augmented images, as weights change: the loss (with
+            label smoothing, if any) in nats, and the accuracy. NaN if training has diverged.
+        """
+        self._model.train()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        right = torch.zeros((), dtype=torch.int64, device=self._device)
+        seen = 0
+        batches = self._split.batches(
+            self._batch_size, generator=self._generator, augment=self._augment
+        )
+        for x, y in batches:
+            if self._on_batch is not None:
+                self._on_batch()
+            if len(y) < 2:
+                continue
+            self._optimizer.zero_grad(set_to_none=True)
+            # No part of one image, on which batch norm cannot train.
+            parts = min(self._accumulate, len(y) // 2)
+            for images, targets in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+                with _autocast(self._device):
+                    logits = self._model(images)
+                    loss = F.cross_entropy(logits, targets, label_smoothing=self._smoothing)
+                share = len(targets) / len(y)
+                self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach().double() * len(targets)
+                right += (logits.argmax(1) == targets).sum()
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            self._schedule.step()
+            if self._on_step is not None:
+                self._on_step()
+            seen += len(y)
+        self.epochs_done += 1
+        return float(loss_sum) / seen, float(right) / seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the model that is needed to go on after this epoch."""
+        return {
+            "epochs_done": self.epochs_done,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called; the model's own state is loaded apart."""
+        self.epochs_done = state["epochs_done"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+        self._generator.set_state(state["generator"].cpu())
+
+
 def train(
     model: nn.Module,
     data: ImageData,
@@ -102,19 +221,15 @@ def train(
     accumulate: int = 1,
     on_batch: Callable[[], None] | None = None,
 ) -> Iterator[EpochResult]:
-    """Train a model and yield after every epoch.
-
-    SGD with Nesterov momentum, weight decay and a one-cycle learning rate over all epochs
-    (Smith and Topin, "Super-Convergence", arXiv 1708.07120); mixed precision on CUDA.
+    """Train a model with a `Trainer`, and validate it after every epoch.
 
     Args:
         model: On the data's device; changed in place. After each yield it is in eval mode.
         data: Training and validation splits.
-        settings: Epochs, batch size, learning rate, weight decay, momentum, augmentation.
-        seed: Of batch order and augmentation.
-        accumulate: Parts a batch is split into, whose gradients are added up: the same step with
-            less memory, but for batch norm, which sees the parts.
-        on_batch: Called before every batch; what it raises ends the training.
+        settings: See `Trainer`.
+        seed: See `Trainer`.
+        accumulate: See `Trainer`.
+        on_batch: See `Trainer`.
 
     Yields:
         One result per epoch.
@@ -122,66 +237,21 @@ def train(
     Raises:
         DivergedError: If a loss is NaN or infinite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    device = data.train.targets.device
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-    )
-    # The last batch is kept unless it is one image, on which batch norm cannot train.
-    batch_size = min(settings.batch_size, len(data.train))
-    steps = len(data.train) // batch_size + (len(data.train) % batch_size > 1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=settings.lr,
-        total_steps=settings.epochs * steps + 1,
-        cycle_momentum=False,
-    )
-    scaler = torch.amp.GradScaler(
-        enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported()
-    )
-    augment = data.augmentation(settings.augment)
+    trainer = Trainer(model, data, settings, seed=seed, accumulate=accumulate, on_batch=on_batch)
     for epoch in range(1, settings.epochs + 1):
         started = time.perf_counter()
-        model.train()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        right = torch.zeros((), dtype=torch.int64, device=device)
-        seen = 0
-        for x, y in data.train.batches(batch_size, generator=generator, augment=augment):
-            if on_batch is not None:
-                on_batch()
-            if len(y) < 2:
-                continue
-            optimizer.zero_grad(set_to_none=True)
-            # No part of one image, on which batch norm cannot train.
-            parts = min(accumulate, len(y) // 2)
-            for images, targets in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
-                with _autocast(device):
-                    logits = model(images)
-                    loss = F.cross_entropy(logits, targets)
-                share = len(targets) / len(y)
-                scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-                loss_sum += loss.detach().double() * len(targets)
-                right += (logits.argmax(1) == targets).sum()
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            seen += len(y)
-        train_loss = float(loss_sum) / seen
-        loss_value, accuracy = evaluate(model, data.validation, _EVALUATED // accumulate)
-        if not (math.isfinite(train_loss) and math.isfinite(loss_value)):
+        train_loss, train_accuracy = trainer.epoch()
+        loss, accuracy = evaluate(model, data.validation, _EVALUATED // accumulate)
+        if not (math.isfinite(train_loss) and math.isfinite(loss)):
             raise DivergedError(
                 f"training diverged in epoch {epoch}: training loss {train_loss:.3g},"
-                f" validation loss {loss_value:.3g}"
+                f" validation loss {loss:.3g}"
             )
         yield EpochResult(
             epoch=epoch,
             train_loss=train_loss,
-            train_accuracy=float(right) / seen,
-            loss=loss_value,
+            train_accuracy=train_accuracy,
+            loss=loss,
             accuracy=accuracy,
             seconds=time.perf_counter() - started,
         )
