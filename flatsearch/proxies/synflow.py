@@ -20,8 +20,11 @@ def _without_norms(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, _NORMS):
             setattr(module, name, nn.Identity())
-        else:
-            _without_norms(child)
+            continue
+        # What was a copy behind a normalisation is now the tensor itself, which others need too.
+        if isinstance(getattr(child, "inplace", None), bool):
+            child.inplace = False  # type: ignore[assignment]
+        _without_norms(child)
 
 
 def synflow(model: nn.Module, shape: Sequence[int]) -> float:

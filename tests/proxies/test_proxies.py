@@ -216,3 +216,27 @@ def test_blocks_are_those_of_the_feature_extractor() -> None:
     ):
         torch.manual_seed(1)
         assert getattr(aznas, name)(net, x) == pytest.approx(expected, rel=1e-6)
+
+
+class PreActivation(nn.Module):
+    """relu(x) and a residual branch that begins with a norm and an activation in place."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 1, bias=False)
+        self.first = nn.ReLU()
+        self.branch = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(inplace), nn.Conv2d(2, 2, 1))
+        self.classifier = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.stem(x))
+        return self.classifier((x + self.branch(x)).mean((2, 3)))
+
+
+def test_synflow_of_activations_in_place() -> None:
+    values = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        evidence = Evidence(PreActivation(inplace=inplace), pixels(1, 2), torch.tensor([0, 1]))
+        values.append(compute("synflow", evidence))
+    assert values[0] == values[1]
