@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flatsearch.classifier import Classifier, load
     from flatsearch.config import RunSettings
     from flatsearch.data import ImageData, load_data
     from flatsearch.errors import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
     from flatsearch.export import ModelCard, load_model, save_model
     from flatsearch.flatness import FlatnessResult, LayerFlatness, relative_flatness
+    from flatsearch.formats import export_model
     from flatsearch.models import GapCnn, count_flops, count_parameters
     from flatsearch.objective import FlatnessObjective
     from flatsearch.pruning import AnyPruner, FlatnessPruner, mark_pruned, report, should_prune
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AnyPruner",
     "Architecture",
+    "Classifier",
     "DataError",
     "DivergedError",
     "FlatnessObjective",
@@ -56,6 +59,8 @@ __all__ = [
     "UsageError",
     "count_flops",
     "count_parameters",
+    "export_model",
+    "load",
     "load_data",
     "load_model",
     "load_space",
@@ -69,11 +74,13 @@ __all__ = [
 
 _ERRORS = {name for name in __all__ if name.endswith("Error")}
 _HOME = {
+    "classifier": {"Classifier", "load"},
     "config": {"RunSettings"},
     "data": {"ImageData", "load_data"},
     "errors": _ERRORS,
     "export": {"ModelCard", "load_model", "save_model"},
     "flatness": {"FlatnessResult", "LayerFlatness", "relative_flatness"},
+    "formats": {"export_model"},
     "models": {"GapCnn", "count_flops", "count_parameters"},
     "objective": {"FlatnessObjective"},
     "pruning": {"AnyPruner", "FlatnessPruner", "mark_pruned", "report", "should_prune"},

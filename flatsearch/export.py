@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,16 @@ from flatsearch.errors import SpaceError, UsageError
 from flatsearch.registry import load_space
 from flatsearch.space import Architecture, build_model
 
-__all__ = ["ModelCard", "load_model", "save_model"]
+if TYPE_CHECKING:
+    from flatsearch.data import ImageData
 
+__all__ = ["METADATA", "STATE_DICT", "ModelCard", "build_from_card", "load_model", "save_model"]
+
+# The card's name inside of exported files.
+METADATA = "flatsearch.json"
+# Ending of a plain state dictionary, whose card is beside it.
+STATE_DICT = ".pth"
+_CARD_FORMAT = "flatsearch-card"
 _FORMAT = "flatsearch-model"
 _VERSION = 1
 
@@ -33,6 +42,7 @@ class ModelCard:
         class_names: One per class.
         mean: Per-channel mean to subtract from stored pixel values.
         std: Per-channel standard deviation to divide by.
+        pixels: Type of the stored pixel values: "uint8" for 0 to 255, or "float32".
     """
 
     space: str
@@ -44,6 +54,57 @@ class ModelCard:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    pixels: str = "uint8"
+
+    @classmethod
+    def of(cls, data: ImageData, space: str, architecture: Architecture) -> ModelCard:
+        """Return the card of an architecture that is trained on some data."""
+        return cls(
+            space=space,
+            architecture=architecture.to_json(),
+            in_channels=data.in_channels,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            data=data.name,
+            class_names=data.class_names,
+            mean=tuple(data.train.mean.flatten().tolist()),
+            std=tuple(data.train.std.flatten().tolist()),
+            pixels=data.pixels,
+        )
+
+    def to_json(self) -> str:
+        """Return the card as exported files hold it."""
+        return json.dumps({"format": _CARD_FORMAT, "version": _VERSION, "card": asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes | None, path: Path) -> ModelCard:
+        """Return the card that `to_json` wrote.
+
+        Args:
+            text: From the file; None or empty where it has none.
+            path: Of the file, for messages.
+
+        Returns:
+            The card.
+
+        Raises:
+            UsageError: If there is no card, it is damaged, or of a newer version.
+        """
+        if not text:
+            raise UsageError(f"{str(path)!r} has no flatsearch metadata: it was not exported by it")
+        try:
+            fields: Any = json.loads(text)
+            version, values = int(fields["version"]), dict(fields["card"])
+            if version > _VERSION:
+                raise UsageError(
+                    f"{str(path)!r} was exported by a newer flatsearch (format {version})"
+                )
+            card: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**card)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{str(path)!r} has damaged flatsearch metadata: {type(error).__name__}: {error}"
+            ) from None
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return float32 inputs from stored pixel values (N, C, H, W)."""
@@ -76,11 +137,34 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
 
     Raises:
         UsageError: If the file is missing, is not such a file, or is from a newer version.
-        SpaceError: If the search space is not installed or builds another model now.
     """
     card, state = _read(Path(path))
+    return build_from_card(card, state, Path(path)), card
+
+
+def build_from_card(card: ModelCard, state: dict[str, Tensor], path: Path) -> nn.Module:
+    """Return the network that a card describes, with given weights.
+
+    Args:
+        card: The card.
+        state: Weights by name.
+        path: Where they are from, for the message.
+
+    Returns:
+        The model on the CPU in eval mode.
+
+    Raises:
+        SpaceError: If the search space is not installed or builds another model now.
+    """
+    try:
+        space = load_space(card.space)
+    except SpaceError as error:
+        raise SpaceError(
+            f"{str(path)!r} needs its search space {card.space!r} (a .pt2 or .onnx export would"
+            f" not): {error}"
+        ) from None
     model = build_model(
-        load_space(card.space),
+        space,
         Architecture.from_json(card.architecture),
         in_channels=card.in_channels,
         num_classes=card.num_classes,
@@ -93,7 +177,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
             f"{str(path)!r}: search space {card.space!r} now builds another model:"
             f" {' '.join(str(error).split())[:200]}"
         ) from None
-    return model.eval(), card
+    return model.eval()
 
 
 def _read(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from flatsearch.errors import UsageError
+from flatsearch.export import METADATA, ModelCard
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch.fx import GraphModule
 
-__all__ = ["load_exported"]
+__all__ = ["exported_card", "load_exported"]
 
 # Of `conv2d`, and its first three of `linear`; exporters give any of them by position or by name.
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -61,6 +62,13 @@ def load_exported(path: Path) -> nn.Module:
     plain = torch.fx.GraphModule(module, module.graph)
     _restore_modules(plain)
     return plain
+
+
+def exported_card(path: Path) -> ModelCard | None:
+    """Return the card of a program that flatsearch exported; None of any other."""
+    extra = {METADATA: ""}
+    torch.export.load(path, extra_files=extra)
+    return ModelCard.from_json(extra[METADATA], path) if extra[METADATA] else None
 
 
 def _restore_modules(module: GraphModule) -> None:

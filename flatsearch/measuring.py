@@ -12,7 +12,7 @@ from flatsearch.config import RunSettings
 from flatsearch.data import ImageData, load_data
 from flatsearch.errors import UsageError, unknown_name
 from flatsearch.export import ModelCard, load_model
-from flatsearch.exported import load_exported
+from flatsearch.exported import exported_card, load_exported
 from flatsearch.models import eval_mode
 
 __all__ = ["load_for_measuring"]
@@ -62,6 +62,12 @@ def load_for_measuring(
         return network, card.normalise(images.probe.images), images.probe.targets, ""
     if model.endswith(".pt2"):
         network, note = load_exported(Path(model)), ""
+        ours = exported_card(Path(model))
+        if ours is not None:  # it takes pixels as they are stored
+            images = _images(data, image_size or ours.image_size, samples, seed, root)
+            inputs = images.probe.images.float()
+            _try(network, inputs, images, model)
+            return network, inputs, images.probe.targets, note
         images = _images(data, image_size, samples, seed, root)
     else:
         images = _images(data, image_size, samples, seed, root)

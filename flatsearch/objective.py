@@ -33,7 +33,7 @@ from flatsearch.liveness import this_process
 from flatsearch.models import network_key
 from flatsearch.pruning import mark_pruned, report, should_prune
 from flatsearch.recipe import suggest_recipe
-from flatsearch.registry import load_space
+from flatsearch.registry import load_space, space_identity
 from flatsearch.reuse import TrainedNetworks
 from flatsearch.space import Architecture, OnceTrial, SearchSpace, build_model, suggest_checked
 from flatsearch.training import EpochResult, is_out_of_memory, train
@@ -159,6 +159,7 @@ class FlatnessObjective:
         self._on_epoch = on_epoch
         self._probe = self.data.probe.tensors()
         self._trained = TrainedNetworks()
+        self._introduced: set[str] = set()
         self.on_batch: Callable[[], None] | None = None
         self.deadline: float | None = None
 
@@ -171,6 +172,25 @@ class FlatnessObjective:
     def metric_names(self) -> list[str]:
         """Names of the returned values."""
         return list(self.settings.objectives)
+
+    def shared_settings(self) -> dict[str, Any]:
+        """Return what all trials of a study must share, as JSON types."""
+        space, content = space_identity(self.space_reference)
+        return {
+            "space": space,
+            "space_file": content,
+            "data": self.data.name,
+            "data_fingerprint": self.data.fingerprint(),
+            **self.settings.to_dict(),
+        }
+
+    def _introduce(self, study: optuna.Study) -> None:
+        """Store the settings with a study that was made without `open_study`."""
+        if study.study_name in self._introduced:
+            return
+        self._introduced.add(study.study_name)
+        if record.read_settings(study) is None:
+            record.write_settings(study, self.shared_settings())
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
         """Train and measure one candidate.
@@ -263,6 +283,7 @@ class FlatnessObjective:
         return architecture, settings, recipe
 
     def _run(self, trial: optuna.Trial, seed: int) -> tuple[float, ...]:
+        self._introduce(trial.study)
         record.write_worker(trial, this_process())
         architecture, settings, recipe = self._suggest(trial)
         record.write_architecture(trial, architecture)
@@ -407,17 +428,7 @@ class FlatnessObjective:
         self, trial: optuna.Trial, model: torch.nn.Module, architecture: Architecture
     ) -> None:
         """Upload the trained weights, before the trial is told as complete."""
-        card = ModelCard(
-            space=self.space_reference,
-            architecture=architecture.to_json(),
-            in_channels=self.data.in_channels,
-            num_classes=self.data.num_classes,
-            image_size=self.data.image_size,
-            data=self.data.name,
-            class_names=self.data.class_names,
-            mean=tuple(self.data.train.mean.flatten().tolist()),
-            std=tuple(self.data.train.std.flatten().tolist()),
-        )
+        card = ModelCard.of(self.data, self.space_reference, architecture)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"trial-{trial.number}.pt"
             save_model(model, card, path)

@@ -19,7 +19,7 @@ from flatsearch import record
 from flatsearch.terminal import value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import optuna
     import torch
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from flatsearch.flatness import FlatnessResult
     from flatsearch.training import EpochResult
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "epochs_bar"]
 
 # Lines in a row about networks that were tried before.
 _MOST_SAME = 4
@@ -156,3 +156,34 @@ class Progress:
 
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def epochs_bar(console: Console, epochs: int | None = None) -> Iterator[Callable[..., None]]:
+    """Show the epochs of a final training: a bar on a terminal, a line each elsewhere.
+
+    Args:
+        console: On standard error.
+        epochs: Per network, if it is known.
+
+    Yields:
+        What is to be called with (seed, epoch, training loss) after every epoch.
+    """
+    if not console.is_terminal:
+        yield lambda seed, epoch, loss: console.print(
+            f"seed {seed} epoch {epoch}: training loss {loss:.4f}", highlight=False, markup=False
+        )
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[loss]}"),
+    )  # fmt: skip
+    with Bar(*columns, console=console) as bar:
+        tasks: dict[int, TaskID] = {}
+
+        def show(seed: int, epoch: int, loss: float) -> None:
+            if seed not in tasks:
+                tasks[seed] = bar.add_task(f"seed {seed}", total=epochs, loss="")
+            bar.update(tasks[seed], completed=epoch, loss=f"training loss {loss:.4f}")
+
+        yield show

@@ -40,6 +40,8 @@ __all__ = [
     "read_settings",
     "read_step",
     "read_steps",
+    "read_tests",
+    "read_trained",
     "read_trial",
     "worker_of",
     "write_architecture",
@@ -60,6 +62,7 @@ __all__ = [
     "write_run",
     "write_settings",
     "write_step",
+    "write_test",
     "write_worker",
 ]
 
@@ -87,6 +90,7 @@ _PRUNED = "flatsearch:pruned"
 _SAME_AS = "flatsearch:same_as"
 _DECISION = "flatsearch:decision:"
 _LAYERS = "flatsearch:layers"
+_TESTS = "flatsearch:tests"
 _REPEATS = "flatsearch:repeats"
 
 
@@ -431,3 +435,20 @@ def read_run(study: optuna.Study) -> dict[str, Any] | None:
     """Return what `write_run` stored last; None if nothing was."""
     run = study.user_attrs.get(_RUN)
     return run if isinstance(run, dict) else None
+
+
+def write_test(study: optuna.Study, number: int, accuracy: float, file: str) -> None:
+    """Store that a trial's final network was tested, and where it is; nothing is forgotten."""
+    tests = [*study.user_attrs.get(_TESTS, []), [number, accuracy, file]]
+    study.set_user_attr(_TESTS, tests)
+
+
+def read_tests(study: optuna.Study) -> tuple[tuple[int, float], ...]:
+    """Return the looks that were taken at the test split, as (trial, accuracy), oldest first."""
+    return tuple((int(n), float(a)) for n, a, _ in study.user_attrs.get(_TESTS, []))
+
+
+def read_trained(study: optuna.Study, number: int) -> str | None:
+    """Return the file of a trial's latest final network, or None."""
+    files = [file for n, _, file in study.user_attrs.get(_TESTS, []) if n == number]
+    return files[-1] if files else None

@@ -15,7 +15,6 @@ from flatsearch.config import PRUNE_ON, PRUNERS, SAMPLERS, RunSettings
 from flatsearch.errors import SettingsError, StorageError, unknown_name
 from flatsearch.liveness import fail_dead_trials
 from flatsearch.pruning import PARETO_RANK, FlatnessPruner
-from flatsearch.registry import space_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +27,6 @@ __all__ = [
     "make_sampler",
     "open_storage",
     "open_study",
-    "shared_settings",
 ]
 
 # A worker that has not been heard of for this long is taken for dead, and its trial failed. Much
@@ -141,18 +139,6 @@ def make_pruner(
     return FlatnessPruner(metric=prune_on, direction=PRUNE_ON[prune_on], rule=rule)
 
 
-def shared_settings(objective: FlatnessObjective) -> dict[str, Any]:
-    """Return what all trials of a study must share, as JSON types."""
-    space, content = space_identity(objective.space_reference)
-    return {
-        "space": space,
-        "space_file": content,
-        "data": objective.data.name,
-        "data_fingerprint": objective.data.fingerprint(),
-        **objective.settings.to_dict(),
-    }
-
-
 def open_study(
     name: str,
     storage: optuna.storages.BaseStorage,
@@ -184,7 +170,7 @@ def open_study(
         StorageError: If the study exists but was not made by flatsearch.
     """
     settings = objective.settings
-    wanted = shared_settings(objective)
+    wanted = objective.shared_settings()
     study_pruner = make_pruner(pruner, settings.objectives, prune_on)
     make_sampler(sampler, 0)
     try:

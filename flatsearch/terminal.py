@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
     from flatsearch.flatness import FlatnessResult
     from flatsearch.record import TrialRecord
+    from flatsearch.retrain import FinalTraining
     from flatsearch.space import Value
     from flatsearch.summary import StudySummary
 
-__all__ = ["in_words", "number", "print_flatness", "print_summary", "value"]
+__all__ = ["in_words", "number", "print_final", "print_flatness", "print_summary", "value"]
 
 _MOST_ROWS = 10
 _BAR_WIDTH = 24
+# A confusion matrix of more does not fit.
+_MOST_CLASSES = 12
 
 
 def number(count: float) -> str:
@@ -182,6 +185,64 @@ def _print_correlations(summary: StudySummary, console: Console) -> None:
         table.add_row(
             worth.signal, epoch, f"{worth.tau:+.2f}", f"[{worth.low:+.2f}, {worth.high:+.2f}]"
         )
+    console.print(table, markup=False)
+
+
+def print_final(final: FinalTraining, console: Console) -> None:
+    """Print a final training: test accuracy with interval, confusions, calibration, flatness.
+
+    Args:
+        final: The training.
+        console: Where to.
+    """
+    first = final.seeds[0]
+    n = first.test.n_samples
+    spread = "" if final.spread is None else f", standard deviation {final.spread:.4f}"
+    of = "" if len(final.seeds) == 1 else f" (mean of {len(final.seeds)} networks{spread})"
+    console.print(
+        f"\ntest accuracy [bold]{final.accuracy:.4f}[/] [{final.low:.4f}, {final.high:.4f}]{of},"
+        f" {n} images, {final.epochs} epochs".replace("[0", "\\[0"),
+        highlight=False,
+    )
+    columns = ["seed", "accuracy", "loss", "calibration error", "flatness", "model"]
+    table = _table("", columns)
+    for seed in final.seeds:
+        flatness = "-" if seed.flatness is None else f"{seed.flatness:.3g}"
+        table.add_row(
+            str(seed.seed), f"{seed.test.accuracy:.4f}", f"{seed.test.loss:.4f}",
+            f"{seed.test.calibration_error:.4f}", flatness, seed.file,
+        )  # fmt: skip
+    console.print(table, markup=False)
+    _print_confusion(final, console)
+    if final.earlier:
+        looks = ", ".join(f"trial {n} {a:.4f}" for n, a in final.earlier)
+        console.print(
+            f"The test split has been read before on this study ({looks}): a choice among test"
+            " results is tuned on the test split.",
+            highlight=False,
+        )
+
+
+def _print_confusion(final: FinalTraining, console: Console) -> None:
+    """Print the first network's confusion matrix; of many classes the most frequent confusions."""
+    names, counts = final.class_names, final.seeds[0].test.confusion
+    if len(names) <= _MOST_CLASSES:
+        short = [name[:8] for name in names]
+        table = _table("true class by predicted class", ["", *short, ""])
+        for name, row in zip(short, counts, strict=True):
+            cells = [str(count) if count else "." for count in row]
+            table.add_row(name, *cells, "")
+        console.print(table, markup=False)
+        return
+    pairs = [
+        (count, names[i], names[j])
+        for i, row in enumerate(counts)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    table = _table("most frequent confusions", ["images", "true class", "predicted class"])
+    for count, true, predicted in sorted(pairs, reverse=True)[:_MOST_ROWS]:
+        table.add_row(str(count), true, predicted)
     console.print(table, markup=False)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from flatsearch.cli.look import add_measure, add_report, add_spaces
 from flatsearch.cli.run import add_run, add_worker
+from flatsearch.cli.ship import add_export, add_predict, add_train
 from flatsearch.errors import FlatsearchError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ def _parser() -> _Parser:
     add_spaces(commands.add_parser("spaces", help="list the search spaces, or show one"))
     add_report(commands.add_parser("report", help="tables and Pareto front of a study"))
     add_measure(commands.add_parser("measure", help="measure the flatness of a model"))
+    add_train(commands.add_parser("train", help="train a trial's architecture to the end"))
+    add_export(commands.add_parser("export", help="export a trained model"))
+    add_predict(commands.add_parser("predict", help="classify images"))
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -66,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = options.call(options)
     except KeyboardInterrupt as stop:
-        print("flatsearch: interrupted; finished trials are kept", file=sys.stderr)
+        kept = getattr(options, "kept", "finished trials are kept")
+        print(f"flatsearch: interrupted; {kept}", file=sys.stderr)
         return 128 + int(getattr(stop, "signum", 2))
     except BrokenPipeError:  # the reader of our output went away: not an error of ours
         sys.stderr.close()

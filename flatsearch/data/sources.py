@@ -223,7 +223,7 @@ def _folder(path: Path, image_size: int | None) -> RawData:
     gray, size, note = _survey([file for file, _ in listed["train"][1]], image_size)
     read = {
         split: (
-            torch.stack([_read_image(file, gray, size) for file, _ in samples]),
+            torch.stack([read_image(file, gray, size) for file, _ in samples]),
             torch.tensor([target for _, target in samples]),
         )
         for split, (_, samples) in listed.items()
@@ -289,7 +289,20 @@ def _opened(file: str) -> Iterator[Image.Image]:
         raise DataError(f"image {file!r} cannot be read: {error}") from None
 
 
-def _read_image(file: str, gray: bool, size: int) -> Tensor:
+def read_image(file: str, gray: bool, size: int) -> Tensor:
+    """Return one image file's pixels (C, size, size), uint8: resized, its middle square.
+
+    Args:
+        file: Anything Pillow reads.
+        gray: One channel instead of three.
+        size: Height and width.
+
+    Returns:
+        The pixels.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
     from torchvision.transforms.v2 import functional
 
     with _opened(file) as image:

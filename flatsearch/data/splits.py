@@ -150,6 +150,18 @@ class ImageData:
         """Height and width of an image."""
         return int(self.train.images.shape[2])
 
+    @property
+    def pixels(self) -> str:
+        """Type of the stored pixel values: "uint8" for 0 to 255, or "float32"."""
+        return str(self.train.images.dtype).removeprefix("torch.")
+
+    def merged(self) -> ImageData:
+        """Return the data with the validation images among the training images."""
+        images = torch.cat([self.train.images, self.validation.images])
+        targets = torch.cat([self.train.targets, self.validation.targets])
+        whole = dataclasses.replace(self.train, images=images, targets=targets)
+        return dataclasses.replace(self, train=whole)
+
     def guessing_accuracy(self) -> float:
         """Return what is clearly better than always guessing the most frequent class.
 

@@ -1,0 +1,355 @@
+"""The final training of a chosen architecture, and the one look at the test split.
+
+The architecture is rebuilt from the study's record alone and trained on training and validation
+images together: the search's own recipe, longer, with label smoothing and an exponential moving
+average of the weights, which is the model that is kept. A checkpoint after every epoch makes it
+resumable. The test split is read after the last epoch of the last seed, and the study remembers it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from flatsearch import record
+from flatsearch.config import RunSettings
+from flatsearch.errors import DivergedError, FlatsearchError, UnsupportedModelError, UsageError
+from flatsearch.export import ModelCard, save_model
+from flatsearch.flatness import relative_flatness
+from flatsearch.registry import load_space
+from flatsearch.scoring import Scores, accuracy_interval, score
+from flatsearch.space import build_model
+from flatsearch.training import Trainer, is_out_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import optuna
+    from torch import nn
+
+    from flatsearch.choose import Choice
+    from flatsearch.data import ImageData
+
+__all__ = ["FinalTraining", "SeedResult", "default_epochs", "retrain", "settings_of", "space_of"]
+
+LABEL_SMOOTHING = 0.1
+# The average reaches back over about this share of all steps.
+_AVERAGED = 0.05
+# Epochs, as a multiple of the search's, where none are given.
+_LONGER = 5
+_FORMAT = "flatsearch-checkpoint"
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One trained network.
+
+    Attributes:
+        seed: Of its initialisation, batch order and augmentation.
+        file: Where it was saved.
+        test: Its scores on the test split.
+        flatness: Relative flatness of its last convolution on the probe; None if not covered.
+        train_loss: Running training loss (with label smoothing) of the last epoch.
+    """
+
+    seed: int
+    file: str
+    test: Scores
+    flatness: float | None
+    train_loss: float
+
+
+@dataclass(frozen=True)
+class FinalTraining:
+    """What the final training gave.
+
+    Attributes:
+        trial: Number of the trial whose architecture it is.
+        reason: Why that one.
+        epochs: Per network.
+        accuracy: Mean test accuracy over the seeds.
+        low: Lower end of the 95% interval of one network's accuracy on so many test images.
+        high: Upper end.
+        spread: Standard deviation over the seeds; None with one.
+        seeds: One result each; the first is the model to ship.
+        class_names: One per class.
+        earlier: Earlier looks at the test split on this study, as (trial, accuracy).
+    """
+
+    trial: int
+    reason: str
+    epochs: int
+    accuracy: float
+    low: float
+    high: float
+    spread: float | None
+    seeds: tuple[SeedResult, ...]
+    class_names: tuple[str, ...]
+    earlier: tuple[tuple[int, float], ...]
+
+    @property
+    def model(self) -> str:
+        """The file of the model to ship: the first seed's, which no test result has chosen."""
+        return self.seeds[0].file
+
+
+def settings_of(study: optuna.Study) -> tuple[RunSettings, dict[str, Any]]:
+    """Return the settings that a study's trials share, and everything stored with them.
+
+    Raises:
+        UsageError: If the study has none, or they cannot be read.
+    """
+    stored = record.read_settings(study)
+    if stored is None:
+        raise UsageError(
+            f"study {study.study_name!r} has no settings of flatsearch: it was made by something"
+            " else, or by an older version"
+        )
+    fields = {field.name for field in dataclasses.fields(RunSettings)}
+    return RunSettings(**{k: v for k, v in stored.items() if k in fields}), stored
+
+
+def default_epochs(search: RunSettings) -> int:
+    """Return the epochs of a final training where none are given: five times the search's."""
+    return search.epochs * _LONGER
+
+
+def space_of(study: optuna.Study) -> str:
+    """Return the reference of a study's search space, as the run was given it."""
+    run, stored = record.read_run(study) or {}, record.read_settings(study) or {}
+    return str(run.get("space") or stored.get("space") or "")
+
+
+def check_data(data: ImageData, stored: dict[str, Any]) -> None:
+    """Refuse images that are not those of the study.
+
+    Raises:
+        UsageError: If training or validation images differ.
+    """
+    wanted = stored.get("data_fingerprint")
+    if wanted is not None and data.fingerprint() != wanted:
+        raise UsageError(
+            f"data {data.name!r} are not those of the study ({stored.get('data')!r}): other images"
+            " or another split; give the same with --data and --data-root"
+        )
+
+
+class _Run:
+    """One seed's training, with its checkpoint."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        settings: RunSettings,
+        seed: int,
+        checkpoint: Path,
+        key: str,
+    ) -> None:
+        self.model, self.data, self.settings = model, data, settings
+        self.checkpoint, self.key = checkpoint, key
+        self.train_loss = math.nan
+        self.trainer = Trainer(
+            model,
+            data,
+            settings,
+            seed=seed,
+            label_smoothing=LABEL_SMOOTHING,
+            on_step=self._average,
+        )
+        horizon = max(1.0, _AVERAGED * settings.epochs * self.trainer.steps_per_epoch)
+        average = get_ema_multi_avg_fn(math.exp(-1.0 / horizon))  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+    def _average(self) -> None:
+        self.averaged.update_parameters(self.model)
+
+    def resume(self, *, force: bool) -> None:
+        """Go on from the checkpoint, if there is one of this training."""
+        if force or not self.checkpoint.exists():
+            return
+        what = f"checkpoint {str(self.checkpoint)!r}"
+        try:
+            state: Any = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            known = state.get("format") == _FORMAT
+        except Exception as error:  # a damaged file can fail in any way inside the unpickler
+            raise UsageError(
+                f"{what} cannot be read ({type(error).__name__}); --force starts anew"
+            ) from None
+        if not known or state["key"] != self.key:
+            raise UsageError(
+                f"{what} is of another training (epochs, architecture, data or seed);"
+                " --force starts anew, --out DIR keeps it"
+            )
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.trainer.load_state_dict(state["trainer"])
+        self.train_loss = state["train_loss"]
+
+    def save(self) -> None:
+        """Write the checkpoint whole and move it into place: a killed process leaves the last."""
+        state = {
+            "format": _FORMAT,
+            "key": self.key,
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "trainer": self.trainer.state_dict(),
+            "train_loss": self.train_loss,
+        }
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.checkpoint)
+
+    def run(self, on_epoch: Callable[[int, float], None] | None) -> nn.Module:
+        """Train to the end and return the averaged model."""
+        while self.trainer.epochs_done < self.settings.epochs:
+            self.train_loss = self._epoch()
+            done = self.trainer.epochs_done
+            if not math.isfinite(self.train_loss):
+                raise DivergedError(f"training diverged in epoch {done}")
+            self.save()
+            if on_epoch is not None:
+                on_epoch(done, self.train_loss)
+        averaged: nn.Module = self.averaged.module
+        return averaged.eval()
+
+    def _epoch(self) -> float:
+        try:
+            return self.trainer.epoch()[0]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            done = self.trainer.epochs_done
+            raise FlatsearchError(
+                f"memory is used up after epoch {done}, whose checkpoint is kept"
+            ) from error
+
+
+def retrain(
+    study: optuna.Study,
+    choice: Choice,
+    data: ImageData,
+    folder: Path,
+    *,
+    space: str | None = None,
+    epochs: int | None = None,
+    seeds: int = 1,
+    force: bool = False,
+    on_epoch: Callable[[int, int, float], None] | None = None,
+) -> FinalTraining:
+    """Train a chosen architecture to the end, test it once, and save it.
+
+    Args:
+        study: With the trial.
+        choice: From `flatsearch.choose.choose`.
+        data: The study's images, on the device.
+        folder: Where models, checkpoints and `results.json` go.
+        space: The search space; that of the study where None.
+        epochs: Per network; five times the search's where None.
+        seeds: Networks to train, with seeds 0, 1, ...
+        force: Overwrite what is in the folder.
+        on_epoch: Called with (seed, epoch, training loss) after every epoch.
+
+    Returns:
+        Test results and files.
+
+    Raises:
+        DivergedError: If training leaves the finite numbers.
+        FlatsearchError: If memory is used up.
+        UsageError: If the folder holds a finished training or another one's checkpoint, the data
+            are other images, or a number is out of range.
+    """
+    search, stored = settings_of(study)
+    epochs = default_epochs(search) if epochs is None else epochs
+    for name, value in (("epochs", epochs), ("seeds", seeds)):
+        if value < 1:
+            raise UsageError(f"--{name} must be at least 1 but got {value}")
+    results = folder / "results.json"
+    if results.exists() and not force:
+        raise UsageError(f"{str(folder)!r} holds a finished training; --force overwrites it")
+    check_data(data, stored)
+    trial = choice.trial
+    assert trial.architecture is not None  # noqa: S101 - `choose` has refused it
+    settings = dataclasses.replace(search, **{**trial.recipe, "epochs": epochs})
+    reference = space or space_of(study) or trial.architecture.space
+    card = ModelCard.of(data, reference, trial.architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    merged = data.merged()
+    trained = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        model = build_model(
+            load_space(reference),
+            trial.architecture,
+            in_channels=data.in_channels,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+        ).to(data.train.targets.device)
+        key = json.dumps([asdict(settings), asdict(card), seed, stored.get("data_fingerprint")])
+        run = _Run(model, merged, settings, seed, folder / f"seed-{seed}.checkpoint", key)
+        run.resume(force=force)
+        final = run.run(None if on_epoch is None else _of_seed(on_epoch, seed))
+        save_model(final, card, folder / f"seed-{seed}.pt")
+        trained.append((seed, final, run))
+    return _finish(study, choice, data, settings, folder, trained)
+
+
+def _of_seed(on_epoch: Callable[[int, int, float], None], seed: int) -> Callable[..., None]:
+    return lambda epoch, loss: on_epoch(seed, epoch, loss)
+
+
+def _flatness(model: nn.Module, data: ImageData) -> float | None:
+    try:
+        return relative_flatness(model, data.probe.tensors()).relative_flatness
+    except UnsupportedModelError:
+        return None
+
+
+def _finish(
+    study: optuna.Study,
+    choice: Choice,
+    data: ImageData,
+    settings: RunSettings,
+    folder: Path,
+    trained: list[tuple[int, nn.Module, _Run]],
+) -> FinalTraining:
+    """Test the networks, record it, and clear the checkpoints away."""
+    seeds = tuple(
+        SeedResult(
+            seed=seed,
+            file=str(folder / f"seed-{seed}.pt"),
+            test=score(model, data.test),
+            flatness=_flatness(model, data),
+            train_loss=run.train_loss,
+        )
+        for seed, model, run in trained
+    )
+    accuracies = torch.tensor([seed.test.accuracy for seed in seeds], dtype=torch.float64)
+    accuracy = float(accuracies.mean())
+    low, high = accuracy_interval(accuracy, seeds[0].test.n_samples)
+    final = FinalTraining(
+        trial=choice.trial.number,
+        reason=choice.reason,
+        epochs=settings.epochs,
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        spread=float(accuracies.std()) if len(seeds) > 1 else None,
+        seeds=seeds,
+        class_names=data.class_names,
+        earlier=record.read_tests(study),
+    )
+    record.write_test(study, choice.trial.number, accuracy, final.model)
+    part = folder / "results.part"
+    part.write_text(json.dumps(asdict(final), indent=1) + "\n")
+    part.replace(folder / "results.json")
+    for _, _, run in trained:
+        run.checkpoint.unlink(missing_ok=True)
+    return final
