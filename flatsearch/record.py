@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from optuna.trial import TrialState
 
+from flatsearch.errors import SpaceError, UsageError
 from flatsearch.space import Architecture
 
 if TYPE_CHECKING:
@@ -380,7 +381,11 @@ def write_artifact(trial: optuna.Trial, identifier: str) -> None:
 
 
 def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
-    """Return what the record holds on a trial, ours or not."""
+    """Return what the record holds on a trial, ours or not.
+
+    Raises:
+        UsageError: If it was written by another version, in a way that cannot be read.
+    """
     attributes = trial.user_attrs
     stored = attributes.get(_ARCHITECTURE)
     metrics = {
@@ -394,7 +399,7 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         state=trial.state.name,
         values=tuple(values) if values is not None else None,
         params=trial.params,
-        architecture=Architecture.from_json(stored) if isinstance(stored, str) else None,
+        architecture=_read_architecture(stored, trial.number),
         metrics=metrics,
         steps=read_steps(attributes),
         failure=attributes.get(_FAILURE),
@@ -409,6 +414,17 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         decisions=tuple(read_decisions(trial)),
         layers={k: float(v) for k, v in (attributes.get(_LAYERS) or {}).items()},
     )
+
+
+def _read_architecture(stored: object, number: int) -> Architecture | None:
+    if not isinstance(stored, str):
+        return None
+    try:
+        return Architecture.from_json(stored)
+    except SpaceError as error:
+        raise UsageError(
+            f"the record of trial {number} is damaged, or of another version of flatsearch: {error}"
+        ) from None
 
 
 def _is_number(value: object) -> bool:

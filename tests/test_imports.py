@@ -18,9 +18,9 @@ SPACES = ROOT.parent / "search_spaces"
 ORDER = [
     "errors", "config", "space", "registry", "models", "cost", "drawing", "spacecard", "data",
     "training", "flatness", "proxies", "calibration", "predictor", "record", "liveness", "budget",
-    "reuse", "recipe", "metricview", "calibrated", "pruning", "export", "objective", "study",
-    "running", "workers", "worth", "summary", "wording", "exported", "measuring", "terminal",
-    "progress", "testing", "cli",
+    "reuse", "recipe", "metricview", "calibrated", "pruning", "export", "exported", "classifier",
+    "formats", "objective", "study", "running", "workers", "worth", "summary", "wording", "choose",
+    "scoring", "retrain", "measuring", "terminal", "progress", "testing", "cli",
 ]  # fmt: skip
 
 
