@@ -49,3 +49,25 @@ def test_its_own_tests_pass(installed: Path, tmp_path: Path) -> None:
         (PACKAGE / "test_depthwise_space.py").read_text()
     )
     assert "8 passed" in run(installed, tmp_path, "pytest", "-q", "-p", "no:cacheprovider")
+
+
+SCRIPTS = sorted((PACKAGE.parent).glob("*.py"))
+# What each has to print.
+SAYS = {
+    "measure_torchvision": "layer4.1.conv2",
+    "own_objective": " pruned\n",
+    "own_space": '"space":"wide"',
+    "ten_lines": '"space":"plain_cnn"',
+    "use_exported": "%), true ",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_runs(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert SAYS[script.stem] in done.stdout
+    assert list(tmp_path.iterdir()) == []
