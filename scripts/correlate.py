@@ -7,7 +7,8 @@ with the final test accuracy (NAS-Bench-201: the published accuracy), tau among 
 networks (at least ten) that end best, and tau with the gap between training and test accuracy;
 each with the 95% percentile bootstrap interval over networks. And per parameter of the space, the
 sign error: of all pairs of networks that differ in that parameter and in their final accuracy, the
-share that the signal orders wrongly (0.5 is chance), minus the same share over all pairs.
+share that the signal orders wrongly (0.5 is chance), minus the same share over all pairs. Flatness
+also at a matched training loss, one that three quarters of the networks get down to.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tables
 from scipy import stats
 
 RESAMPLES = 500
+MATCHED = {"kappa last": "kappa_last", "trace last": "trace_last", "kappa all": "kappa_all"}
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> float:
@@ -82,8 +84,11 @@ def correlate(curves: tables.Curves) -> dict:
     middle = {1, 2, 3, curves.epochs // 4, curves.epochs // 2, curves.epochs}
     rows = [(name, epoch) for epoch in sorted(middle) for name in tables.SIGNALS]
     found = []
-    for name, epoch in [(name, 0) for name in tables.UNTRAINED] + rows:
-        x = curves.signal(name, epoch or 1)
+    values = [(name, 0, curves.signal(name, 1)) for name in tables.UNTRAINED]
+    values += [(name, epoch, curves.signal(name, epoch)) for name, epoch in rows]
+    values += [(f"{name} at matched loss", None, curves.at_matched_loss(column))
+               for name, column in MATCHED.items()]  # fmt: skip
+    for name, epoch, x in values:
         found.append({
             "signal": name,
             "epoch": epoch,
@@ -99,6 +104,7 @@ def correlate(curves: tables.Curves) -> dict:
         "epochs": curves.epochs,
         "target": "published accuracy" if curves.published else "test accuracy",
         "range": rounded([y.min(), y.max()]),
+        "matched_loss": round(curves.matched_loss(), 3),
         "signals": found,
         "environment": curves.environment,
     }
@@ -119,7 +125,11 @@ def main() -> None:
         for row in results[name]["signals"]:
             numbers = [row[key] for key in ("tau", "tau_top", "tau_gap")]
             shown = (f"{v[0]:+.2f} [{v[1]:+.2f}, {v[2]:+.2f}]" for v in numbers if v[0] is not None)
-            print(f"{row['epoch']:3} {row['signal']:22}", *shown)
+            print(
+                f"{row['epoch'] if row['epoch'] is not None else '':3}",
+                f"{row['signal']:26}",
+                *shown,
+            )
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
 

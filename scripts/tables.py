@@ -87,6 +87,29 @@ class Curves:
         """Whether the final accuracy is a benchmark's."""
         return "published" in self.rows[0][0]
 
+    def matched_loss(self) -> float:
+        """Return a training loss that three quarters of the networks get down to."""
+        return float(np.quantile(self.column("train_loss"), 0.75))
+
+    def at_matched_loss(self, name: str) -> np.ndarray:
+        """Return a column when the training loss first passes `matched_loss`.
+
+        Interpolated in the loss between epochs, logarithmically; NaN for networks that do not get
+        there, or begin below it.
+        """
+        level, found = self.matched_loss(), []
+        for rows in self.rows:
+            losses = [float(row["train_loss"]) for row in rows]
+            after = next((i for i, loss in enumerate(losses) if loss <= level), 0)
+            if after == 0:
+                found.append(np.nan)
+                continue
+            a, b = (float(rows[i].get(name) or "nan") for i in (after - 1, after))
+            share = (losses[after - 1] - level) / (losses[after - 1] - losses[after])
+            log = np.log([a, b]) if min(a, b) > 0 else np.array([np.nan] * 2)
+            found.append(float(np.exp(log[0] + share * (log[1] - log[0]))))
+        return np.array(found)
+
     def target(self) -> np.ndarray:
         """Return what a search is after: the final test accuracy, or the published accuracy."""
         return self.column("published" if self.published else "test_accuracy")
