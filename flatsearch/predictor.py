@@ -74,7 +74,7 @@ class _Model:
 
     signals: tuple[Reference, ...]
     posteriors: tuple[Posterior, ...]
-    front: _Array  # scores of the finished trials that count, (n, objectives)
+    front: _Array  # scores of the finished trials on the front, (n, objectives)
     n_trials: int
 
 
@@ -176,8 +176,8 @@ class Predictor:
         mean = np.array([self._prior.get(name, 0.0) for name in self._names])
         prior = Prior(mean, self._strength)
         posteriors = tuple(fit(x, column, prior) for column in y.T)
-        counts = np.array([t.feasible for t in whole])
-        return _Model(signals, posteriors, y[counts], len(whole))
+        counts = y[np.array([t.feasible for t in whole])]
+        return _Model(signals, posteriors, _front(counts), len(whole))
 
 
 def is_best(finals: _Array, weights: _Array, mine: _Array, best: float | None) -> bool:
@@ -201,6 +201,16 @@ def is_best(finals: _Array, weights: _Array, mine: _Array, best: float | None) -
         better = finals[:, 0] > mine[0]
         return bool(weights[better].sum() < best * weights.sum())
     return not bool(np.any(np.all(finals >= mine, axis=1) & np.any(finals > mine, axis=1)))
+
+
+def _front(points: _Array) -> _Array:
+    """Return the points that no other dominates: what they do not dominate, no other does."""
+    if points.shape[1] < 2:
+        return points
+    others, mine = points[None], points[:, None]
+    worse = np.all(others >= mine, axis=2) & np.any(others > mine, axis=2)
+    front: _Array = points[~worse.any(axis=1)]
+    return front
 
 
 def _on_front(model: _Model, x: _Array) -> float:
