@@ -135,7 +135,11 @@ class Table:
 def simulate(
     table: Table, order: np.ndarray, pruner: optuna.pruners.BasePruner, budget: int
 ) -> list[tuple[int, float]]:
-    """Run a study until the epochs or the networks are used up; return (epochs, regret) pairs."""
+    """Run a study until the epochs or the networks are used up.
+
+    Returns:
+        After every trial, (epochs spent so far, regret).
+    """
     directions = ["maximize", "minimize"] if table.several else ["maximize"]
     study = optuna.create_study(directions=directions, pruner=pruner, study_name=f"{order[:4]}")
     study.set_metric_names(["accuracy", "flatness"][: len(directions)])
@@ -152,6 +156,7 @@ def simulate(
             flatsearch.report(trial, step, **metrics)
             if step + 1 < table.epochs and flatsearch.should_prune(trial):
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                curve.append((spent, table.regret(complete)))
                 break
         else:
             values = [metrics[name] for name in study.metric_names]
@@ -173,7 +178,12 @@ def at(curve: list[tuple[int, float]], spent: float, start: float) -> float:
 
 
 def replay(job) -> dict[str, list[float]]:
-    """Run one study with every pruner; return [share of epochs, regret at 1/3, at the end]."""
+    """Run one study with every pruner.
+
+    Returns:
+        Share of the epochs until the unpruned regret, regret at a third, at the end; share of the
+        epochs of as many trials, their regret.
+    """
     name, several, seed, chosen = job
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -188,8 +198,10 @@ def replay(job) -> dict[str, list[float]]:
             continue
         curve = plain if label == "none" else simulate(table, order, make(), budget)
         reached = next((epochs for epochs, regret in curve if regret <= goal + 1e-12), math.inf)
+        same = curve[min(len(curve), len(plain)) - 1]
         found[label] = [
             reached / budget, at(curve, budget / 3, start), at(curve, budget, start),
+            same[0] / budget, same[1],
         ]  # fmt: skip
     return found
 
@@ -211,6 +223,8 @@ def summarise(studies: list[dict[str, list[float]]]) -> dict[str, dict[str, list
             "epochs to the unpruned regret": interval(values[:, 0], np.median),
             "regret at a third": interval(values[:, 1]),
             "regret at the end": interval(values[:, 2]),
+            "epochs of the same trials": interval(values[:, 3]),
+            "regret of the same trials": interval(values[:, 4]),
         }
         for other in ("successive halving", "hyperband", "calibrated, no kappa"):
             if other in stacked and label.startswith("calibrated") and label != other:
