@@ -102,7 +102,7 @@ class CalibratedRule:
         limit: A trial with a smaller probability of ending there is flagged.
         audit: Share of the flagged trials that is run on.
         n_startup_trials: None is flagged before this many are complete.
-        signals: What to learn from.
+        signals: What to learn from, beside the objectives by their names.
     """
 
     def __init__(
@@ -119,7 +119,9 @@ class CalibratedRule:
         self._share = best if len(self._signs) == 1 else None
         self._limit, self._audit = limit, audit
         self._n_startup_trials = max(1, n_startup_trials)
-        self._predictor = Predictor(tuple(signals), best=best, prior=PRIOR)
+        # An objective that no epoch changes, such as a latency, is known from the first step.
+        names = dict.fromkeys((*signals, *(study.metric_names or ())))
+        self._predictor = Predictor(tuple(names), best=best, prior=PRIOR)
         self._seen: set[int] = set()
         # Of complete trials: objectives, larger is better, and how many trials each stands for.
         self._finals: list[tuple[float, ...]] = []

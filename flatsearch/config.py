@@ -14,6 +14,7 @@ __all__ = [
     "COSTS",
     "DEFAULT_ARTIFACTS",
     "DEFAULT_FAILURES",
+    "DEFAULT_PRUNER",
     "DEFAULT_STORAGE",
     "DEFAULT_TRIALS",
     "DUPLICATES",
@@ -45,7 +46,8 @@ OBJECTIVES: dict[str, Direction] = {
     **dict.fromkeys(COSTS, "minimize"),
 }
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
-PRUNERS = ("none", "calibrated", "flatness", "median", "asha", "hyperband")
+PRUNERS = ("flatness", "median", "asha", "hyperband", "none")
+DEFAULT_PRUNER = "flatness"
 # What pruners other than "flatness" can judge by, beside the Pareto rank, and which way is good.
 PRUNE_ON: dict[str, Direction] = {
     "pareto_rank": "minimize",

@@ -34,6 +34,7 @@ _RULES = ("percentile", "calibrated")
 _DIRECTIONS = ("minimize", "maximize")
 # Default of the settings of "calibrated"; `scripts/replay.py` has what they lead to.
 _SHARE = 0.1
+_PERCENTILE = 75.0
 
 
 def report(trial: optuna.Trial, step: int, **metrics: float) -> None:
@@ -143,20 +144,24 @@ class _Finished:
 
 
 class FlatnessPruner(BasePruner):
-    """Prune on a recorded metric, by default relative flatness, with any number of objectives.
+    """Prune trials by what they have recorded, with any number of objectives.
+
+    With the rule "calibrated", the default, a trial is pruned if the probability that it ends among
+    the best is below `limit`: predicted from all recorded signals, flatness among them, with
+    weights and signs learnt from the study's own finished trials; see `flatsearch.calibrated`. A
+    share of the trials under the limit is audited, and pruning suspends itself while that says it
+    hurts.
 
     With the rule "percentile" a trial is pruned if its metric at the current step is outside the
     best `percentile` per cent of the values that finished (complete or pruned) trials had at the
     same step. With one of Optuna's pruners (or anyone's) as the rule, that pruner is shown the
     study as if the metric were its only objective and the recorded values had been reported.
 
-    Which values of flatness are good is a choice the data have to make, not the name. Early in
-    training a network that has learnt more has a *larger* relative-flatness value; on the
-    recordings made for this project the value after one epoch goes up with the final accuracy, so
-    pruning the sharpest networks early removes the best ones. The direction of "flatness" is
-    therefore "maximize" where none is given: prune the smallest values, the networks that have
-    learnt least. It has not been shown to beat pruning on validation accuracy, and in a study that
-    minimises flatness it works against that objective; use it knowingly.
+    Which values of flatness are good is for the data to say, not the name: early in training a
+    network that has learnt more has a *larger* relative-flatness value, and pruning the sharpest
+    networks by rank removes the best ones. In rules that look at flatness alone its direction is
+    therefore "maximize" where none is given. On the recordings made for this project both
+    directions do worse than the calibrated rule.
 
     Args:
         n_startup_trials: No pruning before this many trials are complete.
@@ -168,12 +173,11 @@ class FlatnessPruner(BasePruner):
             so for any metrics. None takes what was reported to Optuna, with `trial.report`.
         direction: "maximize" if large values are kept, "minimize" if small ones are. Where None,
             "maximize" for flatness, and the study's direction for one of its objectives.
-        rule: "percentile", or a pruner, for example `optuna.pruners.MedianPruner()`. A pruner has
-            its own settings: those above stay at their defaults. "calibrated": a trial is pruned
-            if the probability that it ends among the best is below `limit`, predicted from all
-            recorded signals and learnt, signs included, from the study's own finished trials; see
-            `flatsearch.calibrated`. It predicts the study's objectives: `metric` and `direction`
-            stay at their defaults.
+        rule: "calibrated", which predicts the study's objectives, so that `metric` and `direction`
+            stay at their defaults; "percentile"; or a pruner, for example
+            `optuna.pruners.MedianPruner()`, which has its own settings: those above stay at their
+            defaults. Where None, "calibrated", or "percentile" if a metric, a direction or a
+            percentile is given.
         percentile: Per cent of the trials that are kept by the rule "percentile".
         best: For "calibrated" with one objective: the share of all trials that is the best; with
             several the Pareto front is.
@@ -208,13 +212,16 @@ class FlatnessPruner(BasePruner):
         n_min_trials: int = 1,
         metric: str | Mapping[str, str] | None = "flatness",
         direction: Literal["minimize", "maximize"] | None = None,
-        rule: Literal["percentile", "calibrated"] | BasePruner = "percentile",
-        percentile: float = 75.0,
+        rule: Literal["percentile", "calibrated"] | BasePruner | None = None,
+        percentile: float = _PERCENTILE,
         best: float = _SHARE,
         limit: float = _SHARE,
         audit: float = _SHARE,
         signals: Sequence[str] = SIGNALS,
     ) -> None:
+        if rule is None:
+            plain = metric != "flatness" or direction is not None or percentile != _PERCENTILE
+            rule = "percentile" if plain or n_min_trials != 1 else "calibrated"
         own = {
             "n_startup_trials": (n_startup_trials, 0, 5),
             "n_warmup_steps": (n_warmup_steps, 0, 0),

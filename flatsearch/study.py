@@ -11,7 +11,7 @@ import optuna
 import sqlalchemy.exc
 
 from flatsearch import record
-from flatsearch.config import PRUNE_ON, PRUNERS, SAMPLERS, RunSettings
+from flatsearch.config import DEFAULT_PRUNER, PRUNE_ON, PRUNERS, SAMPLERS, RunSettings
 from flatsearch.errors import SettingsError, StorageError, unknown_name
 from flatsearch.liveness import fail_dead_trials
 from flatsearch.pruning import PARETO_RANK, FlatnessPruner
@@ -98,9 +98,9 @@ def make_pruner(
     """Return a pruner by its command-line name.
 
     Args:
-        name: "none", "calibrated", "flatness", "median", "asha" or "hyperband".
+        name: "flatness", "median", "asha", "hyperband" or "none".
         objectives: The study's objectives.
-        prune_on: What the last three judge by, from `PRUNE_ON`. Where None, the objective of a
+        prune_on: What the middle three judge by, from `PRUNE_ON`. Where None, the objective of a
             single-objective study, else the Pareto rank.
 
     Returns:
@@ -113,12 +113,10 @@ def make_pruner(
         raise SettingsError(unknown_name("pruner", name, PRUNERS))
     if prune_on is not None and prune_on not in PRUNE_ON:
         raise SettingsError(unknown_name("metric to prune on", prune_on, PRUNE_ON))
-    if prune_on is not None and name in {"none", "calibrated", "flatness"}:
+    if prune_on is not None and name in {"none", "flatness"}:
         raise SettingsError(f"--prune-on is for median, asha and hyperband, not for {name!r}")
     if name == "none":
         return optuna.pruners.NopPruner()
-    if name == "calibrated":
-        return FlatnessPruner(rule="calibrated")
     if name == "flatness":
         return FlatnessPruner()
     rules: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
@@ -145,7 +143,7 @@ def open_study(
     objective: FlatnessObjective,
     *,
     sampler: str = "tpe",
-    pruner: str = "none",
+    pruner: str = DEFAULT_PRUNER,
     prune_on: str | None = None,
     worker: int = 0,
 ) -> optuna.Study:

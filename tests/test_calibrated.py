@@ -180,4 +180,4 @@ def test_arguments(arguments: dict[str, object], message: str) -> None:
 
 def test_settings_of_the_rule_without_the_rule() -> None:
     with pytest.raises(ValueError, match="`audit` is for the rule 'calibrated'"):
-        FlatnessPruner(audit=0.2)
+        FlatnessPruner(rule="percentile", audit=0.2)

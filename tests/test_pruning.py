@@ -176,9 +176,19 @@ def test_wrong_arguments(options: dict[str, object], message: str) -> None:
 
 def test_default_does_not_prune_the_sharpest() -> None:
     # On our recordings the sharpest networks after one epoch end up the best.
-    study = make_study([[float(v)] for v in range(10)], FlatnessPruner())
-    assert decide(study, [100.0]) is False
+    for pruner in (FlatnessPruner(), FlatnessPruner(rule="percentile")):
+        study = make_study([[float(v)] for v in range(10)], pruner)
+        assert decide(study, [100.0]) is False
     assert decide(study, [-1.0]) is True
+
+
+def test_the_default_rule_is_the_calibrated_one_unless_something_else_is_judged() -> None:
+    assert FlatnessPruner()._rule == FlatnessPruner(n_startup_trials=3)._rule == "calibrated"
+    for arguments in (
+        {"metric": "loss"}, {"metric": None}, {"direction": "minimize"}, {"percentile": 50.0},
+        {"n_min_trials": 2},
+    ):  # fmt: skip
+        assert FlatnessPruner(**arguments)._rule == "percentile"  # type: ignore[arg-type]
 
 
 def test_report_feeds_optuna_its_own_objective_only() -> None:

@@ -26,6 +26,7 @@ from flatsearch.config import (
     AUGMENTATIONS,
     DEFAULT_ARTIFACTS,
     DEFAULT_FAILURES,
+    DEFAULT_PRUNER,
     DEFAULT_STORAGE,
     DEFAULT_TRIALS,
     DUPLICATES,
@@ -93,13 +94,12 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--sampler", default="tpe", help=f"{', '.join(SAMPLERS)} (default: %(default)s)"
     )
     parser.add_argument(
-        "--pruner", default="none",
-        help=f"{', '.join(PRUNERS)} (default: none). Nothing is pruned by default, because early"
-        " in training flatter is not better: on our recordings the sharpest networks after one"
-        " epoch end up the most accurate. 'flatness' therefore prunes the flattest quarter, the"
-        " networks that have learnt least; that it helps has not been shown, and it works"
-        " against the flatness objective. median, asha and hyperband are Optuna's, and work with"
-        " any number of objectives.",
+        "--pruner", default=DEFAULT_PRUNER,
+        help=f"{', '.join(PRUNERS)} (default: %(default)s). flatness ends a trial that will hardly"
+        " be among the best, as predicted from its first epochs: accuracy, losses, size and"
+        " flatness, with weights and signs learnt from this study's own finished trials; it lets a"
+        " tenth of those run on to check itself. median, asha and hyperband are Optuna's, and work"
+        " with any number of objectives.",
     )  # fmt: skip
     parser.add_argument(
         "--prune-on", metavar="METRIC",
