@@ -204,13 +204,17 @@ def is_best(finals: _Array, weights: _Array, mine: _Array, best: float | None) -
 
 
 def _front(points: _Array) -> _Array:
-    """Return the points that no other dominates: what they do not dominate, no other does."""
-    if points.shape[1] < 2:
-        return points
-    others, mine = points[None], points[:, None]
-    worse = np.all(others >= mine, axis=2) & np.any(others > mine, axis=2)
-    front: _Array = points[~worse.any(axis=1)]
-    return front
+    """Return the points that no other dominates: what they do not dominate, no other does.
+
+    The point with the largest sum is on the front; it and what is nowhere better than it are taken
+    away, until nothing is left.
+    """
+    front = []
+    while len(points):
+        best = points[np.argmax(points.sum(axis=1))]
+        front.append(best)
+        points = points[np.any(points > best, axis=1)]
+    return np.array(front).reshape(len(front), points.shape[1])
 
 
 def _on_front(model: _Model, x: _Array) -> float:

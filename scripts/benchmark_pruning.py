@@ -62,13 +62,14 @@ def peers(curve) -> dict:
     return {"multi_pruner:values": values}
 
 
-def decision(study: optuna.Study, report, prune) -> float:
+def decision(study: optuna.Study, report, prune, before=lambda: None) -> float:
     """Return the median milliseconds of a decision at the fourth step of a running trial."""
     times = []
     for repeat in range(REPEATS + 1):
         trial = study.ask()
         for step in range(4):
             report(trial, step, repeat)
+        before()
         started = time.perf_counter()
         prune(trial)
         times.append(1e3 * (time.perf_counter() - started))
@@ -76,15 +77,19 @@ def decision(study: optuna.Study, report, prune) -> float:
     return round(statistics.median(times[1:]), 3)
 
 
-def flatsearch_decision(n: int, **options) -> float:
-    """Time a `FlatnessPruner`."""
+def flatsearch_decision(n: int, *, finishing: bool = False, **options) -> float:
+    """Time a `FlatnessPruner`, also where another trial has just finished."""
     study = filled(n, flatsearch.FlatnessPruner(**options), ours)
 
     def report(trial, step, repeat):
         value = (repeat % 10) / 10
         flatsearch.report(trial, step, accuracy=value, flatness=1 - value)
 
-    return decision(study, report, flatsearch.should_prune)
+    def another():
+        if finishing:
+            study.add_trial(study.get_trials(deepcopy=False)[0])
+
+    return decision(study, report, flatsearch.should_prune, another)
 
 
 def optuna_decision(n: int) -> float:
@@ -186,6 +191,10 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     methods = {
+        "flatsearch calibrated": lambda n: flatsearch_decision(n, rule="calibrated"),
+        "flatsearch calibrated, new trial": lambda n: flatsearch_decision(
+            n, finishing=True, rule="calibrated"
+        ),
         "flatsearch percentile": lambda n: flatsearch_decision(n, metric="accuracy"),
         "flatsearch, Optuna's median": lambda n: flatsearch_decision(
             n, metric="accuracy", rule=median()

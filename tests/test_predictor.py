@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from flatsearch.predictor import Observation, Predictor
+from flatsearch.predictor import Observation, Predictor, _front
 
 
 def trials(n: int, seed: int, noise: float = 0.5) -> list[tuple[float, float]]:
@@ -114,3 +114,15 @@ def test_depends_on_ranks_alone() -> None:
         first = plain.ask(Observation({0: {"a": signal}}), 0).probability
         second = bent.ask(Observation({0: {"a": math.exp(3 * signal)}}), 0).probability
         assert first == pytest.approx(second)
+
+
+def test_the_front_is_what_nothing_dominates() -> None:
+    generator = np.random.default_rng(8)
+    for n, objectives in ((0, 2), (1, 2), (60, 2), (60, 3), (40, 1)):
+        points = generator.integers(0, 12, (n, objectives)).astype(float)
+        expected = {
+            tuple(p) for p in points if not any((q >= p).all() and (q > p).any() for q in points)
+        }
+        found = _front(points)
+        assert found.shape == (len(expected), objectives)
+        assert {tuple(p) for p in found} == expected
