@@ -2,7 +2,7 @@
 
     python scripts/evidence.py [--page-only] [--studies 100]
 
-Runs `correlate.py`, `early_score.py` and `replay.py` on all tables in scripts/results/curves, which
+Runs `correlate.py`, `early_score.py`, `replay.py` and `replay_samplers.py` on all tables in scripts/results/curves, which
 takes about half an hour, and writes the page from their results. With --page-only it writes the
 page from the results that are there.
 """
@@ -169,6 +169,16 @@ def differences(results: dict, objectives: str, names: list[str]) -> list[str]:
     return rows(header, body)
 
 
+def samplers(results: dict) -> list[str]:
+    """Return the replays of samplers."""
+    body = [
+        [short(name), sampler, *(number(v, 4, "") for v in row.values())]
+        for name, found in results["tables"].items()
+        for sampler, row in found.items()
+    ]
+    return rows(["table", "sampler", "after 10 trials", "after 20", "after 40"], body)
+
+
 def draw(names: list[str]) -> None:
     """Draw tau with the final accuracy by epoch, a panel per table."""
     import matplotlib as mpl
@@ -195,11 +205,12 @@ def draw(names: list[str]) -> None:
 
 
 def compute(studies: int) -> None:
-    """Run the three analyses."""
+    """Run the analyses."""
     for script, out, extra in (
         ("correlate.py", "correlations.json", []),
         ("early_score.py", "early-scores.json", []),
         ("replay.py", "replays.json", ["--studies", str(studies)]),
+        ("replay_samplers.py", "samplers.json", []),
     ):
         command = [sys.executable, str(HERE / script), "--out", str(RESULTS / out), *extra]
         print(" ".join([script, *extra]), flush=True)
@@ -219,7 +230,8 @@ def main() -> None:
     read = {
         key: json.loads((RESULTS / f"{file}.json").read_text())
         for key, file in (
-            ("correlations", "correlations"), ("scores", "early-scores"), ("replays", "replays")
+            ("correlations", "correlations"), ("scores", "early-scores"),
+            ("replays", "replays"), ("samplers", "samplers"),
         )
     }  # fmt: skip
     correlations, scores, results = read["correlations"], read["scores"], read["replays"]
@@ -244,6 +256,7 @@ def main() -> None:
         "replays_one": replays(results, "accuracy", names),
         "replays_two": replays(results, "accuracy,flatness", names),
         "differences_one": differences(results, "accuracy", names),
+        "samplers": samplers(read["samplers"]),
         "differences_two": differences(results, "accuracy,flatness", names),
     }
     for key, lines in parts.items():
