@@ -3,8 +3,8 @@
     python scripts/evidence.py [--page-only] [--studies 100]
 
 Runs `correlate.py`, `early_score.py`, `replay.py` and `replay_samplers.py` on all tables in
-scripts/results/curves, which takes about half an hour, and writes the page from their results. With --page-only it writes the
-page from the results that are there.
+scripts/results/curves, which takes about half an hour, and writes the page from their results.
+With --page-only it writes the page from the results that are there.
 """
 
 from __future__ import annotations
