@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import optuna
 import torch
 
-from flatsearch import record
+from flatsearch import pictures, record
 from flatsearch.config import Direction, RunSettings
 from flatsearch.cost import excess, measure_cost, over_limit
 from flatsearch.data import DataSource, ImageData, load_data
@@ -31,6 +32,7 @@ from flatsearch.export import ModelCard, save_model
 from flatsearch.flatness import relative_flatness
 from flatsearch.liveness import this_process
 from flatsearch.models import network_key
+from flatsearch.predictor import is_best
 from flatsearch.pruning import mark_pruned, report, should_prune
 from flatsearch.recipe import suggest_recipe
 from flatsearch.registry import load_space, space_identity
@@ -215,6 +217,8 @@ class FlatnessObjective:
                 values = self._run(trial, seed)
             except (DivergedError, NonFiniteError) as error:
                 raise self._pruned(trial, str(error)) from error
+            finally:
+                record.mirror_constraints(trial)
         return values[0] if len(values) == 1 else values
 
     @staticmethod
@@ -322,9 +326,12 @@ class FlatnessObjective:
             least = settings.min_accuracy
             least = self.data.guessing_accuracy() if least is None else least
             record.write_minimum(trial, metrics["accuracy"], least)
+        values = tuple(float({**size, **metrics}[name]) for name in self.metric_names)
         if self._artifact_store is not None and whole:
             self._save(trial, model, architecture)
-        return tuple(float({**size, **metrics}[name]) for name in self.metric_names)
+            if self._is_notable(trial, values):
+                self._save_pictures(trial, model, architecture)
+        return values
 
     def _key(self, architecture: Architecture, recipe: dict[str, Any]) -> str:
         """Return what tells a candidate from others: its network and its recipe."""
@@ -432,10 +439,45 @@ class FlatnessObjective:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"trial-{trial.number}.pt"
             save_model(model, card, path)
-            identifier = optuna.artifacts.upload_artifact(
-                artifact_store=self._artifact_store,  # type: ignore[arg-type]
-                file_path=str(path),
-                study_or_trial=trial,
-                mimetype="application/octet-stream",
-            )
-        record.write_artifact(trial, identifier)
+            record.write_artifact(trial, self._upload(trial, path, "application/octet-stream"))
+
+    def _upload(self, trial: optuna.Trial, path: Path, mimetype: str) -> str:
+        return optuna.artifacts.upload_artifact(
+            artifact_store=self._artifact_store,  # type: ignore[arg-type]
+            file_path=str(path),
+            study_or_trial=trial,
+            mimetype=mimetype,
+        )
+
+    def _is_notable(self, trial: optuna.Trial, values: tuple[float, ...]) -> bool:
+        """Return whether a trial is on the front, or the best, as it ends."""
+        if not record.is_feasible(trial):
+            return False
+        complete = trial.study.get_trials(
+            deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)
+        )
+        signs = np.array([1.0 if d == "maximize" else -1.0 for d in self.directions])
+        others = [other.values for other in complete if record.is_feasible(other)]
+        points = np.array(others).reshape(-1, len(signs)) * signs
+        return is_best(points, np.ones(len(points)), np.array(values) * signs, None)
+
+    def _save_pictures(
+        self, trial: optuna.Trial, model: torch.nn.Module, architecture: Architecture
+    ) -> None:
+        """Upload what there is to look at; artifacts cannot be added once a trial has ended."""
+        name = f"trial {trial.number}: {self.space_reference} on {self.data.name}"
+        with tempfile.TemporaryDirectory() as folder:
+            files = [(Path(folder) / "architecture.json", "application/json")]
+            files[0][0].write_text(architecture.to_json() + "\n")
+            if pictures.is_available():
+                network, curves = Path(folder) / "network.png", Path(folder) / "curves.png"
+                size = self.data.in_channels, self.data.image_size
+                try:
+                    pictures.draw_network(model, *size, network, name)
+                    pictures.draw_curves(record.read_steps(trial.user_attrs), curves, name)
+                    files += [(network, "image/png"), (curves, "image/png")]
+                except Exception as error:
+                    # A layer of a kind that cannot be drawn is no reason to lose a trained network.
+                    warnings.warn(f"{name} could not be drawn: {error!r}", stacklevel=2)
+            for path, mimetype in files:
+                self._upload(trial, path, mimetype)

@@ -14,6 +14,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from optuna.samplers import GPSampler
 from optuna.trial import TrialState
 
 from flatsearch.errors import SpaceError, UsageError
@@ -35,8 +36,10 @@ __all__ = [
     "is_late",
     "is_over_limit",
     "is_reuse",
+    "mirror_constraints",
     "network_of",
     "read_decisions",
+    "read_noted",
     "read_run",
     "read_settings",
     "read_step",
@@ -55,6 +58,7 @@ __all__ = [
     "write_limits",
     "write_minimum",
     "write_network",
+    "write_noted",
     "write_pruned",
     "write_recipe",
     "write_repeat",
@@ -93,6 +97,7 @@ _DECISION = "flatsearch:decision:"
 _LAYERS = "flatsearch:layers"
 _TESTS = "flatsearch:tests"
 _REPEATS = "flatsearch:repeats"
+_NOTED = "flatsearch:noted"
 
 
 @dataclass(frozen=True)
@@ -293,7 +298,8 @@ def write_reuse(trial: optuna.Trial, earlier: optuna.trial.FrozenTrial) -> None:
     if found.artifact is not None:
         write_artifact(trial, found.artifact)
     for name, value in earlier.constraints.items():
-        trial.set_constraint(name, value)
+        if not _is_mirrored(name):
+            trial.set_constraint(name, value)
     step = earlier.last_step
     if step is not None and earlier.state == TrialState.PRUNED:
         trial.report(earlier.intermediate_values[step], step)
@@ -355,7 +361,33 @@ def write_pruned(trial: optuna.Trial, *, pruned: bool) -> None:
     trial.set_constraint(_PRUNED, float(pruned))
 
 
-def is_feasible(trial: optuna.trial.FrozenTrial) -> bool:
+def mirror_constraints(trial: optuna.Trial) -> None:
+    """Store the constraints' values once more where optuna-dashboard reads them.
+
+    It knows only the list that older versions of Optuna had. Optuna reads both, so that every
+    value counts twice: TPE and NSGA-II, which add up what is violated, propose the same; GP, which
+    multiplies probabilities, would keep further away, so that its studies have no list. Samplers
+    want the same number of constraints everywhere: the first complete trial decides for all.
+    """
+    # In the order of their names, which is the same in every trial.
+    named = sorted(trial.constraints.items())
+    values = [value for name, value in named if not _is_mirrored(name)]
+    complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    first = next((t.constraints for t in complete if t.constraints), None)
+    if first is None:
+        wanted = not isinstance(trial.study.sampler, GPSampler)
+    else:
+        wanted = any(map(_is_mirrored, first))
+    if values and wanted:
+        trial.storage.set_trial_system_attr(trial._trial_id, "constraints", values)
+
+
+def _is_mirrored(name: str) -> bool:
+    """Return whether a constraint is an entry of the list: Optuna names it by its place."""
+    return name.isdecimal()
+
+
+def is_feasible(trial: optuna.Trial | optuna.trial.FrozenTrial) -> bool:
     """Return whether a trial keeps all of its constraints."""
     return all(value <= 0 for value in trial.constraints.values())
 
@@ -451,6 +483,16 @@ def read_run(study: optuna.Study) -> dict[str, Any] | None:
     """Return what `write_run` stored last; None if nothing was."""
     run = study.user_attrs.get(_RUN)
     return run if isinstance(run, dict) else None
+
+
+def write_noted(study: optuna.Study, numbers: Iterable[int]) -> None:
+    """Store which trials' notes say that they are on the front."""
+    study.set_user_attr(_NOTED, list(numbers))
+
+
+def read_noted(study: optuna.Study) -> list[int]:
+    """Return what `write_noted` stored last."""
+    return list(study.user_attrs.get(_NOTED, []))
 
 
 def write_test(study: optuna.Study, number: int, accuracy: float, file: str) -> None:

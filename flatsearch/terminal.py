@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from flatsearch.space import Value
     from flatsearch.summary import StudySummary
 
-__all__ = ["in_words", "number", "print_final", "print_flatness", "print_summary", "value"]
+__all__ = [
+    "describe",
+    "in_words",
+    "number",
+    "print_final",
+    "print_flatness",
+    "print_summary",
+    "value",
+]
 
 _MOST_ROWS = 10
 _BAR_WIDTH = 24
@@ -104,7 +112,7 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
         for best in summary.front:
             trial = summary.trial(best)
             cells = [value(n, v) for n, v in zip(names, trial.values or (), strict=True)]
-            table.add_row(str(best), *cells, _describe(trial))
+            table.add_row(str(best), *cells, describe(trial))
         console.print(table)
     _print_worth(summary, console)
 
@@ -134,7 +142,7 @@ def _remark(trial: TrialRecord) -> str:
         return f"{trial.state.lower()}: {trial.failure or 'by the pruner'}"
     if trial.same_as is not None:
         return f"as trial {trial.same_as}, not trained again"
-    text = _describe(trial)
+    text = describe(trial)
     if not trial.feasible:
         text += f" ({trial.failure or 'not better than guessing'})"
     if trial.repeats is not None:
@@ -142,7 +150,7 @@ def _remark(trial: TrialRecord) -> str:
     return text
 
 
-def _describe(trial: TrialRecord) -> str:
+def describe(trial: TrialRecord) -> str:
     """Return an architecture and its recipe in a few words."""
     if trial.architecture is None:
         return ", ".join(

@@ -8,7 +8,29 @@ if TYPE_CHECKING:
     from flatsearch.summary import StudySummary
     from flatsearch.worth import FlatnessGain, ProxyWorth, PruningWorth
 
-__all__ = ["verdicts"]
+__all__ = ["searched", "verdicts"]
+
+
+def searched(summary: StudySummary) -> str:
+    """Return what was searched, for what, and how many trials came of it.
+
+    Args:
+        summary: The study.
+
+    Returns:
+        A few sentences on one line.
+    """
+    settings = summary.settings or {}
+    what = ""
+    if settings:
+        what = (
+            f"Search space {settings.get('space')} on {settings.get('data')},"
+            f" {settings.get('epochs')} epochs per trial. "
+        )
+    named = zip(summary.metric_names, summary.directions, strict=True)
+    aims = ", ".join(f"{direction} {name}" for name, direction in named)
+    counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.counts.items()))
+    return f"{what}Aim: {aims}. Trials: {counts or 'none'}."
 
 
 def verdicts(summary: StudySummary) -> list[str]:

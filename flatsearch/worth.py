@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FlatnessGain", "ProxyWorth", "PruningWorth", "flatness_gain", "proxy_worth", "pruning_worth",
-    "weighted_taus",
+    "tau_with_interval", "weighted_taus",
 ]  # fmt: skip
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
@@ -211,11 +211,34 @@ def _correlate(
     known = np.isfinite(values)
     if (n := int(known.sum())) < _MIN_TRIALS:
         return None
-    taus = weighted_taus(values[known], final[known], weights[:, known])
+    found = _with_interval(values[known], final[known], weights[:, known])
+    return None if found is None else ProxyWorth(signal, epoch, *found, n)
+
+
+def _with_interval(x: _Array, y: _Array, weights: _Array) -> tuple[float, float, float] | None:
+    """Return tau and its percentile bootstrap interval; None if tau is not defined."""
+    taus = weighted_taus(x, y, weights)
     if math.isnan(taus[0]):
         return None
     low, high = np.nanpercentile(taus[1:], [2.5, 97.5])
-    return ProxyWorth(signal, epoch, float(taus[0]), float(low), float(high), n)
+    return float(taus[0]), float(low), float(high)
+
+
+def tau_with_interval(
+    trials: Sequence[TrialRecord], x: _Array, y: _Array
+) -> tuple[float, float, float] | None:
+    """Return Kendall's tau-b of two numbers of some trials, with its interval.
+
+    Args:
+        trials: At most a few thousand.
+        x: (n,), one per trial.
+        y: (n,).
+
+    Returns:
+        Tau and the ends of its 95% bootstrap interval; None with fewer than 8 trials, or where all
+        x or all y are the same.
+    """
+    return None if len(trials) < _MIN_TRIALS else _with_interval(x, y, _weights(trials))
 
 
 def flatness_gain(complete: Sequence[TrialRecord]) -> list[FlatnessGain]:

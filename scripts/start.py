@@ -8,7 +8,7 @@ import sys
 import environment
 
 if __name__ == "__main__":
-    programs = environment.ensure()
+    programs = environment.ensure("dashboard")
     if os.name == "nt":
         sys.exit(environment.run(programs, "flatsearch", *sys.argv[1:]))
     # Becoming the program keeps signals and exit codes exactly its own.

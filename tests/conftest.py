@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from typing import TYPE_CHECKING
+
 import optuna
 import pytest
 import torch
 
 from flatsearch.data import ImageData, load_data
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser
 
 torch.set_num_threads(1)  # the same numbers on every machine
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -15,3 +23,17 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 @pytest.fixture(scope="session")
 def digits() -> ImageData:
     return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real browser; tests with it are skipped where there is none."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium: neither chromium nor google-chrome is on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program)
+        yield browser
+        browser.close()

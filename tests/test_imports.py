@@ -16,11 +16,12 @@ SPACES = ROOT.parent / "search_spaces"
 
 # Each may import itself and what stands before it.
 ORDER = [
-    "errors", "config", "space", "registry", "models", "cost", "drawing", "spacecard", "data",
-    "training", "flatness", "proxies", "calibration", "predictor", "record", "liveness", "budget",
-    "reuse", "recipe", "metricview", "calibrated", "pruning", "export", "exported", "classifier",
-    "formats", "objective", "study", "running", "workers", "worth", "summary", "wording", "choose",
-    "scoring", "retrain", "measuring", "terminal", "progress", "testing", "cli",
+    "errors", "config", "space", "registry", "models", "cost", "drawing", "pictures", "spacecard",
+    "data", "training", "flatness", "proxies", "calibration", "predictor", "record", "liveness",
+    "budget", "reuse", "recipe", "metricview", "calibrated", "pruning", "export", "exported",
+    "classifier", "formats", "objective", "study", "running", "workers", "worth", "summary",
+    "wording", "choose", "scoring", "retrain", "measuring", "terminal", "points", "figures",
+    "notes", "page", "dashboard", "progress", "testing", "cli",
 ]  # fmt: skip
 
 

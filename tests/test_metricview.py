@@ -267,7 +267,10 @@ def test_pareto_rank_needs_names() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rule": "median"}, "unknown rule 'median'; known: calibrated, percentile, or a pruner such as"),
+        (
+            {"rule": "median"},
+            "unknown rule 'median'; known: calibrated, percentile, or a pruner such as",
+        ),
         ({"rule": MedianPruner(), "n_startup_trials": 3}, "`n_startup_trials` is for the rule"),
         ({"metric": {}}, "`metric` must name at least one"),
         ({"metric": {"a": "up"}}, "metric 'a': unknown direction 'up'"),

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from flatsearch.cli.look import add_measure, add_report, add_spaces
+from flatsearch.cli.look import add_dashboard, add_measure, add_report, add_spaces
 from flatsearch.cli.run import add_run, add_worker
 from flatsearch.cli.ship import add_export, add_predict, add_train
 from flatsearch.errors import FlatsearchError, UsageError
@@ -36,6 +36,7 @@ def _parser() -> _Parser:
     add_worker(commands.add_parser("worker", help="join a search that was started elsewhere"))
     add_spaces(commands.add_parser("spaces", help="list the search spaces, or show one"))
     add_report(commands.add_parser("report", help="tables and Pareto front of a study"))
+    add_dashboard(commands.add_parser("dashboard", help="look at a study in a browser"))
     add_measure(commands.add_parser("measure", help="measure the flatness of a model"))
     add_train(commands.add_parser("train", help="train a trial's architecture to the end"))
     add_export(commands.add_parser("export", help="export a trained model"))

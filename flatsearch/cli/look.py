@@ -1,7 +1,9 @@
-"""`flatsearch spaces`, `report` and `measure`: what is there to be seen."""
+"""`flatsearch spaces`, `report`, `dashboard` and `measure`: what is there to be seen."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.options import (
@@ -13,13 +15,13 @@ from flatsearch.cli.options import (
     make_console,
     print_json,
 )
-from flatsearch.config import RunSettings
+from flatsearch.config import DEFAULT_ARTIFACTS, RunSettings
 from flatsearch.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["add_measure", "add_report", "add_spaces"]
+__all__ = ["add_dashboard", "add_measure", "add_report", "add_spaces"]
 
 
 def add_spaces(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +37,31 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show a study: trials, Pareto front, what the early signals were worth."
     parser.add_argument("study", nargs="?", help="its name (default: the only study)")
     add_storage(parser)
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write one page with tables and figures, to be opened offline",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the page")
     add_json(parser)
     parser.set_defaults(call=_report)
+
+
+def add_dashboard(parser: argparse.ArgumentParser) -> None:
+    """Define `flatsearch dashboard`."""
+    parser.description = (
+        "Write notes and figures into a study, start optuna-dashboard with its storage and"
+        " artifacts, and print the address."
+    )
+    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
+    add_storage(parser)
+    parser.add_argument(
+        "--artifacts", metavar="DIR", help="where the search saved its models (default: as it was"
+        " told)",
+    )  # fmt: skip
+    parser.add_argument("--host", default="localhost", help="(default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
+    parser.set_defaults(call=_dashboard, kept="the dashboard has stopped")
 
 
 def add_measure(parser: argparse.ArgumentParser) -> None:
@@ -131,10 +156,42 @@ def _report(options: argparse.Namespace) -> None:
     from flatsearch.terminal import print_summary
 
     summary = summarise(load_for_reading(options))
+    if options.html is not None:
+        from flatsearch.page import write_page
+
+        write_page(summary, Path(options.html), force=options.force)
+        print(f"written: {options.html}", file=sys.stderr)
     if options.json:
         print_json(summary.to_dict())
     else:
         print_summary(summary, make_console(), all_trials=True)
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    from flatsearch import record
+    from flatsearch.dashboard import Publisher, require, serve
+
+    require()
+    if not 0 <= options.port < 2**16:
+        raise UsageError(f"--port must be from 0 to {2**16 - 1} but got {options.port}")
+    study = load_for_reading(options)
+    folder = options.artifacts or (record.read_run(study) or {}).get("artifacts")
+    folder = folder or DEFAULT_ARTIFACTS
+    found = Path(folder).is_dir()
+    if options.artifacts is not None and not found:
+        raise UsageError(f"--artifacts {folder!r} is not a folder")
+    if not found and folder != "none":
+        _note(f"the trials' files are not in {folder!r}; --artifacts DIR says where they are")
+    # A storage that can only be read is shown as it is.
+    Publisher(_note).now(study)
+    serve(
+        study.study_name, options.storage, folder if found else None, options.host, options.port,
+        lambda text: print(f"{text}\nCtrl-C ends it", flush=True),
+    )  # fmt: skip
+
+
+def _note(text: str) -> None:
+    print(f"flatsearch dashboard: {text}", file=sys.stderr)
 
 
 def _measure(options: argparse.Namespace) -> None:

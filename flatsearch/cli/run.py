@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     import optuna
 
+    from flatsearch.dashboard import Publisher
     from flatsearch.objective import FlatnessObjective
     from flatsearch.progress import Progress
     from flatsearch.summary import StudySummary
@@ -254,6 +255,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from flatsearch import record
     from flatsearch.budget import finished_count
+    from flatsearch.dashboard import Publisher
     from flatsearch.objective import resolve_device
     from flatsearch.progress import Progress
     from flatsearch.registry import load_space
@@ -284,11 +286,12 @@ def _run(options: argparse.Namespace) -> int:
     progress.announce(study, objective.data, objective.device, finished, n_trials)
     run = {key: getattr(options, key) for key in _RUN_OPTIONS}
     record.write_run(study, {**run, "target": finished + n_trials})
+    publisher = Publisher(progress.say)
     try:
         if n_trials and options.workers > 1:
             _run_workers(name, options, progress.say)
         elif n_trials:
-            _run_trials(study, objective, progress, options, finished + n_trials)
+            _run_trials(study, objective, progress, options, finished + n_trials, publisher)
     finally:
         summary = summarise(study)
         if options.json:
@@ -297,6 +300,7 @@ def _run(options: argparse.Namespace) -> int:
             console = make_console()
             print_summary(summary, console)
             console.print(_next_steps(summary, options), highlight=False, markup=False)
+        publisher.now(study, summary)
         if n_trials and "COMPLETE" not in summary.counts:
             reasons = [trial.failure for trial in summary.trials if trial.failure]
             last = f"; the last one: {reasons[-1]}" if reasons else ""
@@ -346,6 +350,7 @@ def _run_trials(
     progress: Progress,
     options: argparse.Namespace,
     target: int,
+    publisher: Publisher | None,
 ) -> None:
     """Run the study in this process."""
     from flatsearch.budget import finished_count
@@ -353,10 +358,16 @@ def _run_trials(
 
     if options.artifacts != "none":
         Path(options.artifacts).mkdir(parents=True, exist_ok=True)
+
+    def on_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        progress.trial(study, trial)
+        if publisher is not None:
+            publisher.trial(study)
+
     with progress.running(target - finished_count(study)):
         ended = run_study(
             study, objective, target=target, timeout=options.timeout,
-            max_failures=options.max_failures, on_trial=progress.trial,
+            max_failures=options.max_failures, on_trial=on_trial,
         )  # fmt: skip
     if ended:
         print(f"flatsearch {options.command}: {ended}", file=sys.stderr)
@@ -382,6 +393,7 @@ def _worker(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from flatsearch import record
+    from flatsearch.dashboard import Publisher
     from flatsearch.progress import Progress
     from flatsearch.study import open_storage, open_study
 
@@ -406,22 +418,18 @@ def _worker(options: argparse.Namespace) -> None:
         sampler=options.sampler, pruner=options.pruner, prune_on=options.prune_on,
         worker=os.getpid() if options.index is None else options.index + 1,
     )  # fmt: skip
-    _run_trials(study, objective, progress, options, run["target"])
+    # Of several workers one is enough to keep the dashboard up to date.
+    publisher = Publisher(progress.say) if options.index == 0 else None
+    _run_trials(study, objective, progress, options, run["target"], publisher)
 
 
 def _next_steps(summary: StudySummary, options: argparse.Namespace) -> str:
     """Say what to type next."""
     storage = "" if options.storage == DEFAULT_STORAGE else f" --storage {options.storage}"
-    lines = [
-        "next:",
-        f"  flatsearch report {summary.name}{storage}",
-        f"  optuna-dashboard {options.storage}"
-        + ("" if options.artifacts == "none" else f" --artifact-dir {options.artifacts}"),
-    ]
-    saved = [summary.trial(number).artifact for number in summary.front]
-    if saved and saved[0] is not None and options.artifacts != "none":
-        file = Path(options.artifacts) / saved[0]
-        lines.append(f"  flatsearch measure {file} --data {options.data}")
+    study = f"{summary.name}{storage}"
+    lines = ["next:", f"  flatsearch report {study}", f"  flatsearch dashboard {study}"]
+    if summary.front:
+        lines.append(f"  flatsearch train {study}    # the final model")
     given = " ".join(sys.argv[1:]) if sys.argv[0].endswith("flatsearch") else ""
     if given and "--trials" not in given:
         lines.append(f"  flatsearch {given} --trials 10    # ten more trials")
