@@ -390,7 +390,8 @@ def test_exported_programs_that_cannot_be_measured(capsys: pytest.CaptureFixture
 def test_help_explains_the_default_pruner(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Nothing is pruned by default" in text
+    assert "(default: flatness). flatness ends a trial that will hardly be among the best" in text
+    assert "learnt from this study's own finished trials" in text
 
 
 WRONG = {
