@@ -99,7 +99,8 @@ class CalibratedRule:
     Args:
         study: Any study; its objectives are what is predicted.
         best: With one objective, the share of all trials that counts as the best.
-        limit: A trial with a smaller probability of ending there is flagged.
+        limit: A trial is flagged if its probability of ending there is below this share of the base
+            rate, which is what it would be without any signal: the best share, or the front's.
         audit: Share of the flagged trials that is run on.
         n_startup_trials: None is flagged before this many are complete.
         signals: What to learn from, beside the objectives by their names.
@@ -120,13 +121,22 @@ class CalibratedRule:
         self._limit, self._audit = limit, audit
         self._n_startup_trials = max(1, n_startup_trials)
         # An objective that no epoch changes, such as a latency, is known from the first step.
-        names = dict.fromkeys((*signals, *(study.metric_names or ())))
-        self._predictor = Predictor(tuple(names), best=best, prior=PRIOR)
+        objectives = study.metric_names or [""] * len(self._signs)
+        names = dict.fromkeys((*signals, *(name for name in objectives if name)))
+        # What is believed of the signals is about accuracy and the like, not about costs.
+        priors = [
+            PRIOR if sign > 0 and (name not in names or name == "accuracy") else {}
+            for name, sign in zip(objectives, self._signs, strict=True)
+        ]
+        self._predictor = Predictor(tuple(names), best=best, prior=priors)
         self._seen: set[int] = set()
         # Of complete trials: objectives, larger is better, and how many trials each stands for.
         self._finals: list[tuple[float, ...]] = []
         self._weights: list[float] = []
-        self._audited: list[tuple[float, tuple[float, ...]]] = []
+        self._ended: list[float] = []
+        self._last_step = 0
+        # Of those that were flagged and run on: stated probability, and their place among these.
+        self._audited: list[tuple[float, int]] = []
         self._flagged: set[int] = set()
         self._lock = threading.Lock()
 
@@ -149,32 +159,41 @@ class CalibratedRule:
     def _decide(
         self, study: optuna.Study, found: TrialRecord, step: int, flagged: bool
     ) -> Decision:
-        n = len(self._finals)
-        if n < self._n_startup_trials:
-            return Decision(step, math.nan, self._limit, "start-up", 1.0, n, self._share)
         estimate = self._predictor.ask(as_observation(found, None), step)
+        n, limit = estimate.n_trials, self._limit * estimate.base
+        if n < self._n_startup_trials:
+            return Decision(step, math.nan, math.nan, "start-up", 1.0, n, self._share)
         outcome, chance = "kept", 1.0
         if flagged:
             outcome = "under audit"
-        elif estimate.probability < self._limit:
+        # After its last step there is nothing to be saved.
+        elif estimate.probability < limit and step < self._last_step:
             if self.suspended():
                 outcome = "suspended"
             elif _uniform(study.study_name, found.number) < self._audit:
                 outcome, chance = "audited", self._audit
             else:
                 outcome = "pruned"
-        return Decision(step, estimate.probability, self._limit, outcome, chance, n, self._share)
+        return Decision(step, estimate.probability, limit, outcome, chance, n, self._share)
 
     def suspended(self) -> bool:
         """Return whether more audited trials were good than the stated probabilities allow."""
-        if not self._audited:
-            return False
-        finals, weights = np.array(self._finals), np.array(self._weights)
-        good = sum(
-            is_best(finals, weights, np.array(final), self._share) for _, final in self._audited
-        )
+        good = sum(self._was_good(place) for _, place in self._audited)
         stated = [probability for probability, _ in self._audited]
         return good > 0 and tail_probability(stated, good) < _SIGNIFICANT
+
+    def _was_good(self, place: int) -> bool:
+        """Return whether a trial ended as the stated probability means it.
+
+        That is of the front of the trials that had ended before it, which others may have moved
+        since; a share of all trials stays where it is.
+        """
+        finals, weights = np.array(self._finals), np.array(self._weights)
+        mine = finals[place]
+        if self._share is None:
+            earlier = np.array(self._ended) < self._ended[place]
+            finals, weights = finals[earlier], weights[earlier]
+        return is_best(finals, weights, mine, self._share)
 
     def _update(self, study: optuna.Study) -> None:
         """Read the trials that have finished since the last time."""
@@ -184,20 +203,25 @@ class CalibratedRule:
         for trial in finished:
             if trial.number in self._seen:
                 continue
-            self._seen.add(trial.number)
             found = read_trial(trial)
-            if found.same_as is not None or found.over_limit:
-                continue
-            final, flag = None, first_flag(found.decisions)
-            if trial.state == TrialState.COMPLETE and not found.ended_early:
-                final = tuple(s * v for s, v in zip(self._signs, trial.values, strict=True))
-                # One that is not feasible is no point of a front, and keeps no other from it.
-                counts = found.feasible or self._share is not None
-                self._finals.append(final if counts else (-math.inf,) * len(final))
-                self._weights.append(1.0 if flag is None else 1.0 / flag.chance)
-            if flag is not None and final is not None and found.feasible:
-                self._audited.append((flag.probability, final))
-            self._predictor.add(as_observation(found, final))
+            self._seen.add(trial.number)
+            if found.same_as is None and not found.over_limit:
+                self._learn(trial, found)
+
+    def _learn(self, trial: optuna.trial.FrozenTrial, found: TrialRecord) -> None:
+        final, flag = None, first_flag(found.decisions)
+        if trial.state == TrialState.COMPLETE and not found.ended_early:
+            final = tuple(s * v for s, v in zip(self._signs, trial.values, strict=True))
+            # One that is not feasible is no point of a front, and keeps no other from it.
+            counts = found.feasible or self._share is not None
+            self._finals.append(final if counts else (-math.inf,) * len(final))
+            self._weights.append(1.0 if flag is None else 1.0 / flag.chance)
+            ended = trial.datetime_complete
+            self._ended.append(math.inf if ended is None else ended.timestamp())
+            self._last_step = max(self._last_step, *found.steps, 0)
+            if flag is not None and found.feasible:
+                self._audited.append((flag.probability, len(self._finals) - 1))
+        self._predictor.add(as_observation(found, final))
 
 
 def _uniform(name: str, number: int) -> float:

@@ -126,8 +126,10 @@ def fit(x: Array, y: Array, prior: Prior) -> Posterior:
         degrees = 2 shape + n
         variance = (2 shape variance0 + |y - X b|^2 + strength |b - b0|^2) / degrees
 
-    There is no intercept: scores have mean zero. Trials are not weighted: which ones finished was
-    decided by their signals alone, and a regression on the same signals needs no correction.
+    There is no intercept: scores have mean zero among all trials. Trials are not weighted by how
+    many they stand for. Where the trials that finished were selected by the same signals, a
+    regression needs no correction; where by those of another step, it is a little off, towards
+    keeping trials. A few heavy weights would make it noisier instead.
 
     Args:
         x: Normal scores of p signals of n finished trials, (n, p).

@@ -61,11 +61,13 @@ class Estimate:
 
     Attributes:
         probability: Of ending among the best.
-        n_trials: Finished trials it is learnt from.
+        n_trials: Finished trials it is learnt from: those that have reached the step.
+        base: What the probability is without any signal: the share of the best among all trials.
     """
 
     probability: float
     n_trials: int
+    base: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class _Model:
     posteriors: tuple[Posterior, ...]
     front: _Array  # scores of the finished trials on the front, (n, objectives)
     n_trials: int
+    limit: float  # with one objective: the score that the best exceed
+    base: float
 
 
 class Predictor:
@@ -84,7 +88,8 @@ class Predictor:
     Args:
         names: The signals.
         best: With one objective, the share of all trials that counts as the best.
-        prior: Coefficients by signal name to start from; 0 for those that are not there.
+        prior: Per objective, coefficients by signal name to start from; 0 for those that are not
+            there.
         strength: How many trials the prior counts as.
 
     Example:
@@ -104,12 +109,12 @@ class Predictor:
         names: Sequence[str],
         *,
         best: float = 0.1,
-        prior: Mapping[str, float] | None = None,
+        prior: Sequence[Mapping[str, float]] = (),
         strength: float = 10.0,
     ) -> None:
         self._names = tuple(names)
         self._best = best
-        self._prior = dict(prior or {})
+        self._prior = prior
         self._strength = strength
         self._seen: list[Observation] = []
         self._models: dict[int, _Model] = {}
@@ -137,10 +142,9 @@ class Predictor:
             return Estimate(1.0, 0)
         x = self._scores(model.signals, [running], step)
         if len(model.posteriors) == 1:
-            # Scores are standard normal, so the limit is that distribution's quantile.
-            limit = float(special.ndtri(1.0 - self._best))
-            return Estimate(float(model.posteriors[0].exceeds(x, limit)[0]), model.n_trials)
-        return Estimate(_on_front(model, x), model.n_trials)
+            probability = float(model.posteriors[0].exceeds(x, model.limit)[0])
+            return Estimate(probability, model.n_trials, model.base)
+        return Estimate(_on_front(model, x), model.n_trials, model.base)
 
     def _scores(
         self, references: Sequence[Reference], trials: Sequence[Observation], step: int
@@ -164,7 +168,7 @@ class Predictor:
         there = [t for t in self._seen if step in t.curve]
         whole = [t for t in there if t.final is not None]
         if not whole:
-            return _Model((), (), np.zeros((0, 0)), 0)
+            return _Model((), (), np.zeros((0, 0)), 0, 0.0, 1.0)
         values = np.array([t.signals(step, self._names) for t in there], float)
         weights = self._weights(there, step)
         signals = tuple(Reference(values[:, i], weights) for i in range(len(self._names)))
@@ -173,11 +177,34 @@ class Predictor:
         weights = self._weights(whole)
         references = tuple(Reference(column, weights) for column in finals.T)
         y = np.stack([r.score(column) for r, column in zip(references, finals.T, strict=True)], 1)
-        mean = np.array([self._prior.get(name, 0.0) for name in self._names])
-        prior = Prior(mean, self._strength)
-        posteriors = tuple(fit(x, column, prior) for column in y.T)
+        posteriors = []
+        for index, column in enumerate(y.T):
+            start = self._prior[index] if index < len(self._prior) else {}
+            mean = np.array([start.get(name, 0.0) for name in self._names])
+            posteriors.append(fit(x, column, Prior(mean, self._strength)))
         counts = y[np.array([t.feasible for t in whole])]
-        return _Model(signals, posteriors, _front(counts), len(whole))
+        front = _front(counts)
+        base = max(1, len(front)) / float(weights.sum())
+        limit = 0.0
+        if y.shape[1] == 1:
+            base, limit = self._best, _limit(finals[:, 0], y[:, 0], weights, self._best)
+        return _Model(signals, tuple(posteriors), front, len(whole), limit, base)
+
+
+def _limit(finals: _Array, scores: _Array, weights: _Array, best: float) -> float:
+    """Return the normal score that final values among the best share exceed.
+
+    Scores are standard normal, so it is that distribution's quantile; but where several trials tie
+    for the last place among the best, all of them are in, as in `is_best`.
+    """
+    order = np.argsort(-finals, kind="stable")
+    better = np.concatenate([[0.0], np.cumsum(weights[order])[:-1]])
+    last = finals[order][np.flatnonzero(better < best * weights.sum())[-1]]
+    tied = finals == last
+    if tied.sum() < 2:
+        return float(special.ndtri(1.0 - best))
+    below = scores[finals < last]
+    return float((scores[tied][0] + below.max()) / 2) if len(below) else -math.inf
 
 
 def is_best(finals: _Array, weights: _Array, mine: _Array, best: float | None) -> bool:

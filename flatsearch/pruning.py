@@ -33,7 +33,7 @@ PARETO_RANK = "pareto_rank"
 _RULES = ("percentile", "calibrated")
 _DIRECTIONS = ("minimize", "maximize")
 # Default of the settings of "calibrated"; `scripts/replay.py` has what they lead to.
-_SHARE = 0.1
+_SHARES = {"best": 0.1, "limit": 0.5, "audit": 0.1}
 _PERCENTILE = 75.0
 
 
@@ -147,10 +147,10 @@ class FlatnessPruner(BasePruner):
     """Prune trials by what they have recorded, with any number of objectives.
 
     With the rule "calibrated", the default, a trial is pruned if the probability that it ends among
-    the best is below `limit`: predicted from all recorded signals, flatness among them, with
-    weights and signs learnt from the study's own finished trials; see `flatsearch.calibrated`. A
-    share of the trials under the limit is audited, and pruning suspends itself while that says it
-    hurts.
+    the best is below `limit` times what it is for any trial: predicted from all recorded signals,
+    flatness among them, with weights and signs learnt from the study's own finished trials; see
+    `flatsearch.calibrated`. A share of the trials under the limit is audited, and pruning suspends
+    itself while that says it hurts.
 
     With the rule "percentile" a trial is pruned if its metric at the current step is outside the
     best `percentile` per cent of the values that finished (complete or pruned) trials had at the
@@ -181,7 +181,9 @@ class FlatnessPruner(BasePruner):
         percentile: Per cent of the trials that are kept by the rule "percentile".
         best: For "calibrated" with one objective: the share of all trials that is the best; with
             several the Pareto front is.
-        limit: For "calibrated": the least probability of getting there that is worth going on.
+        limit: For "calibrated": a trial is pruned if its probability of getting there is below this
+            share of the base rate, the probability without any signal (`best`, or the front's
+            share of all trials), so that signals that say nothing prune little.
         audit: For "calibrated": the share of trials under the limit that is run on all the same.
         signals: For "calibrated": names of the metrics to learn from; those that a trial does not
             have count for nothing.
@@ -214,9 +216,9 @@ class FlatnessPruner(BasePruner):
         direction: Literal["minimize", "maximize"] | None = None,
         rule: Literal["percentile", "calibrated"] | BasePruner | None = None,
         percentile: float = _PERCENTILE,
-        best: float = _SHARE,
-        limit: float = _SHARE,
-        audit: float = _SHARE,
+        best: float = _SHARES["best"],
+        limit: float = _SHARES["limit"],
+        audit: float = _SHARES["audit"],
         signals: Sequence[str] = SIGNALS,
     ) -> None:
         if rule is None:
@@ -239,7 +241,7 @@ class FlatnessPruner(BasePruner):
         for name, share in shares.items():
             if not 0 < share < 1:
                 raise ValueError(f"`{name}` must be between 0 and 1 but got {share}")
-            if rule != "calibrated" and share != _SHARE:
+            if rule != "calibrated" and share != _SHARES[name]:
                 raise ValueError(f"`{name}` is for the rule 'calibrated'")
         if rule == "calibrated" and (metric != "flatness" or direction or n_min_trials != 1):
             raise ValueError(

@@ -107,7 +107,7 @@ class Decision:
     Attributes:
         step: The step.
         probability: Of ending among the best, as predicted; NaN where nothing was.
-        limit: A smaller probability flags a trial.
+        limit: A smaller probability flags a trial; NaN in the start-up.
         outcome: "start-up", "kept", "pruned"; of a flagged trial that is run on "audited" or
             "suspended" (pruning is), and "under audit" at later steps.
         chance: The probability with which a trial that is flagged here is run on.
@@ -449,7 +449,8 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
 
 
 def _read_architecture(stored: object, number: int) -> Architecture | None:
-    if not isinstance(stored, str):
+    # An attribute of that name may be somebody's own; ours is JSON.
+    if not isinstance(stored, str) or not stored.startswith("{"):
         return None
     try:
         return Architecture.from_json(stored)

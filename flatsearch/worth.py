@@ -311,7 +311,11 @@ def pruning_worth(
     ended = [t for t in own if t.state in {"COMPLETE", "PRUNED"}]
     whole = epochs or max(len(t.steps) for t in ended)
     complete = [t for t in ended if t.values is not None and not t.ended_early]
-    flagged = [t for t in complete if first_flag(t.decisions) is not None]
+    # Those that were run on while pruning was suspended are no sample of the pruned ones.
+    flagged = [
+        t for t in complete
+        if (flag := first_flag(t.decisions)) is not None and flag.outcome == AUDITED[0]
+    ]  # fmt: skip
     signs = np.array([1.0 if d == "maximize" else -1.0 for d in directions])
     best = next((decision.best for decision in decided), None)
     counted = [t for t in complete if t.feasible or best is not None]

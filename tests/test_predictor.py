@@ -44,7 +44,7 @@ def test_stated_probabilities_come_true() -> None:
 
 def test_the_sign_is_learnt() -> None:
     for sign in (1.0, -1.0):
-        predictor = Predictor(("a",), prior={"a": -sign})
+        predictor = Predictor(("a",), prior=({"a": -sign},))
         for signal, final in trials(100, 1):
             predictor.add(Observation({0: {"a": sign * signal}}, final=(final,)))
         good, bad = (predictor.ask(Observation({0: {"a": sign * x}}), 0) for x in (2.0, -2.0))
@@ -90,7 +90,7 @@ def test_what_is_missing_is_in_the_middle() -> None:
 
 def test_front() -> None:
     # Two objectives that pull apart: signals tell both finals exactly, up to a little noise.
-    predictor = Predictor(("a", "b"), prior=None)
+    predictor = Predictor(("a", "b"))
     generator = np.random.default_rng(5)
     for _ in range(200):
         a, b = generator.uniform(size=2)
@@ -126,3 +126,30 @@ def test_the_front_is_what_nothing_dominates() -> None:
         found = _front(points)
         assert found.shape == (len(expected), objectives)
         assert {tuple(p) for p in found} == expected
+
+
+def test_the_base_rate_is_what_is_known_without_signals() -> None:
+    predictor = Predictor(("a",), best=0.2)
+    for signal, final in trials(30, 11):
+        predictor.add(Observation({0: {"a": signal}}, final=(final,)))
+    assert predictor.ask(Observation({0: {"a": 0.0}}), 0).base == 0.2
+    front = Predictor(("a", "b"))
+    for i in range(10):  # one point dominates all others
+        front.add(Observation({0: {"a": i, "b": i}}, final=(i, i)))
+    assert front.ask(Observation({0: {"a": 0.0}}), 0).base == 0.1
+
+
+def test_all_that_tie_for_the_last_place_are_among_the_best() -> None:
+    generator = np.random.default_rng(12)
+    predictor = Predictor(("a",), best=0.1)
+    for signal in generator.normal(size=200):
+        predictor.add(Observation({0: {"a": signal}}, final=(min(signal, 0.0),)))
+    # Half of all end at 0, the best there is.
+    asked = (predictor.ask(Observation({0: {"a": x}}), 0).probability for x in (1.0, -1.0))
+    good, bad = asked
+    assert good > 0.8
+    assert bad < 0.2
+    constant = Predictor(("a",))
+    for signal in generator.normal(size=20):
+        constant.add(Observation({0: {"a": signal}}, final=(1.0,)))
+    assert constant.ask(Observation({0: {"a": -3.0}}), 0).probability == 1.0
