@@ -30,7 +30,7 @@ class Choice:
 
 
 def choose(summary: StudySummary, which: str = "best", prefer: str | None = None) -> Choice:
-    """Return a trial that was trained to the end.
+    """Return a trial to go on with: the best, or any that has an architecture.
 
     The best of a front is its knee: with every objective scaled to its range on the front, 1 the
     best, the point nearest to being the best in all, in Euclidean distance.
@@ -44,7 +44,8 @@ def choose(summary: StudySummary, which: str = "best", prefer: str | None = None
         The choice. Of a trial that took over an earlier one's result, the earlier one.
 
     Raises:
-        UsageError: If there is no such trial or objective, or the trial has no result.
+        UsageError: If there is no such trial or objective, the trial is still running, or it has no
+            architecture.
     """
     if prefer is not None and prefer not in summary.metric_names:
         raise UsageError(unknown_name("objective to prefer", prefer, summary.metric_names))
@@ -59,9 +60,12 @@ def choose(summary: StudySummary, which: str = "best", prefer: str | None = None
     trial = known[which]
     if trial.same_as is not None:
         trial = summary.trial(trial.same_as)
+    if trial.state in {"RUNNING", "WAITING"}:
+        raise UsageError(f"trial {which} is still {trial.state.lower()}")
     if trial.architecture is None:
         raise UsageError(f"trial {which} has no architecture on record: it ended before")
-    return Choice(trial, "as asked for")
+    ended = "" if trial.state == "COMPLETE" else f", though it ended as {trial.state.lower()}"
+    return Choice(trial, f"as asked for{ended}")
 
 
 def _best(summary: StudySummary, prefer: str | None) -> Choice:

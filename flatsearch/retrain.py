@@ -19,9 +19,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flatsearch import record
 from flatsearch.config import RunSettings
-from flatsearch.errors import DivergedError, FlatsearchError, UnsupportedModelError, UsageError
+from flatsearch.errors import (
+    DivergedError,
+    FlatsearchError,
+    NonFiniteError,
+    UnsupportedModelError,
+    UsageError,
+)
 from flatsearch.export import ModelCard, save_model
 from flatsearch.flatness import relative_flatness
+from flatsearch.models import count_parameters
 from flatsearch.registry import load_space
 from flatsearch.scoring import Scores, accuracy_interval, score
 from flatsearch.space import build_model
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
     from flatsearch.choose import Choice
     from flatsearch.data import ImageData
+    from flatsearch.record import TrialRecord
 
 __all__ = ["FinalTraining", "SeedResult", "default_epochs", "retrain", "settings_of", "space_of"]
 
@@ -171,9 +179,9 @@ class _Run:
     def _average(self) -> None:
         self.averaged.update_parameters(self.model)
 
-    def resume(self, *, force: bool) -> None:
+    def resume(self) -> None:
         """Go on from the checkpoint, if there is one of this training."""
-        if force or not self.checkpoint.exists():
+        if not self.checkpoint.exists():
             return
         what = f"checkpoint {str(self.checkpoint)!r}"
         try:
@@ -192,6 +200,9 @@ class _Run:
         self.averaged.load_state_dict(state["averaged"])
         self.trainer.load_state_dict(state["trainer"])
         self.train_loss = state["train_loss"]
+        torch.set_rng_state(state["random"])
+        if len(state["random_cuda"]) == torch.cuda.device_count() > 0:
+            torch.cuda.set_rng_state_all(state["random_cuda"])
 
     def save(self) -> None:
         """Write the checkpoint whole and move it into place: a killed process leaves the last."""
@@ -202,6 +213,9 @@ class _Run:
             "averaged": self.averaged.state_dict(),
             "trainer": self.trainer.state_dict(),
             "train_loss": self.train_loss,
+            # Dropout draws from the global generators.
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
@@ -281,6 +295,9 @@ def retrain(
     reference = space or space_of(study) or trial.architecture.space
     card = ModelCard.of(data, reference, trial.architecture)
     folder.mkdir(parents=True, exist_ok=True)
+    if force:  # nothing of an earlier training is left beside the new one
+        for old in (results, *folder.glob("seed-*.pt"), *folder.glob("seed-*.checkpoint")):
+            old.unlink(missing_ok=True)
     merged = data.merged()
     trained = []
     for seed in range(seeds):
@@ -292,13 +309,24 @@ def retrain(
             num_classes=data.num_classes,
             image_size=data.image_size,
         ).to(data.train.targets.device)
+        _check_size(model, trial)
         key = json.dumps([asdict(settings), asdict(card), seed, stored.get("data_fingerprint")])
         run = _Run(model, merged, settings, seed, folder / f"seed-{seed}.checkpoint", key)
-        run.resume(force=force)
+        run.resume()
         final = run.run(None if on_epoch is None else _of_seed(on_epoch, seed))
         save_model(final, card, folder / f"seed-{seed}.pt")
         trained.append((seed, final, run))
     return _finish(study, choice, data, settings, folder, trained)
+
+
+def _check_size(model: nn.Module, trial: TrialRecord) -> None:
+    """Refuse a search space that builds another network than it did in the search."""
+    known, built = trial.metrics.get("parameters"), count_parameters(model)
+    if known is not None and known != built:
+        raise UsageError(
+            f"the search space has changed: it builds {built:,} parameters now, and built"
+            f" {known:,.0f} for trial {trial.number}"
+        )
 
 
 def _of_seed(on_epoch: Callable[[int, int, float], None], seed: int) -> Callable[..., None]:
@@ -308,7 +336,7 @@ def _of_seed(on_epoch: Callable[[int, int, float], None], seed: int) -> Callable
 def _flatness(model: nn.Module, data: ImageData) -> float | None:
     try:
         return relative_flatness(model, data.probe.tensors()).relative_flatness
-    except UnsupportedModelError:
+    except (NonFiniteError, UnsupportedModelError):
         return None
 
 
@@ -321,18 +349,23 @@ def _finish(
     trained: list[tuple[int, nn.Module, _Run]],
 ) -> FinalTraining:
     """Test the networks, record it, and clear the checkpoints away."""
+    earlier = record.read_tests(study)
+    tests = [score(model, data.test) for _, model, _ in trained]
+    accuracies = torch.tensor([test.accuracy for test in tests], dtype=torch.float64)
+    accuracy = float(accuracies.mean())
+    # What has been looked at is told before anything else can go wrong.
+    first = (folder / "seed-0.pt").resolve()
+    record.write_test(study, choice.trial.number, accuracy, str(first))
     seeds = tuple(
         SeedResult(
             seed=seed,
             file=str(folder / f"seed-{seed}.pt"),
-            test=score(model, data.test),
+            test=test,
             flatness=_flatness(model, data),
             train_loss=run.train_loss,
         )
-        for seed, model, run in trained
+        for (seed, model, run), test in zip(trained, tests, strict=True)
     )
-    accuracies = torch.tensor([seed.test.accuracy for seed in seeds], dtype=torch.float64)
-    accuracy = float(accuracies.mean())
     low, high = accuracy_interval(accuracy, seeds[0].test.n_samples)
     final = FinalTraining(
         trial=choice.trial.number,
@@ -344,9 +377,8 @@ def _finish(
         spread=float(accuracies.std()) if len(seeds) > 1 else None,
         seeds=seeds,
         class_names=data.class_names,
-        earlier=record.read_tests(study),
+        earlier=earlier,
     )
-    record.write_test(study, choice.trial.number, accuracy, final.model)
     part = folder / "results.part"
     part.write_text(json.dumps(asdict(final), indent=1) + "\n")
     part.replace(folder / "results.json")

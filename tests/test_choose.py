@@ -80,3 +80,13 @@ def test_nothing_to_choose() -> None:
     study = optuna.create_study(study_name="empty")
     with pytest.raises(UsageError, match="study 'empty' has no trial to choose"):
         choose(summarise(study))
+
+
+def test_a_trial_that_is_running_or_was_pruned() -> None:
+    study = optuna.create_study(direction="maximize")
+    trial = study.ask()
+    record.write_architecture(trial, Architecture("toy", {"width": 1}))
+    with pytest.raises(UsageError, match="trial 0 is still running"):
+        choose(summarise(study), "0")
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    assert choose(summarise(study), "0").reason == "as asked for, though it ended as pruned"

@@ -278,3 +278,23 @@ def test_every_space_can_be_exported(name: str, tmp_path: Path, digits: ImageDat
     card = ModelCard.of(digits, name, architecture)
     for kind in ("pt2", "onnx"):
         assert export_model(model, card, kind, tmp_path / f"m{FORMATS[kind]}") <= 1e-4
+
+
+def test_dark_images_are_exported_too(tmp_path: Path, digits: ImageData) -> None:
+    # Their small deviation makes large inputs of bright pixels, and large logits.
+    space = load_space("plain_cnn")
+    import optuna
+
+    architecture = space.suggest(
+        optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=2)).ask()
+    )
+    torch.manual_seed(0)
+    model = space.build(architecture, in_channels=1, num_classes=10, image_size=8).eval()
+    card = ModelCard.of(digits, "plain_cnn", architecture)
+    dark = dataclasses.replace(card, mean=(0.5,), std=(0.3,))
+    with torch.no_grad():
+        model.classifier.weight *= 1e3
+    export_model(model, dark, "onnx", tmp_path / "dark.onnx")
+    images = random_images(dark, 50)
+    assert float(images.min()) >= 0
+    assert torch.equal(images, images.round())

@@ -184,7 +184,7 @@ def test_the_study_remembers_every_look_at_the_test_split(
     assert first.earlier == ()
     second = retrain(study, choice, digits, tmp_path / "b", epochs=1)
     assert second.earlier == ((0, first.accuracy),)
-    assert record.read_trained(study, 0) == second.model
+    assert record.read_trained(study, 0) == str(tmp_path / "b" / "seed-0.pt")
     assert record.read_trained(study, 1) is None
 
 
@@ -231,6 +231,75 @@ def test_refused(
     with pytest.raises(UsageError, match=message):
         retrain(study, choice, digits, tmp_path / "out", **arguments)  # type: ignore[arg-type]
     assert record.read_tests(study) == ()
+
+
+SPACE = """
+from torch import nn
+from flatsearch import Architecture, GapCnn
+
+class Mine:
+    def suggest(self, trial):
+        return Architecture("mine", {"width": trial.suggest_int("width", 4, 8)})
+
+    def build(self, architecture, in_channels=3, num_classes=10):
+        width = architecture["width"]
+        layers = [nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU(), nn.Dropout(0.3)]
+        return GapCnn(nn.Sequential(*layers), width, num_classes)
+"""
+
+
+def test_dropout_goes_on_where_it_was(digits: ImageData, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SPACE)
+    objective = FlatnessObjective(f"{tmp_path}/mine.py:Mine", digits, epochs=1, device="cpu")
+    study = optuna.create_study(directions=objective.directions)
+    study.optimize(objective, n_trials=1)
+    choice = choose(summarise(study), "0")
+
+    def stop(seed: int, epoch: int, loss: float) -> None:
+        if epoch == 2:
+            raise Recorded
+
+    # The record of a study made in Python has a file's name, not its folder.
+    how = {"space": f"{tmp_path}/mine.py:Mine", "epochs": 3}
+    whole = retrain(study, choice, digits, tmp_path / "whole", **how)
+    with pytest.raises(Recorded):
+        retrain(study, choice, digits, tmp_path / "parts", on_epoch=stop, **how)
+    torch.manual_seed(99)
+    parts = retrain(study, choice, digits, tmp_path / "parts", **how)
+    first, second = weights(whole.model), weights(parts.model)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_search_space_that_has_changed_is_refused(digits: ImageData, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SPACE)
+    objective = FlatnessObjective(f"{tmp_path}/mine.py:Mine", digits, epochs=1, device="cpu")
+    study = optuna.create_study(directions=objective.directions)
+    study.optimize(objective, n_trials=1)
+    (tmp_path / "other.py").write_text(SPACE.replace('["width"]', '["width"] * 3'))
+    with pytest.raises(UsageError, match=r"the search space has changed: it builds .* parameters"):
+        retrain(
+            study, choose(summarise(study), "0"), digits, tmp_path / "out",
+            space=f"{tmp_path}/other.py:Mine",
+        )  # fmt: skip
+
+
+def test_a_forced_training_leaves_nothing_of_the_earlier_one(
+    study: optuna.Study, choice: Choice, digits: ImageData, tmp_path: Path
+) -> None:
+    retrain(study, choice, digits, tmp_path, epochs=1, seeds=2)
+
+    def stop(*_: object) -> None:
+        raise Recorded
+
+    with pytest.raises(Recorded):
+        retrain(study, choice, digits, tmp_path, epochs=2, force=True, on_epoch=stop)
+    assert [p.name for p in tmp_path.iterdir()] == ["seed-0.checkpoint"]
+    epochs: list[int] = []
+    retrain(
+        study, choice, digits, tmp_path, epochs=2,
+        on_epoch=lambda _seed, epoch, _loss: epochs.append(epoch),
+    )  # fmt: skip
+    assert epochs == [2]  # it went on
 
 
 def test_other_images_are_refused(

@@ -101,7 +101,7 @@ def test_json(searched: Path, tmp_path: Path) -> None:
     assert sum(map(sum, final["seeds"][0]["test"]["confusion"])) == 360
     exported = json.loads(run(folder, "export", "--json").stdout)
     assert exported["format"] == "pt2"
-    assert exported["model"] == final["model"]
+    assert exported["model"] == str(folder / final["model"])
     assert exported["max_difference"] <= 1e-4
     found = json.loads(run(folder, "predict", exported["file"], "five.png", "--json").stdout)
     assert found["predictions"][0]["image"] == "five.png"
@@ -177,6 +177,17 @@ def test_a_missing_artifact_and_a_deleted_space(searched: Path, tmp_path: Path) 
     done = run(folder, "export", "--trial", "0", code=2)
     assert "the saved model of trial 0" in done.stderr
     assert "is missing; give --artifacts, or train it with" in done.stderr
+
+
+def test_another_trials_model_is_not_exported_under_a_wrong_name(
+    searched: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(searched, tmp_path)
+    run(folder, "train", "--trial", "0", "--epochs", "1", "--out", "here")
+    run(folder, "train", "--trial", "1", "--epochs", "1", "--out", "here", "--force")
+    done = run(folder, "export", "--trial", "0", code=2)
+    assert "has another architecture than the trial" in done.stderr
+    assert "after its final training" in run(folder, "export", "--trial", "1").stdout
 
 
 def test_a_space_that_has_moved(searched: Path, tmp_path: Path) -> None:

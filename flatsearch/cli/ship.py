@@ -160,24 +160,27 @@ def _after_training(study: optuna.Study, final: FinalTraining, options: argparse
     )
 
 
-def _trained_model(options: argparse.Namespace) -> tuple[Path, str, str]:
-    """Return the model file to export, a name for the export, and what it is in words."""
+def _trained_model(options: argparse.Namespace) -> tuple[Path, str, str, str | None]:
+    """Return the model file to export, a name for it, what it is, and its architecture."""
     from flatsearch import record
 
     if options.model is not None:
-        return Path(options.model), Path(options.model).stem, "the given model"
+        return Path(options.model), Path(options.model).stem, "the given model", None
     study, choice = _choose(options)
     number = choice.trial.number
     name = f"{study.study_name}-trial-{number}"
     what = f"trial {number} ({choice.reason})"
+    found = choice.trial.architecture
+    architecture = None if found is None else found.to_json()
     trained = record.read_trained(study, number)
     if trained is not None and Path(trained).exists():
-        return Path(trained), name, f"{what}, after its final training"
+        return Path(trained), name, f"{what}, after its final training", architecture
     artifacts = options.artifacts or (record.read_run(study) or {}).get("artifacts")
     where = Path(artifacts or DEFAULT_ARTIFACTS)
     if choice.trial.artifact is None:
+        gone = "" if trained is None else f" (that of its final training, {trained!r}, is missing)"
         raise UsageError(
-            f"trial {number} has no saved model: train it with 'flatsearch train"
+            f"trial {number} has no saved model{gone}: train it with 'flatsearch train"
             f" {study.study_name} --trial {number}'"
         )
     file = where / choice.trial.artifact
@@ -189,7 +192,7 @@ def _trained_model(options: argparse.Namespace) -> tuple[Path, str, str]:
     note = "as the search left it; 'flatsearch train' makes a better one"
     if trained is not None:
         note = f"as the search left it: the final training's {trained!r} is missing"
-    return file, name, f"{what}, {note}"
+    return file, name, f"{what}, {note}", architecture
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -209,15 +212,21 @@ def _export(options: argparse.Namespace) -> None:
         kind = by_ending[ending]
     if kind not in FORMATS:
         raise UsageError(unknown_name("format", kind, FORMATS))
-    file, name, what = _trained_model(options)
+    file, name, what, wanted = _trained_model(options)
     out = Path(options.out or f"{name}{FORMATS[kind]}")
     if out.suffix != FORMATS[kind]:
         raise UsageError(f"a {kind} file ends in {FORMATS[kind]}, but --out is {str(out)!r}")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     model, card = load_model(file)
+    if wanted is not None and card.architecture != wanted:
+        raise UsageError(
+            f"{str(file)!r} has another architecture than the trial: its folder was trained into"
+            " again; train the trial with another --out, or name the file with --model"
+        )
     difference = export_model(model, card, kind, out, force=options.force)
     fields: dict[str, Any] = {
-        "file": str(out), "format": kind, "model": str(file), "max_difference": difference,
+        "file": str(out), "format": kind, "model": str(file), "what": what,
+        "max_difference": difference,
         "size": out.stat().st_size,
     }  # fmt: skip
     if options.json:
