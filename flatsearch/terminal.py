@@ -9,6 +9,7 @@ from rich import box
 from rich.bar import Bar
 from rich.table import Table
 
+from flatsearch.record import AUDITED
 from flatsearch.wording import verdicts
 
 if TYPE_CHECKING:
@@ -138,8 +139,9 @@ def _remark(trial: TrialRecord) -> str:
     """Return what there is to say about a trial: its architecture, or why there is no result."""
     if trial.state in {"RUNNING", "WAITING"}:
         return trial.state.lower()
+    decided = _decision(trial)
     if trial.values is None:
-        return f"{trial.state.lower()}: {trial.failure or 'by the pruner'}"
+        return f"{trial.state.lower()}: {trial.failure or decided or 'by the pruner'}"
     if trial.same_as is not None:
         return f"as trial {trial.same_as}, not trained again"
     text = describe(trial)
@@ -147,7 +149,19 @@ def _remark(trial: TrialRecord) -> str:
         text += f" ({trial.failure or 'not better than guessing'})"
     if trial.repeats is not None:
         text += f" (trial {trial.repeats} again)"
-    return text
+    return f"{text} ({decided})" if decided else text
+
+
+def _decision(trial: TrialRecord) -> str:
+    """Return the decision that ended a trial, or would have, with its reason."""
+    for d in trial.decisions:
+        if d.outcome in {"pruned", *AUDITED}:
+            what = "it" if d.outcome == "pruned" else f"it was {d.outcome}: it"
+            return (
+                f"after epoch {d.step + 1} {what} had a probability of {d.probability:.2g} to end"
+                f" among the best, the limit was {d.limit:.2g}, learnt from {d.n_trials} trials"
+            )
+    return ""
 
 
 def describe(trial: TrialRecord) -> str:

@@ -37,7 +37,7 @@ def study_of(
 
 def show(summary: StudySummary, **options: bool) -> str:
     stream = io.StringIO()
-    print_summary(summary, Console(file=stream, width=160), **options)
+    print_summary(summary, Console(file=stream, width=300), **options)
     return stream.getvalue()
 
 
@@ -117,3 +117,19 @@ def test_studies_of_others() -> None:
     summary = summarise(study)
     assert summary.settings is None
     assert "x=" in show(summary)
+
+
+def test_decisions_are_shown_with_their_reason() -> None:
+    study = study_of(3)
+    for outcome in ("pruned", "audited"):
+        trial = study.ask()
+        record.write_step(trial, 0, {"accuracy": 0.1})
+        record.write_decision(trial, record.Decision(0, 0.0123, 0.05, outcome, 0.1, 7, 0.1))
+        if outcome == "pruned":
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, (0.1, 5.0))
+    text = " ".join(show(summarise(study), all_trials=True).split())
+    reason = "had a probability of 0.012 to end among the best, the limit was 0.05, learnt from 7"
+    assert f"pruned: after epoch 1 it {reason} trials" in text
+    assert f"(after epoch 1 it was audited: it {reason} trials)" in text
