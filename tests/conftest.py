@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import optuna
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)  # the same numbers on every machine
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def heeds_ctrl_c() -> None:
+    """For `preexec_fn`: what is started in the background is told to ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -571,6 +571,7 @@ def test_several_workers_one_of_them_killed(empty_folder: Path) -> None:
     command = [
         sys.executable, "-m", "flatsearch", "run", "--space", "./my_space.py:MySpace",
         "--epochs", "40", "--trials", "8", "--workers", "2", "--min-accuracy", "0",
+        "--pruner", "none",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(

@@ -23,6 +23,7 @@ from flatsearch.dashboard import Publisher, publish
 from flatsearch.study import load_study, make_sampler, open_storage
 from flatsearch.summary import summarise
 
+from .conftest import heeds_ctrl_c
 from .test_figures import add, small_study, study_of
 from .test_objective import Tiny
 
@@ -191,8 +192,9 @@ def server(searched: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`flatsearch dashboard` as a process, and the address that it prints."""
     command = [sys.executable, "-m", "flatsearch", "dashboard", "mine", "--port", "0"]
     process = subprocess.Popen(
-        command, cwd=searched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=searched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heeds_ctrl_c,
+    )  # fmt: skip
     assert process.stdout is not None
     yield process, process.stdout.readline().strip()
     process.kill()

@@ -23,6 +23,8 @@ from sklearn.datasets import load_digits
 from flatsearch import load
 from flatsearch.cli import main
 
+from .conftest import heeds_ctrl_c
+
 
 class Done(NamedTuple):
     stdout: str
@@ -151,7 +153,9 @@ def test_a_killed_training_goes_on(searched: Path, tmp_path: Path) -> None:
 def test_ctrl_c_says_what_is_kept(searched: Path, tmp_path: Path) -> None:
     folder = copy_of(searched, tmp_path)
     command = [sys.executable, "-m", "flatsearch", "train", "--epochs", "500"]
-    stopped = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    stopped = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c
+    )
     assert stopped.stderr is not None
     for line in stopped.stderr:
         if "epoch 1:" in line:
