@@ -148,6 +148,7 @@ class TrialRecord:
         decisions: What a pruner that records its decisions decided, by step.
         layers: Relative flatness of every convolution by name, in order of execution, where it was
             measured last.
+        halved: Whether it was trained with every batch in two halves, for want of memory.
     """
 
     number: int
@@ -168,6 +169,7 @@ class TrialRecord:
     over_limit: bool = False
     decisions: tuple[Decision, ...] = ()
     layers: Mapping[str, float] = field(default_factory=dict)
+    halved: bool = False
 
 
 class TakesAttributes(Protocol):
@@ -445,6 +447,7 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         ended_early=trial.constraints.get(_PRUNED, 0.0) > 0,
         decisions=tuple(read_decisions(trial)),
         layers={k: float(v) for k, v in (attributes.get(_LAYERS) or {}).items()},
+        halved=_RETRY in attributes,
     )
 
 

@@ -160,6 +160,7 @@ class _Run:
         seed: int,
         checkpoint: Path,
         key: str,
+        accumulate: int,
     ) -> None:
         self.model, self.data, self.settings = model, data, settings
         self.checkpoint, self.key = checkpoint, key
@@ -169,6 +170,7 @@ class _Run:
             data,
             settings,
             seed=seed,
+            accumulate=accumulate,
             label_smoothing=LABEL_SMOOTHING,
             on_step=self._average,
         )
@@ -311,7 +313,15 @@ def retrain(
         ).to(data.train.targets.device)
         _check_size(model, trial)
         key = json.dumps([asdict(settings), asdict(card), seed, stored.get("data_fingerprint")])
-        run = _Run(model, merged, settings, seed, folder / f"seed-{seed}.checkpoint", key)
+        run = _Run(
+            model,
+            merged,
+            settings,
+            seed,
+            folder / f"seed-{seed}.checkpoint",
+            key,
+            2 if trial.halved else 1,
+        )
         run.resume()
         final = run.run(None if on_epoch is None else _of_seed(on_epoch, seed))
         save_model(final, card, folder / f"seed-{seed}.pt")

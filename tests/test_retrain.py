@@ -140,12 +140,15 @@ def test_the_recipe_of_the_trial_is_used(
     seen = []
 
     def spy(model: nn.Module, data: ImageData, settings: RunSettings, **kwargs: object) -> Trainer:
-        seen.append((settings, kwargs["label_smoothing"]))
+        seen.append((settings, kwargs["label_smoothing"], kwargs["accumulate"]))
         return Trainer(model, data, settings, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr("flatsearch.retrain.Trainer", spy)
     retrain(study, choice, digits, tmp_path / "out", epochs=1)
-    ((settings, smoothing),) = seen
+    halved = dataclasses.replace(choice, trial=dataclasses.replace(choice.trial, halved=True))
+    retrain(study, halved, digits, tmp_path / "halved", epochs=1)
+    (settings, smoothing, whole), (_, _, parts) = seen
+    assert (whole, parts) == (1, 2)  # as the search had to
     recipe = choice.trial.recipe
     assert recipe
     assert {name: getattr(settings, name) for name in recipe} == recipe
