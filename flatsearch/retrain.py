@@ -295,6 +295,7 @@ def retrain(
     assert trial.architecture is not None  # noqa: S101 - `choose` has refused it
     settings = dataclasses.replace(search, **{**trial.recipe, "epochs": epochs})
     reference = space or space_of(study) or trial.architecture.space
+    loaded = load_space(reference)
     card = ModelCard.of(data, reference, trial.architecture)
     folder.mkdir(parents=True, exist_ok=True)
     if force:  # nothing of an earlier training is left beside the new one
@@ -305,7 +306,7 @@ def retrain(
     for seed in range(seeds):
         torch.manual_seed(seed)
         model = build_model(
-            load_space(reference),
+            loaded,
             trial.architecture,
             in_channels=data.in_channels,
             num_classes=data.num_classes,
