@@ -199,7 +199,7 @@ def draw(names: list[str]) -> None:
 
     mpl.rcParams["svg.hashsalt"] = "flatsearch"
     names = [name for name in names if not tables.load(name).published]
-    figure = Figure(figsize=(3.2 * len(names), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(names), 3.8), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     shown = {"validation accuracy": "#999999", "-training loss": "#333333", "kappa last": "#4477aa",
              "kappa all": "#cc3311"}  # fmt: skip
@@ -209,11 +209,13 @@ def draw(names: list[str]) -> None:
         for signal, colour in shown.items():
             taus = [kendall(curves.signal(signal, epoch), y) for epoch in epochs]
             panel.plot(epochs, taus, color=colour, label=signal)
-        panel.axhline(kendall(curves.signal("parameters", 1), y), color="#bbbbbb", ls=":")
-        panel.set(title=f"{name} ({len(curves)})", xlabel="epoch")
+        size = kendall(curves.signal("parameters", 1), y)
+        panel.axhline(size, color="#999999", ls=":", label="parameters")
+        ticks = [1, *range(3, curves.epochs + 1, 3)]
+        panel.set(title=f"{name} ({len(curves)})", xlabel="epoch", xticks=ticks)
         panel.axhline(0, color="black", lw=0.5)
     panels[0].set_ylabel("Kendall tau with the final test accuracy")
-    panels[-1].legend(fontsize=8, loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(FIGURE, metadata={"Date": None})
 
 
