@@ -20,7 +20,15 @@ from optuna.trial import TrialState
 
 from flatsearch.metricview import Annotated
 from flatsearch.predictor import Observation, Predictor, is_best
-from flatsearch.record import AUDITED, FINISHED, Decision, first_flag, read_trial, write_decision
+from flatsearch.record import (
+    AUDITED,
+    FINISHED,
+    Decision,
+    first_flag,
+    read_trial,
+    stands_for,
+    write_decision,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,22 +186,15 @@ class CalibratedRule:
 
     def suspended(self) -> bool:
         """Return whether more audited trials were good than the stated probabilities allow."""
-        good = sum(self._was_good(place) for _, place in self._audited)
+        finals, weights = np.array(self._finals), np.array(self._weights)
+        ended, good = np.array(self._ended), 0
+        for _, place in self._audited:
+            # A place on the front is stated of the trials that had ended before this one, which
+            # others may have moved since; a share of all trials stays where it is.
+            counts = slice(None) if self._share is not None else ended < ended[place]
+            good += is_best(finals[counts], weights[counts], finals[place], self._share)
         stated = [probability for probability, _ in self._audited]
         return good > 0 and tail_probability(stated, good) < _SIGNIFICANT
-
-    def _was_good(self, place: int) -> bool:
-        """Return whether a trial ended as the stated probability means it.
-
-        That is of the front of the trials that had ended before it, which others may have moved
-        since; a share of all trials stays where it is.
-        """
-        finals, weights = np.array(self._finals), np.array(self._weights)
-        mine = finals[place]
-        if self._share is None:
-            earlier = np.array(self._ended) < self._ended[place]
-            finals, weights = finals[earlier], weights[earlier]
-        return is_best(finals, weights, mine, self._share)
 
     def _update(self, study: optuna.Study) -> None:
         """Read the trials that have finished since the last time."""
@@ -215,7 +216,7 @@ class CalibratedRule:
             # One that is not feasible is no point of a front, and keeps no other from it.
             counts = found.feasible or self._share is not None
             self._finals.append(final if counts else (-math.inf,) * len(final))
-            self._weights.append(1.0 if flag is None else 1.0 / flag.chance)
+            self._weights.append(stands_for(found.decisions))
             ended = trial.datetime_complete
             self._ended.append(math.inf if ended is None else ended.timestamp())
             self._last_step = max(self._last_step, *found.steps, 0)

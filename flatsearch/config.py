@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from flatsearch.errors import SettingsError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "AUGMENTATIONS",
@@ -214,6 +217,12 @@ class RunSettings:
     def directions(self) -> list[Direction]:
         """Optuna's directions of the objectives."""
         return [OBJECTIVES[name] for name in self.objectives]
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> RunSettings:
+        """Return the settings that `to_dict` gave, from among other entries."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in stored.items() if name in names})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON types."""

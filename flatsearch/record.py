@@ -47,6 +47,7 @@ __all__ = [
     "read_tests",
     "read_trained",
     "read_trial",
+    "stands_for",
     "worker_of",
     "write_architecture",
     "write_artifact",
@@ -188,6 +189,12 @@ def write_decision(trial: TakesAttributes, decision: Decision) -> None:
 def first_flag(decisions: Iterable[Decision]) -> Decision | None:
     """Return the decision by which a trial was flagged and run on all the same, or None."""
     return next((decision for decision in decisions if decision.outcome in AUDITED), None)
+
+
+def stands_for(decisions: Iterable[Decision]) -> float:
+    """Return how many trials one stands for among all: more than itself if it was audited."""
+    flag = first_flag(decisions)
+    return 1.0 if flag is None else 1.0 / flag.chance
 
 
 def read_decisions(trial: optuna.trial.FrozenTrial) -> list[Decision]:

@@ -120,8 +120,7 @@ def settings_of(study: optuna.Study) -> tuple[RunSettings, dict[str, Any]]:
             f"study {study.study_name!r} has no settings of flatsearch: it was made by something"
             " else, or by an older version"
         )
-    fields = {field.name for field in dataclasses.fields(RunSettings)}
-    return RunSettings(**{k: v for k, v in stored.items() if k in fields}), stored
+    return RunSettings.from_dict(stored), stored
 
 
 def default_epochs(search: RunSettings) -> int:
@@ -162,7 +161,7 @@ class _Run:
         key: str,
         accumulate: int,
     ) -> None:
-        self.model, self.data, self.settings = model, data, settings
+        self.model, self.settings = model, settings
         self.checkpoint, self.key = checkpoint, key
         self.train_loss = math.nan
         self.trainer = Trainer(

@@ -18,7 +18,7 @@ from scipy import stats
 from flatsearch.calibrated import FLATNESS, PRIOR, SIGNALS, as_observation
 from flatsearch.calibration import Prior, Reference, leave_one_out
 from flatsearch.predictor import is_best
-from flatsearch.record import AUDITED, first_flag
+from flatsearch.record import AUDITED, first_flag, stands_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,8 +155,7 @@ def weighted_taus(x: _Array, y: _Array, weights: _Array) -> _Array:
 
 def _weights(trials: Sequence[TrialRecord]) -> _Array:
     """Return the trials' weights, then those of resamples of the trials, (1 + resamples, n)."""
-    flags = [first_flag(trial.decisions) for trial in trials]
-    own = np.array([1.0 if flag is None else 1.0 / flag.chance for flag in flags])
+    own = np.array([stands_for(trial.decisions) for trial in trials])
     n = len(trials)
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1.0 / n), _RESAMPLES)
     return np.vstack([own, counts * own])

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.options import (
+    add_artifacts,
     add_data,
     add_device,
     add_json,
     add_storage,
+    artifacts_of,
     load_for_reading,
     make_console,
     print_json,
 )
-from flatsearch.config import DEFAULT_ARTIFACTS, RunSettings
+from flatsearch.config import RunSettings
 from flatsearch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,10 +57,7 @@ def add_dashboard(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("study", nargs="?", help="its name (default: the only study)")
     add_storage(parser)
-    parser.add_argument(
-        "--artifacts", metavar="DIR", help="where the search saved its models (default: as it was"
-        " told)",
-    )  # fmt: skip
+    add_artifacts(parser)
     parser.add_argument("--host", default="localhost", help="(default: %(default)s)")
     parser.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
     parser.set_defaults(call=_dashboard, kept="the dashboard has stopped")
@@ -168,15 +167,13 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> None:
-    from flatsearch import record
     from flatsearch.dashboard import Publisher, require, serve
 
     require()
     if not 0 <= options.port < 2**16:
         raise UsageError(f"--port must be from 0 to {2**16 - 1} but got {options.port}")
     study = load_for_reading(options)
-    folder = options.artifacts or (record.read_run(study) or {}).get("artifacts")
-    folder = folder or DEFAULT_ARTIFACTS
+    folder = artifacts_of(options, study)
     found = Path(folder).is_dir()
     if options.artifacts is not None and not found:
         raise UsageError(f"--artifacts {folder!r} is not a folder")

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.config import DEFAULT_STORAGE
+from flatsearch.config import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 from flatsearch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,18 +17,21 @@ if TYPE_CHECKING:
     from optuna.artifacts import FileSystemArtifactStore
 
 __all__ = [
+    "add_artifacts",
     "add_data",
     "add_device",
     "add_json",
     "add_storage",
     "add_timeout",
     "artifact_store",
+    "artifacts_of",
     "count",
     "load_for_reading",
     "make_console",
     "milliseconds",
     "print_json",
     "refuse_missing_sqlite",
+    "storage_option",
 ]
 
 
@@ -158,6 +161,27 @@ def load_for_reading(options: argparse.Namespace) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     refuse_missing_sqlite(options.storage)
     return load_study(options.study, open_storage(options.storage))
+
+
+def add_artifacts(parser: argparse.ArgumentParser) -> None:
+    """Let the command be told where a search saved its models."""
+    parser.add_argument(
+        "--artifacts", metavar="DIR", help="where the search saved its models (default: as it was"
+        " told)",
+    )  # fmt: skip
+
+
+def artifacts_of(options: argparse.Namespace, study: optuna.Study) -> str:
+    """Return where a study's models are: as the command, or the search, was told."""
+    from flatsearch import record
+
+    told = options.artifacts or (record.read_run(study) or {}).get("artifacts")
+    return str(told or DEFAULT_ARTIFACTS)
+
+
+def storage_option(options: argparse.Namespace) -> str:
+    """Return what a suggested command needs to find the same storage."""
+    return "" if options.storage == DEFAULT_STORAGE else f" --storage {options.storage}"
 
 
 def refuse_missing_sqlite(url: str) -> None:

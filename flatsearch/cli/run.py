@@ -21,13 +21,13 @@ from flatsearch.cli.options import (
     make_console,
     milliseconds,
     print_json,
+    storage_option,
 )
 from flatsearch.config import (
     AUGMENTATIONS,
     DEFAULT_ARTIFACTS,
     DEFAULT_FAILURES,
     DEFAULT_PRUNER,
-    DEFAULT_STORAGE,
     DEFAULT_TRIALS,
     DUPLICATES,
     OBJECTIVES,
@@ -388,8 +388,6 @@ def _run_workers(name: str, options: argparse.Namespace, say: Callable[[str], No
 
 
 def _worker(options: argparse.Namespace) -> None:
-    import dataclasses
-
     from rich.console import Console
 
     from flatsearch import record
@@ -408,8 +406,7 @@ def _worker(options: argparse.Namespace) -> None:
     for key in _RUN_OPTIONS:
         if getattr(options, key, None) is None:
             setattr(options, key, run.get(key))
-    fields = {field.name for field in dataclasses.fields(RunSettings)}
-    settings = RunSettings(**{key: value for key, value in stored.items() if key in fields})
+    settings = RunSettings.from_dict(stored)
     # Several workers may share a terminal: lines, no bar.
     progress = Progress(Console(stderr=True, force_terminal=False), settings)
     objective = _objective(options, settings, progress)
@@ -425,8 +422,7 @@ def _worker(options: argparse.Namespace) -> None:
 
 def _next_steps(summary: StudySummary, options: argparse.Namespace) -> str:
     """Say what to type next."""
-    storage = "" if options.storage == DEFAULT_STORAGE else f" --storage {options.storage}"
-    study = f"{summary.name}{storage}"
+    study = f"{summary.name}{storage_option(options)}"
     lines = ["next:", f"  flatsearch report {study}", f"  flatsearch dashboard {study}"]
     if summary.front:
         lines.append(f"  flatsearch train {study}    # the final model")

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.cli.options import (
+    add_artifacts,
     add_device,
     add_json,
     add_storage,
+    artifacts_of,
     load_for_reading,
     make_console,
     print_json,
+    storage_option,
 )
-from flatsearch.config import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 from flatsearch.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -80,10 +82,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="where to (default: STUDY-trial-N.ENDING)")
     parser.add_argument("--model", metavar="FILE", help="a model file, instead of a study's")
-    parser.add_argument(
-        "--artifacts", metavar="DIR", help="where the search saved its models (default: as it was"
-        " told)",
-    )  # fmt: skip
+    add_artifacts(parser)
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     add_json(parser)
     parser.set_defaults(call=_export)
@@ -153,7 +152,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _after_training(study: optuna.Study, final: FinalTraining, options: argparse.Namespace) -> str:
-    storage = "" if options.storage == DEFAULT_STORAGE else f" --storage {options.storage}"
+    storage = storage_option(options)
     return (
         f"next:\n  flatsearch export {study.study_name} --trial {final.trial}{storage}\n"
         f"  flatsearch predict {final.model} IMAGE.png"
@@ -175,15 +174,13 @@ def _trained_model(options: argparse.Namespace) -> tuple[Path, str, str, str | N
     trained = record.read_trained(study, number)
     if trained is not None and Path(trained).exists():
         return Path(trained), name, f"{what}, after its final training", architecture
-    artifacts = options.artifacts or (record.read_run(study) or {}).get("artifacts")
-    where = Path(artifacts or DEFAULT_ARTIFACTS)
     if choice.trial.artifact is None:
         gone = "" if trained is None else f" (that of its final training, {trained!r}, is missing)"
         raise UsageError(
             f"trial {number} has no saved model{gone}: train it with 'flatsearch train"
             f" {study.study_name} --trial {number}'"
         )
-    file = where / choice.trial.artifact
+    file = Path(artifacts_of(options, study)) / choice.trial.artifact
     if not file.exists():
         raise UsageError(
             f"the saved model of trial {number}, {str(file)!r}, is missing; give --artifacts, or"
