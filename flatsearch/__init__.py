@@ -10,8 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flatsearch.classifier import Classifier, load
-    from flatsearch.config import RunSettings
     from flatsearch.data import ImageData, load_data
     from flatsearch.errors import (
         DataError,
@@ -24,14 +22,20 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UsageError,
     )
-    from flatsearch.export import ModelCard, load_model, save_model
+    from flatsearch.export.card import ModelCard
+    from flatsearch.export.checkpoint import load_model, save_model
+    from flatsearch.export.classifier import Classifier, load
+    from flatsearch.export.formats import export_model
     from flatsearch.flatness import FlatnessResult, LayerFlatness, relative_flatness
-    from flatsearch.formats import export_model
-    from flatsearch.models import GapCnn, count_flops, count_parameters
-    from flatsearch.objective import FlatnessObjective
-    from flatsearch.pruning import AnyPruner, FlatnessPruner, mark_pruned, report, should_prune
-    from flatsearch.registry import load_space, space_names
-    from flatsearch.space import Architecture, SearchSpace
+    from flatsearch.networks.cost import count_flops, count_parameters
+    from flatsearch.networks.gap_cnn import GapCnn
+    from flatsearch.pruners.combined import AnyPruner
+    from flatsearch.pruners.flatness import FlatnessPruner
+    from flatsearch.pruners.reporting import mark_pruned, report, should_prune
+    from flatsearch.search.objective import FlatnessObjective
+    from flatsearch.settings import RunSettings
+    from flatsearch.spaces.registry import load_space, space_names
+    from flatsearch.spaces.space import Architecture, SearchSpace
 
 __version__ = "0.1.0"
 
@@ -74,18 +78,22 @@ __all__ = [
 
 _ERRORS = {name for name in __all__ if name.endswith("Error")}
 _HOME = {
-    "classifier": {"Classifier", "load"},
-    "config": {"RunSettings"},
     "data": {"ImageData", "load_data"},
     "errors": _ERRORS,
-    "export": {"ModelCard", "load_model", "save_model"},
+    "export.card": {"ModelCard"},
+    "export.checkpoint": {"load_model", "save_model"},
+    "export.classifier": {"Classifier", "load"},
+    "export.formats": {"export_model"},
     "flatness": {"FlatnessResult", "LayerFlatness", "relative_flatness"},
-    "formats": {"export_model"},
-    "models": {"GapCnn", "count_flops", "count_parameters"},
-    "objective": {"FlatnessObjective"},
-    "pruning": {"AnyPruner", "FlatnessPruner", "mark_pruned", "report", "should_prune"},
-    "registry": {"load_space", "space_names"},
-    "space": {"Architecture", "SearchSpace"},
+    "networks.cost": {"count_flops", "count_parameters"},
+    "networks.gap_cnn": {"GapCnn"},
+    "pruners.combined": {"AnyPruner"},
+    "pruners.flatness": {"FlatnessPruner"},
+    "pruners.reporting": {"mark_pruned", "report", "should_prune"},
+    "search.objective": {"FlatnessObjective"},
+    "settings": {"RunSettings"},
+    "spaces.registry": {"load_space", "space_names"},
+    "spaces.space": {"Architecture", "SearchSpace"},
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

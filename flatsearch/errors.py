@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ __all__ = [
     "DivergedError",
     "FlatsearchError",
     "NonFiniteError",
+    "OutOfTimeError",
+    "Range",
     "SettingsError",
     "SpaceError",
     "StorageError",
@@ -63,6 +67,53 @@ class OutOfTimeError(FlatsearchError):
 
 class DivergedError(FlatsearchError):
     """Training left the finite numbers; names the epoch."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an argument or a setting accepts.
+
+    Attributes:
+        least: The smallest number accepted.
+        above: The number that must be exceeded.
+        below: The number that must not be reached.
+        whole: Whether only whole numbers are accepted.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    whole: bool = False
+
+    def __str__(self) -> str:
+        bounds = (("at least", self.least), ("above", self.above), ("below", self.below))
+        return " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+
+    def check(self, name: str, value: object) -> None:
+        """Refuse what is no such number.
+
+        Args:
+            name: The argument's or the setting's name.
+            value: What was given.
+
+        Raises:
+            SettingsError: If it is not accepted.
+
+        Example:
+            >>> Range(least=1, whole=True).check("epochs", 0)
+            Traceback (most recent call last):
+            flatsearch.errors.SettingsError: `epochs` must be at least 1 but got 0
+        """
+        types = (int,) if self.whole else (int, float)
+        if not isinstance(value, types) or isinstance(value, bool) or not math.isfinite(value):
+            kind = "a whole number" if self.whole else "a finite Python number"
+            raise SettingsError(f"`{name}` must be {kind} but got {value!r}")
+        if (
+            (self.least is not None and value < self.least)
+            or (self.above is not None and value <= self.above)
+            or (self.below is not None and value >= self.below)
+        ):
+            raise SettingsError(f"`{name}` must be {self} but got {value}")
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "") -> str:

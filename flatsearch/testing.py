@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from flatsearch.flatness import relative_flatness
-from flatsearch.models import GapCnn, network_key
-from flatsearch.registry import load_space
-from flatsearch.space import Architecture, SearchSpace, build_model, suggest_checked
+from flatsearch.networks.gap_cnn import GapCnn
+from flatsearch.networks.identity import network_key
+from flatsearch.spaces.registry import load_space
+from flatsearch.spaces.space import Architecture, SearchSpace, build_model, suggest_checked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,8 +18,9 @@ from pathlib import Path
 import optuna
 from playwright.sync_api import Page, sync_playwright
 
-from flatsearch.study import load_study, open_storage
-from flatsearch.summary import summarise
+from flatsearch.analysis.summary import summarise
+from flatsearch.search.storage import open_storage
+from flatsearch.search.study import load_study
 
 FLATSEARCH = [sys.executable, "-m", "flatsearch"]
 DATABASE = "flatsearch.db"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-from flatsearch.models import replace_stem
-from flatsearch.space import Architecture
+from flatsearch.networks.gap_cnn import replace_stem
+from flatsearch.spaces.space import Architecture
 
 if TYPE_CHECKING:
     import optuna

@@ -15,8 +15,8 @@ from torch import nn
 from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig
 from torchvision.ops import Conv2dNormActivation
 
-from flatsearch.models import GapCnn, he_initialise
-from flatsearch.space import Architecture
+from flatsearch.networks.gap_cnn import GapCnn, he_initialise
+from flatsearch.spaces.space import Architecture
 
 if TYPE_CHECKING:
     import optuna

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from flatsearch.models import GapCnn
-from flatsearch.space import Architecture
+from flatsearch.networks.gap_cnn import GapCnn
+from flatsearch.spaces.space import Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
-from flatsearch.models import GapCnn, he_initialise
-from flatsearch.space import Architecture, Value
+from flatsearch.networks.gap_cnn import GapCnn, he_initialise
+from flatsearch.spaces.space import Architecture, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable

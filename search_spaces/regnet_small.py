@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from torchvision.models.regnet import BlockParams, RegNet
 
-from flatsearch.models import replace_stem
-from flatsearch.space import Architecture
+from flatsearch.networks.gap_cnn import replace_stem
+from flatsearch.spaces.space import Architecture
 
 if TYPE_CHECKING:
     import optuna

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
-from flatsearch.models import GapCnn, he_initialise
-from flatsearch.space import Architecture
+from flatsearch.networks.gap_cnn import GapCnn, he_initialise
+from flatsearch.spaces.space import Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torchvision import models
 
-from flatsearch.models import replace_stem
-from flatsearch.space import Architecture
+from flatsearch.networks.gap_cnn import replace_stem
+from flatsearch.spaces.space import Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Callable

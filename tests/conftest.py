@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from typing import TYPE_CHECKING
 
 import optuna
 import pytest
 import torch
 
-from flatsearch.data import ImageData, load_data
+from flatsearch.data.loading import load_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from playwright.sync_api import Browser
 
+    from flatsearch.data.splits import ImageData
+
 torch.set_num_threads(1)  # the same numbers on every machine
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-def heeds_ctrl_c() -> None:
-    """For `preexec_fn`: what is started in the background is told to ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,15 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from flatsearch.cli.look import add_dashboard, add_measure, add_report, add_spaces
-from flatsearch.cli.run import add_run, add_worker
-from flatsearch.cli.ship import add_export, add_predict, add_train
+from flatsearch.cli.dashboard import add_dashboard
+from flatsearch.cli.export import add_export
+from flatsearch.cli.measure import add_measure
+from flatsearch.cli.predict import add_predict
+from flatsearch.cli.report import add_report
+from flatsearch.cli.run import add_run
+from flatsearch.cli.spaces import add_spaces
+from flatsearch.cli.train import add_train
+from flatsearch.cli.worker import add_worker
 from flatsearch.errors import FlatsearchError, UsageError
 
 if TYPE_CHECKING:

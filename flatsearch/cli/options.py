@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.config import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 from flatsearch.errors import UsageError
+from flatsearch.settings import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 
 if TYPE_CHECKING:
     import optuna
@@ -124,7 +124,7 @@ def milliseconds(text: str) -> float:
 
 def print_json(fields: dict[str, Any]) -> None:
     """Print one JSON object."""
-    from flatsearch.summary import finite
+    from flatsearch.analysis.summary import finite
 
     print(json.dumps(finite(fields), allow_nan=False))
 
@@ -156,7 +156,8 @@ def load_for_reading(options: argparse.Namespace) -> optuna.Study:
     """Return the study that a command's STUDY and --storage name."""
     import optuna
 
-    from flatsearch.study import load_study, open_storage
+    from flatsearch.search.storage import open_storage
+    from flatsearch.search.study import load_study
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     refuse_missing_sqlite(options.storage)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -17,13 +15,13 @@ from flatsearch.cli.options import (
     add_timeout,
     artifact_store,
     count,
-    load_for_reading,
     make_console,
     milliseconds,
     print_json,
     storage_option,
 )
-from flatsearch.config import (
+from flatsearch.errors import UsageError, unknown_name
+from flatsearch.settings import (
     AUGMENTATIONS,
     DEFAULT_ARTIFACTS,
     DEFAULT_FAILURES,
@@ -38,19 +36,19 @@ from flatsearch.config import (
     SOFT_SAMPLERS,
     RunSettings,
 )
-from flatsearch.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     import optuna
 
-    from flatsearch.dashboard import Publisher
-    from flatsearch.objective import FlatnessObjective
-    from flatsearch.progress import Progress
-    from flatsearch.summary import StudySummary
+    from flatsearch.analysis.summary import StudySummary
+    from flatsearch.reports.dashboard import Publisher
+    from flatsearch.reports.progress import Progress
+    from flatsearch.search.objective import FlatnessObjective
 
-__all__ = ["add_run", "add_worker"]
+__all__ = ["add_run"]
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -189,24 +187,6 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(call=_run)
 
 
-def add_worker(parser: argparse.ArgumentParser) -> None:
-    """Define `flatsearch worker`."""
-    parser.description = (
-        "Join a search, on this machine or another one, through its storage: the search goes on"
-        " until it has the trials that 'flatsearch run' asked for. Settings come from the study;"
-        " data sets are found by the same name or path."
-    )
-    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
-    add_storage(parser)
-    add_device(parser)
-    add_timeout(parser)
-    parser.add_argument("--data", metavar="DATA", help="where the same data are on this machine")
-    parser.add_argument("--data-root", metavar="DIR", help="of torchvision data sets")
-    parser.add_argument("--artifacts", metavar="DIR", help="where trained models are saved")
-    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
-    parser.set_defaults(call=_worker)
-
-
 def _study_name(space: str, data: str) -> str:
     """Return SPACE-DATA without folders and endings.
 
@@ -254,14 +234,16 @@ def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from flatsearch import record
-    from flatsearch.budget import finished_count
-    from flatsearch.dashboard import Publisher
-    from flatsearch.objective import resolve_device
-    from flatsearch.progress import Progress
-    from flatsearch.registry import load_space
-    from flatsearch.study import make_pruner, make_sampler, open_storage, open_study
-    from flatsearch.summary import summarise
-    from flatsearch.terminal import print_summary
+    from flatsearch.analysis.summary import summarise
+    from flatsearch.device import resolve_device
+    from flatsearch.reports.dashboard import Publisher
+    from flatsearch.reports.progress import Progress
+    from flatsearch.reports.terminal import print_summary
+    from flatsearch.search.factories import make_pruner, make_sampler
+    from flatsearch.search.storage import open_storage
+    from flatsearch.search.study import open_study
+    from flatsearch.search.trial_budget import finished_count
+    from flatsearch.spaces.registry import load_space
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     # Everything that can be refused is refused before data are read or a study is made.
@@ -274,7 +256,7 @@ def _run(options: argparse.Namespace) -> int:
     artifact_store(options.artifacts)
     storage = open_storage(options.storage)
     progress = Progress(Console(stderr=True), settings)
-    objective = _objective(options, settings, progress)
+    objective = make_objective(options, settings, progress)
     objective.check()
     name = options.study or _study_name(options.space, options.data)
     study = open_study(
@@ -284,14 +266,14 @@ def _run(options: argparse.Namespace) -> int:
     finished = finished_count(study)
     n_trials = options.trials or max(0, DEFAULT_TRIALS - finished)
     progress.announce(study, objective.data, objective.device, finished, n_trials)
-    run = {key: getattr(options, key) for key in _RUN_OPTIONS}
+    run = {key: getattr(options, key) for key in RUN_OPTIONS}
     record.write_run(study, {**run, "target": finished + n_trials})
     publisher = Publisher(progress.say)
     try:
         if n_trials and options.workers > 1:
             _run_workers(name, options, progress.say)
         elif n_trials:
-            _run_trials(study, objective, progress, options, finished + n_trials, publisher)
+            run_trials(study, objective, progress, options, finished + n_trials, publisher)
     finally:
         summary = summarise(study)
         if options.json:
@@ -309,18 +291,18 @@ def _run(options: argparse.Namespace) -> int:
 
 
 # What is stored for workers that join.
-_RUN_OPTIONS = (
+RUN_OPTIONS = (
     "space", "data", "data_root", "sampler", "pruner", "prune_on", "prune_mode", "artifacts",
     "max_failures",
 )  # fmt: skip
 
 
-def _objective(
+def make_objective(
     options: argparse.Namespace, settings: RunSettings, progress: Progress
 ) -> FlatnessObjective:
     """Read the data and return the objective of a run."""
-    from flatsearch.data import load_data
-    from flatsearch.objective import FlatnessObjective
+    from flatsearch.data.loading import load_data
+    from flatsearch.search.objective import FlatnessObjective
 
     soft = options.prune_mode == "soft" or (
         options.prune_mode == "auto" and options.sampler in SOFT_SAMPLERS
@@ -344,7 +326,7 @@ def _objective(
     )
 
 
-def _run_trials(
+def run_trials(
     study: optuna.Study,
     objective: FlatnessObjective,
     progress: Progress,
@@ -353,8 +335,8 @@ def _run_trials(
     publisher: Publisher | None,
 ) -> None:
     """Run the study in this process."""
-    from flatsearch.budget import finished_count
-    from flatsearch.running import run_study
+    from flatsearch.search.loop import run_study
+    from flatsearch.search.trial_budget import finished_count
 
     if options.artifacts != "none":
         Path(options.artifacts).mkdir(parents=True, exist_ok=True)
@@ -375,7 +357,8 @@ def _run_trials(
 
 def _run_workers(name: str, options: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Run the study in several processes, each with the command that anyone can join by."""
-    from flatsearch.workers import run_workers, worker_device
+    from flatsearch.device import worker_device
+    from flatsearch.search.workers import run_workers
 
     commands = []
     for index in range(options.workers):
@@ -385,39 +368,6 @@ def _run_workers(name: str, options: argparse.Namespace, say: Callable[[str], No
             command += ["--timeout", str(options.timeout)]
         commands.append(command)
     run_workers(commands, say)
-
-
-def _worker(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from flatsearch import record
-    from flatsearch.dashboard import Publisher
-    from flatsearch.progress import Progress
-    from flatsearch.study import open_storage, open_study
-
-    study = load_for_reading(options)
-    storage = open_storage(options.storage)
-    run, stored = record.read_run(study), record.read_settings(study)
-    if run is None or stored is None:
-        raise UsageError(
-            f"study {study.study_name!r} has not been run by flatsearch; start it with"
-            " 'flatsearch run'"
-        )
-    for key in _RUN_OPTIONS:
-        if getattr(options, key, None) is None:
-            setattr(options, key, run.get(key))
-    settings = RunSettings.from_dict(stored)
-    # Several workers may share a terminal: lines, no bar.
-    progress = Progress(Console(stderr=True, force_terminal=False), settings)
-    objective = _objective(options, settings, progress)
-    study = open_study(
-        study.study_name, storage, objective,
-        sampler=options.sampler, pruner=options.pruner, prune_on=options.prune_on,
-        worker=os.getpid() if options.index is None else options.index + 1,
-    )  # fmt: skip
-    # Of several workers one is enough to keep the dashboard up to date.
-    publisher = Publisher(progress.say) if options.index == 0 else None
-    _run_trials(study, objective, progress, options, run["target"], publisher)
 
 
 def _next_steps(summary: StudySummary, options: argparse.Namespace) -> str:

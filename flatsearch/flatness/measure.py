@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsearch.errors import UnsupportedModelError
-from flatsearch.flatness.accumulate import Accumulator
+from flatsearch.flatness.accumulator import Accumulator
 from flatsearch.flatness.batches import (
     MOST_SAMPLES,
     Data,
@@ -19,9 +19,9 @@ from flatsearch.flatness.batches import (
     memory_budget,
     most_samples,
 )
-from flatsearch.flatness.locate import Located, locate
+from flatsearch.flatness.forward import State, copy_state, forward, measuring
+from flatsearch.flatness.layers import Located, locate
 from flatsearch.flatness.normalise import ChannelMoments
-from flatsearch.flatness.passes import State, copy_state, forward, measuring
 from flatsearch.flatness.result import FlatnessResult, LayerFlatness
 
 if TYPE_CHECKING:

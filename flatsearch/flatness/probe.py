@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from flatsearch.flatness.passes import State, call, disagree, hooks, layer_input
+from flatsearch.flatness.forward import State, call, disagree, hooks, layer_input
 
 __all__ = ["Call", "Probe"]
 

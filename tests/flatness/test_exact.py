@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 import flatsearch
 from flatsearch.flatness import contraction
-
-from . import oracle
-from .nets import CASES, CLASSES, Case, images
+from tests.flatness import oracle
+from tests.flatness.nets import CASES, CLASSES, Case, images
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import flatsearch
-
-from .nets import CASES, images
+from tests.flatness.nets import CASES, images
 
 PLAIN = CASES[0]  # conv 2-4, tanh, conv 4-5, relu, pooling, linear
 

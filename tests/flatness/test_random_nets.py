@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import flatsearch
-
-from . import oracle
+from tests.flatness import oracle
 
 SMOOTH = {"gelu": nn.GELU, "silu": nn.SiLU, "hardswish": nn.Hardswish, "tanh": nn.Tanh}
 KINKED = {

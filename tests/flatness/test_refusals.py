@@ -10,9 +10,8 @@ from torch.nn.utils import parametrizations
 
 import flatsearch
 from flatsearch import NonFiniteError, UnsupportedModelError
-
-from . import oracle
-from .nets import CASES, GapByMean, images
+from tests.flatness import oracle
+from tests.flatness.nets import CASES, GapByMean, images
 
 
 def head(channels: int = 4) -> list[nn.Module]:

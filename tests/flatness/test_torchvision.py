@@ -11,8 +11,7 @@ from torchvision import models
 
 import flatsearch
 from flatsearch import UnsupportedModelError
-
-from . import oracle
+from tests.flatness import oracle
 
 CLASSES = 10
 # The kind of the last convolution's measure.

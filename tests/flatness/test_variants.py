@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import flatsearch
 from flatsearch import UnsupportedModelError
-from flatsearch.flatness import accumulate, batches, measure
+from flatsearch.flatness import accumulator as accumulate
+from flatsearch.flatness import batches, measure
 from flatsearch.flatness.softmax import SoftmaxRoot
-
-from . import oracle
-from .nets import CASES, GapByMean, images
+from tests.flatness import oracle
+from tests.flatness.nets import CASES, GapByMean, images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

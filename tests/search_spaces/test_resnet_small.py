@@ -12,7 +12,7 @@ from torch import nn
 
 import flatsearch
 from flatsearch import Architecture, GapCnn, count_parameters
-from flatsearch.space import build_model
+from flatsearch.spaces.space import build_model
 from search_spaces.resnet_small import ResNetSmall
 from tests.flatness import oracle
 

@@ -1,0 +1,100 @@
+"""What pruning saved and what it may have cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+from flatsearch.analysis.intervals import trial_weights
+from flatsearch.pareto import is_best
+from flatsearch.record.decisions import AUDITED, first_flag
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flatsearch.record.trial import TrialRecord
+
+__all__ = ["PruningWorth", "pruning_worth"]
+
+
+@dataclass(frozen=True)
+class PruningWorth:
+    """What pruning saved, and what it may have cost.
+
+    Attributes:
+        pruned: Trials that were pruned.
+        epochs_spent: By all finished trials.
+        epochs_saved: That the pruned trials did not train.
+        audited: Trials that would have been pruned, were run to the end, and are finished.
+        wrong: Of these, how many ended on the front, or in the best share.
+        low: Lower end of the 95% interval (Clopper and Pearson 1934) of the share that is wrong.
+        high: Upper end.
+        suspended: Trials that were run on because the audit said that pruning hurts.
+        best: The share that counts as the best; None where it is the front.
+    """
+
+    pruned: int
+    epochs_spent: int
+    epochs_saved: int
+    audited: int
+    wrong: int
+    low: float
+    high: float
+    suspended: int
+    best: float | None
+
+
+def pruning_worth(
+    trials: Sequence[TrialRecord], directions: Sequence[str], epochs: int | None
+) -> PruningWorth | None:
+    """Return what pruning was worth.
+
+    Args:
+        trials: Of the study.
+        directions: "minimize" or "maximize" per objective.
+        epochs: Of a trial that is not pruned; the most that one has where None.
+
+    Returns:
+        The figures; None if no trial was pruned and no pruner decided on any.
+    """
+    own = [t for t in trials if t.same_as is None and not t.over_limit and t.steps]
+    # One that diverged says so; it was not the pruner.
+    pruned = [t for t in own if t.ended_early or (t.state == "PRUNED" and t.failure is None)]
+    decided = [decision for t in own for decision in t.decisions]
+    if not pruned and not decided:
+        return None
+    ended = [t for t in own if t.state in {"COMPLETE", "PRUNED"}]
+    whole = epochs or max(len(t.steps) for t in ended)
+    complete = [t for t in ended if t.values is not None and not t.ended_early]
+    # Those that were run on while pruning was suspended are no sample of the pruned ones.
+    flagged = [
+        t for t in complete
+        if (flag := first_flag(t.decisions)) is not None and flag.outcome == AUDITED[0]
+    ]  # fmt: skip
+    signs = np.array([1.0 if d == "maximize" else -1.0 for d in directions])
+    best = next((decision.best for decision in decided), None)
+    counted = [t for t in complete if t.feasible or best is not None]
+    points = np.array([t.values for t in counted]).reshape(len(counted), len(signs)) * signs
+    weights = trial_weights(counted)[0] if counted else np.zeros(0)
+    wrong = sum(
+        t.feasible and is_best(points, weights, np.array(t.values) * signs, best) for t in flagged
+    )
+    audited = len(flagged)
+    low, high = 0.0, 1.0
+    if audited:
+        interval = stats.binomtest(wrong, audited).proportion_ci()
+        low, high = float(interval.low), float(interval.high)
+    return PruningWorth(
+        pruned=len(pruned),
+        epochs_spent=sum(len(t.steps) for t in ended),
+        epochs_saved=sum(max(0, whole - len(t.steps)) for t in pruned),
+        audited=audited,
+        wrong=wrong,
+        low=low,
+        high=high,
+        suspended=sum(any(d.outcome == AUDITED[1] for d in t.decisions) for t in own),
+        best=best,
+    )

@@ -1,0 +1,149 @@
+"""A study as tables: trials, Pareto front, and what flatness was worth on it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from flatsearch import record
+from flatsearch.analysis.correlations import FlatnessGain, ProxyWorth, flatness_gain, proxy_worth
+from flatsearch.analysis.pruning import PruningWorth, pruning_worth
+
+if TYPE_CHECKING:
+    import optuna
+
+    from flatsearch.record.trial import TrialRecord
+
+__all__ = ["StudySummary", "finite", "summarise"]
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """What is to be said about a study.
+
+    Attributes:
+        name: The study's name.
+        metric_names: One per objective.
+        directions: "minimize" or "maximize" per objective.
+        settings: What all trials share; None if the study is not ours.
+        counts: Trials by state; "REUSED" for those that took over an earlier result, "OVER LIMIT"
+            for those that were not trained for their cost.
+        trials: All trials.
+        front: Numbers of the Pareto-optimal trials, best first in the first objective; of the
+            best trial alone if there is one objective.
+        worth: What the early signals are worth, empty with too few complete trials.
+        gain: What flatness adds to the other signals, empty with too few complete trials.
+        pruning: What pruning was worth; None where there was none.
+    """
+
+    name: str
+    metric_names: tuple[str, ...]
+    directions: tuple[str, ...]
+    settings: dict[str, Any] | None
+    counts: dict[str, int]
+    trials: tuple[TrialRecord, ...]
+    front: tuple[int, ...]
+    worth: tuple[ProxyWorth, ...]
+    gain: tuple[FlatnessGain, ...] = ()
+    pruning: PruningWorth | None = None
+
+    def trial(self, number: int) -> TrialRecord:
+        """Return a trial by its number."""
+        return next(trial for trial in self.trials if trial.number == number)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as JSON types; what is not finite becomes None."""
+        trials = [
+            {
+                "number": trial.number,
+                "state": trial.state,
+                "values": None
+                if trial.values is None
+                else dict(zip(self.metric_names, trial.values, strict=True)),
+                "params": dict(trial.params),
+                "architecture": trial.architecture and dict(trial.architecture.values),
+                "metrics": dict(trial.metrics),
+                "epochs": [{"epoch": step + 1, **metrics} for step, metrics in trial.steps.items()],
+                "recipe": dict(trial.recipe) or None,
+                "same_as": trial.same_as,
+                "repeats": trial.repeats,
+                "failure": trial.failure,
+                "model": trial.artifact,
+                "seconds": trial.seconds,
+            }
+            for trial in self.trials
+        ]
+        fields = {
+            "study": self.name,
+            "objectives": dict(zip(self.metric_names, self.directions, strict=True)),
+            "settings": self.settings,
+            "counts": self.counts,
+            "pareto_front": list(self.front),
+            "proxy_worth": [asdict(worth) for worth in self.worth],
+            "flatness_gain": [asdict(gain) for gain in self.gain],
+            "pruning": self.pruning and asdict(self.pruning),
+            "trials": trials,
+        }
+        cleaned: dict[str, Any] = finite(fields)
+        return cleaned
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not have, by None, at any depth."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
+    """Read a study.
+
+    Args:
+        study: Any Optuna study; one not made by flatsearch has fewer facts.
+        worth: Also compute what signals and pruning were worth.
+
+    Returns:
+        The summary.
+    """
+    frozen = study.get_trials(deepcopy=False)
+    trials = tuple(record.read_trial(trial) for trial in frozen)
+    directions = tuple(direction.name.lower() for direction in study.directions)
+    names = study.metric_names or [f"value {i}" for i in range(len(directions))]
+    # A result that was taken over is an earlier trial's: neither a point of its own on the front
+    # nor another observation.
+    complete = [
+        t for t in trials if t.values is not None and not t.ended_early and t.same_as is None
+    ]
+    sign = -1.0 if directions[0] == "maximize" else 1.0
+    first = {trial.number: sign * (trial.values or ())[0] for trial in complete}
+    if len(directions) > 1:
+        best = [trial.number for trial in study.best_trials if trial.number in first]
+        best.sort(key=first.__getitem__)
+    else:
+        good = [trial.number for trial in complete if trial.feasible]
+        best = [min(good, key=first.__getitem__)] if good else []
+    settings = record.read_settings(study)
+    return StudySummary(
+        name=study.study_name,
+        metric_names=tuple(names),
+        directions=directions,
+        settings=settings,
+        counts=dict(Counter(map(_outcome, trials))),
+        trials=trials,
+        front=tuple(best),
+        worth=tuple(proxy_worth(complete)) if worth else (),
+        gain=tuple(flatness_gain(complete)) if worth else (),
+        pruning=pruning_worth(trials, directions, (settings or {}).get("epochs"))
+        if worth
+        else None,
+    )
+
+
+def _outcome(trial: TrialRecord) -> str:
+    if trial.same_as is not None:
+        return "REUSED"
+    return "OVER LIMIT" if trial.over_limit else trial.state

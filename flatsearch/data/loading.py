@@ -1,0 +1,149 @@
+"""Images by name, folder or array as seeded splits that live on the device.
+
+Every split is two tensors, moved to the device once: the sets this tool is for fit into
+memory, and a candidate that trains for a minute should not wait for a data loader. The test
+split is made here but read by nothing in a search.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatsearch.data.sources import DataSource, read
+from flatsearch.data.splits import ImageData, Split
+from flatsearch.errors import DataError, Range
+
+__all__ = ["load_data"]
+
+_TEST_FRACTION = 0.2
+
+# The settings of a run that are arguments of `load_data` take the same numbers.
+RANGES = {
+    "image_size": Range(least=4, whole=True),
+    "validation_fraction": Range(above=0, below=1),
+    "probe_size": Range(least=1, whole=True),
+    "seed": Range(least=0, below=2**32, whole=True),
+}
+
+
+def load_data(
+    source: DataSource,
+    *,
+    image_size: int | None = None,
+    validation_fraction: float = 0.2,
+    probe_size: int = 256,
+    seed: int = 0,
+    root: str | Path = "data",
+    device: torch.device | str = "cpu",
+) -> ImageData:
+    """Read a data set and split it.
+
+    Splits that the source has (a torchvision set's test part, `train/`, `val/` and `test/`
+    folders, `x_test` arrays) are kept; the others are drawn, stratified by class. The
+    validation split is `validation_fraction` of the training data, a missing test split a
+    fifth of all data.
+
+    Args:
+        source: "digits" (embedded), a torchvision name such as "cifar10" (downloaded into
+            `root` when it is not there), a folder of class folders of images, an .npz file, or
+            a pair (images, targets) of arrays, (N, H, W), (N, H, W, C) or (N, C, H, W).
+        image_size: Height and width to resize to. Where None, the images' own size, the median
+            one where they differ, and at most 64.
+        validation_fraction: Of the training data, in (0, 1).
+        probe_size: Training images kept as the probe; all of them where there are fewer.
+        seed: Of validation split and probe; a drawn test split does not depend on it.
+        root: Where torchvision's files are, or go.
+        device: Where the tensors live.
+
+    Returns:
+        The splits.
+
+    Raises:
+        DataError: If the source is unknown, missing, empty or malformed.
+        SettingsError: If a number is out of range.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> data.num_classes, data.in_channels, data.image_size, len(data.probe)
+        (10, 1, 8, 256)
+    """
+    for argument, value in (
+        ("image_size", image_size),
+        ("validation_fraction", validation_fraction),
+        ("probe_size", probe_size),
+        ("seed", seed),
+    ):
+        if (argument, value) != ("image_size", None):
+            RANGES[argument].check(argument, value)
+    raw, name = read(source, image_size, Path(root))
+    train, test = raw.train, raw.test
+    if test is None:
+        # The same for every seed: what one run tests on, no other run has trained on.
+        train, test = _stratified(train, _TEST_FRACTION, 0, "test")
+    validation = raw.validation
+    if validation is None:
+        train, validation = _stratified(train, validation_fraction, seed, "validation")
+    for what, (images, _) in (("validation", validation), ("test", test)):
+        given, expected = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (images, train[0]))
+        if given != expected:
+            raise DataError(
+                f"data {name!r}: {what} images are {given} but training images are {expected}"
+            )
+    if len(raw.class_names) < 2:
+        raise DataError(f"data {name!r} must have at least 2 classes but has {raw.class_names}")
+    if len(train[1]) < 4:
+        raise DataError(
+            f"data {name!r} must leave at least 4 training images: {len(train[1])} left"
+        )
+    mean, std = _statistics(train[0])
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(train[1]), generator=generator)[:probe_size].sort().values
+    return ImageData(
+        name=name,
+        class_names=raw.class_names,
+        train=Split(*train, mean, std),
+        validation=Split(*validation, mean, std),
+        test=Split(*test, mean, std),
+        probe=Split(train[0][chosen], train[1][chosen], mean, std),
+        may_flip=raw.may_flip,
+        note=raw.note,
+    ).to(device)
+
+
+def _stratified(
+    part: tuple[Tensor, Tensor], fraction: float, seed: int, what: str
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Split (rest, held out), each class in proportion."""
+    from sklearn.model_selection import train_test_split
+
+    images, targets = part
+    try:
+        rest, held = train_test_split(
+            np.arange(len(targets)), test_size=fraction, random_state=seed, stratify=targets.numpy()
+        )
+    except ValueError:
+        counts = torch.bincount(targets)
+        raise DataError(
+            f"{len(targets)} images, {int(counts[counts > 0].min())} of the rarest class, are too"
+            f" few for a {what} split of {fraction:g} with every class in both parts"
+        ) from None
+    rest, held = torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(held))
+    return (images[rest], targets[rest]), (images[held], targets[held])
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return per-channel mean and standard deviation, (1, C, 1, 1); 1 for a constant channel."""
+    means, squares, size = [], [], 1024
+    for start in range(0, len(images), size):
+        chunk = images[start : start + size].double()
+        means.append(chunk.sum((0, 2, 3)))
+        squares.append(chunk.square().sum((0, 2, 3)))
+    count = images.numel() / images.shape[1]
+    mean = torch.stack(means).sum(0) / count
+    variance = (torch.stack(squares).sum(0) / count - mean.square()).clamp(min=0)
+    std = torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
+    return mean.float().view(1, -1, 1, 1), std.float().view(1, -1, 1, 1)

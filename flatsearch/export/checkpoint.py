@@ -1,0 +1,107 @@
+"""A trained model with its card in one file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatsearch.errors import SpaceError, UsageError
+from flatsearch.export.card import VERSION, ModelCard
+from flatsearch.spaces.registry import load_space
+from flatsearch.spaces.space import Architecture, build_model
+
+__all__ = ["build_from_card", "load_model", "save_model"]
+
+_FORMAT = "flatsearch-model"
+
+
+def save_model(model: nn.Module, card: ModelCard, path: str | Path) -> None:
+    """Save weights and card to one file of tensors and plain values, without pickled code.
+
+    Args:
+        model: The trained model.
+        card: How to rebuild it.
+        path: The file to write.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    fields = {"format": _FORMAT, "version": VERSION, "card": asdict(card), "state_dict": state}
+    torch.save(fields, path)
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
+    """Load a model that `save_model` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model on the CPU in eval mode, and its card.
+
+    Raises:
+        UsageError: If the file is missing, is not such a file, or is from a newer version.
+    """
+    card, state = _read(Path(path))
+    return build_from_card(card, state, Path(path)), card
+
+
+def build_from_card(card: ModelCard, state: dict[str, Tensor], path: Path) -> nn.Module:
+    """Return the network that a card describes, with given weights.
+
+    Args:
+        card: The card.
+        state: Weights by name.
+        path: Where they are from, for the message.
+
+    Returns:
+        The model on the CPU in eval mode.
+
+    Raises:
+        SpaceError: If the search space is not installed or builds another model now.
+    """
+    try:
+        space = load_space(card.space)
+    except SpaceError as error:
+        raise SpaceError(
+            f"{str(path)!r} needs its search space {card.space!r} (a .pt2 or .onnx export would"
+            f" not): {error}"
+        ) from None
+    model = build_model(
+        space,
+        Architecture.from_json(card.architecture),
+        in_channels=card.in_channels,
+        num_classes=card.num_classes,
+        image_size=card.image_size,
+    )
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise SpaceError(
+            f"{str(path)!r}: search space {card.space!r} now builds another model:"
+            f" {' '.join(str(error).split())[:200]}"
+        ) from None
+    return model.eval()
+
+
+def _read(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """Return a file's card and weights."""
+    what = f"{str(path)!r} is not a model saved by flatsearch"
+    if not path.exists():
+        raise UsageError(f"model file {str(path)!r} does not exist")
+    try:
+        fields: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way inside the unpickler
+        raise UsageError(f"{what}: {type(error).__name__} while reading it") from None
+    if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
+        raise UsageError(what)
+    version = fields.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise UsageError(f"{str(path)!r} was saved by a newer flatsearch (format {version})")
+    try:
+        return ModelCard(**fields["card"]), dict(fields["state_dict"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{what}: {type(error).__name__}: {error}") from None

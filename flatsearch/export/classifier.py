@@ -1,0 +1,194 @@
+"""Using a trained model: `flatsearch.load` gives it back, whatever it was saved as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from flatsearch.data.folder import read_image
+from flatsearch.errors import UsageError
+from flatsearch.export.card import METADATA, STATE_DICT, ModelCard
+from flatsearch.export.checkpoint import build_from_card, load_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Classifier", "Prediction", "load"]
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image.
+
+    Attributes:
+        class_name: The most probable class.
+        probability: Of it.
+        probabilities: Of every class by name, most probable first.
+    """
+
+    class_name: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Classifier:
+    """A trained model, ready to use on the CPU.
+
+    Attributes:
+        card: Image size, channels, class names, normalisation, architecture.
+        module: The network as a module, in eval mode; None for ONNX.
+
+    Example:
+        >>> classifier = load("model.pt2")  # doctest: +SKIP
+        >>> classifier.predict(["five.png"])[0].class_name  # doctest: +SKIP
+        '5'
+    """
+
+    def __init__(
+        self, card: ModelCard, run: Callable[[Tensor], Tensor], module: nn.Module | None
+    ) -> None:
+        self.card = card
+        self.module = module
+        self._run = run
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One per logit."""
+        return self.card.class_names
+
+    def __call__(self, images: Any) -> Tensor:
+        """Return the logits (N, K) of images.
+
+        Args:
+            images: Pixel values as stored, 0 to 255 for ordinary images: a tensor or array
+                (N, C, H, W) of any number type.
+
+        Returns:
+            Float32 logits on the CPU.
+
+        Raises:
+            UsageError: If the images have another shape than those trained on.
+        """
+        x = torch.as_tensor(images).float()
+        card = self.card
+        wanted = (card.in_channels, card.image_size, card.image_size)
+        if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
+            shape = ", ".join(map(str, wanted))
+            raise UsageError(f"images must have shape (N, {shape}) but have {tuple(x.shape)}")
+        with torch.no_grad():
+            parts = [self._run(x[i : i + _BATCH]) for i in range(0, len(x), _BATCH)]
+        return torch.cat(parts) if parts else torch.zeros(0, card.num_classes)
+
+    def read(self, files: Sequence[str | Path]) -> Tensor:
+        """Return the pixel values of image files, cropped and resized as in training.
+
+        Raises:
+            DataError: If a file cannot be read.
+            UsageError: If the model was trained on something else than image files.
+        """
+        card = self.card
+        if card.in_channels not in {1, 3} or card.pixels != "uint8":
+            raise UsageError(
+                f"the model takes {card.in_channels} channels of {card.pixels}, which image files"
+                " do not have; give arrays to flatsearch.load(...)(images)"
+            )
+        gray = card.in_channels == 1
+        return torch.stack([read_image(str(file), gray, card.image_size) for file in files])
+
+    def predict(self, images: Any) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: Image files, or pixel values as for calling.
+
+        Returns:
+            One prediction each.
+        """
+        if isinstance(images, (list, tuple)) and all(isinstance(i, (str, Path)) for i in images):
+            images = self.read(images)
+        found = []
+        for row in self(images).softmax(1):
+            order = row.argsort(descending=True).tolist()
+            named = {self.class_names[i]: float(row[i]) for i in order}
+            first = self.class_names[order[0]]
+            found.append(Prediction(first, named[first], named))
+        return found
+
+
+def load(path: str | Path) -> Classifier:
+    """Load a model that flatsearch saved or exported.
+
+    `.pt2` and `.onnx` files need nothing else. A model file of a search or a final training, and a
+    `.pth` state dictionary with its `.json` beside it, are rebuilt by their search space.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model, ready to use.
+
+    Raises:
+        UsageError: If the file is missing, damaged, of a newer version, or not one of these; also
+            if it needs a search space that is not installed or builds another model now.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"model file {str(path)!r} does not exist")
+    if path.suffix == ".pt2":
+        return _load_pt2(path)
+    if path.suffix == ".onnx":
+        return _load_onnx(path)
+    if path.suffix == STATE_DICT:
+        card = ModelCard.from_json(_text(path.with_suffix(".json")), path.with_suffix(".json"))
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file can fail in any way inside the unpickler
+            raise UsageError(
+                f"{str(path)!r} is not a state dictionary: {type(error).__name__} while reading it"
+            ) from None
+        network = build_from_card(card, state, path)
+    else:
+        network, card = load_model(path)
+    return Classifier(card, lambda x: network(card.normalise(x)), network)
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _load_pt2(path: Path) -> Classifier:
+    extra = {METADATA: ""}
+    try:
+        module: nn.Module = torch.export.load(path, extra_files=extra).module()
+    except Exception as error:  # a damaged archive can fail in any way
+        raise UsageError(
+            f"{str(path)!r} is not a program saved by torch.export.save:"
+            f" {type(error).__name__} while reading it"
+        ) from None
+    return Classifier(ModelCard.from_json(extra[METADATA], path), module, module)
+
+
+def _load_onnx(path: Path) -> Classifier:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError("ONNX needs onnxruntime: pip install 'flatsearch[onnx]'") from None
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common class
+        raise UsageError(
+            f"{str(path)!r} cannot be read by onnxruntime: {type(error).__name__}"
+        ) from None
+    card = ModelCard.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA), path)
+    (name,) = (node.name for node in session.get_inputs())
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+    return Classifier(card, run, None)

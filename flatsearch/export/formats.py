@@ -1,0 +1,175 @@
+"""Exporting a trained model: a `torch.export` program, ONNX, or a plain state dictionary.
+
+The first two take pixel values as they are stored (0 to 255 for ordinary images) and hold the
+normalisation, the class names and everything else of the model card, so that they are used without
+flatsearch, the search space or the study.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from flatsearch.errors import FlatsearchError, UsageError, unknown_name
+from flatsearch.export.card import METADATA, STATE_DICT, ModelCard
+from flatsearch.export.classifier import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FORMATS", "Deployed", "export_model", "random_images"]
+
+# Format: ending.
+FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "state_dict": STATE_DICT}
+_TOLERANCE = 1e-4
+_CHECKED_IMAGES = 16
+
+
+class Deployed(nn.Module):
+    """A network with the normalisation of its images in front.
+
+    Args:
+        network: From normalised images to logits.
+        card: With the normalisation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, card: ModelCard) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, num_classes) of pixel values (N, C, H, W), float32."""
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits
+
+
+def random_images(card: ModelCard, n: int, seed: int = 0) -> Tensor:
+    """Return random pixel values (n, C, H, W) in the range that a model was trained on."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, card.in_channels, card.image_size, card.image_size)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (card.mean, card.std))
+    images = mean + std * torch.randn(shape, generator=generator)
+    return images.round().clamp(0, 255) if card.pixels == "uint8" else images
+
+
+def export_model(
+    network: nn.Module, card: ModelCard, kind: str, path: str | Path, *, force: bool = False
+) -> float:
+    """Export a trained model, and check that the file computes the same.
+
+    Args:
+        network: From `load_model`.
+        card: Its card.
+        kind: From `FORMATS`; "state_dict" also writes the card, as JSON beside it.
+        path: The file to write.
+        force: Overwrite it.
+
+    Returns:
+        The largest difference of the file's logits from the model's, on 16 random images; at most
+        1e-4, or 1e-4 of the largest logit where that is over 1.
+
+    Raises:
+        FlatsearchError: If the exporter fails, or the file computes something else.
+        UsageError: If the format is unknown, the file exists, or a package is missing.
+
+    Example:
+        >>> import flatsearch, optuna
+        >>> space = flatsearch.load_space("resnet_small")
+        >>> architecture = space.suggest(optuna.create_study().ask())
+        >>> card = ModelCard.of(flatsearch.load_data("digits"), "resnet_small", architecture)
+        >>> model = space.build(architecture, in_channels=1, num_classes=10, image_size=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_model(model.eval(), card, "state_dict", Path(folder) / "model.pth")
+        0.0
+    """
+    path = Path(path)
+    writers: dict[str, Callable[[Deployed, ModelCard, Path], None]] = {
+        "pt2": _write_pt2, "onnx": _write_onnx, "state_dict": _write_state_dict,
+    }  # fmt: skip
+    if kind not in writers:
+        raise UsageError(unknown_name("format", kind, FORMATS))
+    targets = [path, path.with_suffix(".json")] if kind == "state_dict" else [path]
+    for target in targets:
+        if target.exists() and not force:
+            raise UsageError(f"{str(target)!r} exists; --force overwrites it")
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder {str(path.parent)!r} of the file to write does not exist")
+    network = network.cpu().eval()
+    # Written apart, checked, and only then moved into place.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        parts = [Path(folder) / target.name for target in targets]
+        try:
+            writers[kind](Deployed(network, card).eval(), card, parts[0])
+        except UsageError:
+            raise
+        except Exception as error:  # exporters fail in any way on what they do not know
+            reason = " ".join(str(error).split())[:300]
+            raise FlatsearchError(
+                f"the model cannot be exported as {kind}: {type(error).__name__}: {reason}"
+            ) from error
+        difference, largest = _difference(network, card, parts[0])
+        if not difference <= _TOLERANCE * max(1.0, largest):
+            raise FlatsearchError(
+                f"the {kind} file gives other logits than the model, by up to {difference:.2g};"
+                " nothing was written"
+            )
+        for part, target in zip(parts, targets, strict=True):
+            part.replace(target)
+    return difference
+
+
+def _difference(network: nn.Module, card: ModelCard, file: Path) -> tuple[float, float]:
+    """Return the largest difference of a file's logits from the model's, and the largest logit."""
+    images = random_images(card, _CHECKED_IMAGES)
+    with torch.no_grad():
+        wanted = network(card.normalise(images))
+        found = load(file)(images)
+    return float((wanted - found).abs().max()), float(wanted.abs().max())
+
+
+def _write_pt2(model: Deployed, card: ModelCard, path: Path) -> None:
+    example = (random_images(card, 2),)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, example, dynamic_shapes=({0: batch},))
+    torch.export.save(program, path, extra_files={METADATA: card.to_json()})
+
+
+def _write_onnx(model: Deployed, card: ModelCard, path: Path) -> None:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401 - checks the file
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise UsageError(
+            f"ONNX needs the package {error.name!r}: pip install 'flatsearch[onnx]'"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations
+        exported: Any = torch.onnx.export(
+            model,
+            (random_images(card, 2),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            verbose=False,
+        )
+    proto = exported.model_proto
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA, card.to_json()
+    onnx.save(proto, str(path))
+
+
+def _write_state_dict(model: Deployed, card: ModelCard, path: Path) -> None:
+    torch.save(dict(model.network.state_dict()), path)
+    path.with_suffix(".json").write_text(card.to_json() + "\n")

@@ -1,0 +1,248 @@
+"""Batches in, result out: which formula applies to which layer of a batch, and the sums.
+
+Nothing between two batches waits for the device; what has to be judged (targets, coupled samples,
+irregular heads) is kept there and judged at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+
+from flatsearch.errors import NonFiniteError, UnsupportedModelError
+from flatsearch.flatness.contraction import by_factors, separable_norms
+from flatsearch.flatness.forward import Layer, Pass, State, forward
+from flatsearch.flatness.gauss_newton import backpropagate, factor_sums, sample_coupling
+from flatsearch.flatness.normalise import scale_input, scale_kernel
+from flatsearch.flatness.proof import Proof, examine
+from flatsearch.flatness.result import FlatnessResult, Kind, summarise
+from flatsearch.flatness.softmax import SoftmaxRoot
+from flatsearch.flatness.tail import differentiate_tail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from flatsearch.flatness.layers import Located
+
+__all__ = ["Accumulator"]
+
+# Entries of the arrays in between that are worked on at a time: about what stays in a CPU core's
+# cache, and enough to fill a GPU.
+_CHUNK_ENTRIES = {"cpu": 2**18, "other": 2**25}
+# Both sides of the coupling check are the same sums times a power of two, so they agree to the
+# last bits; the margin is for devices that sum in another order each time.
+_COUPLING_TOLERANCE = 200.0
+
+
+@dataclass
+class _Samples:
+    """One number per sample for one layer, a tensor per batch, still on the device."""
+
+    kappa: list[Tensor] = field(default_factory=list)
+    trace: list[Tensor] = field(default_factory=list)
+    kappa_second: list[Tensor] = field(default_factory=list)
+    trace_second: list[Tensor] = field(default_factory=list)
+
+
+class Accumulator:
+    """The numbers of every sample of every measured layer.
+
+    Args:
+        model: In eval mode.
+        state: Parameters and buffers to use.
+        found: What is measured.
+        scales: By layer, what to divide its input channels by; empty for the measure as defined.
+        budget: Bytes that the backpropagated factors may take.
+    """
+
+    def __init__(
+        self, model: nn.Module, state: State, found: Located, scales: dict[str, Tensor], budget: int
+    ) -> None:
+        self._model, self._state, self._found = model, state, found
+        self._scales, self._budget = scales, budget
+        # W (C, d) and Q = W W^T, once: for many filters Q costs as much as several samples.
+        self._kernels = {layer.name: self._kernel(layer) for layer in found.layers}
+        names = [*self._kernels, *([found.classifier] if found.head else [])]
+        self._samples = {name: _Samples() for name in names if name is not None}
+        self._hessian = True
+        self._losses: list[Tensor] = []
+        self._hits: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._irregular: list[Tensor] = []
+        self._coupling: list[Tensor] = []
+        self._classes = 0
+
+    def _kernel(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        W = self._state[f"{layer.name}.weight"]
+        if layer.name in self._scales:
+            W = scale_kernel(W, self._scales[layer.name], layer.geometry.groups)
+        W = W.flatten(1)
+        return W, W @ W.T
+
+    def _input(self, run: Pass, name: str) -> Tensor:
+        x = run.inputs[name]
+        return scale_input(x, self._scales[name]) if name in self._scales else x
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Measure one batch."""
+        found = self._found
+        run = forward(self._model, self._state, x, found.layers, found.classifier)
+        logits = run.logits.detach()
+        self._classes = logits.shape[1]
+        self._targets.append(y)
+        y = y.clamp(0, self._classes - 1)  # judged at the end, with all others
+        self._losses.append(F.cross_entropy(logits, y, reduction="none"))
+        self._hits.append(logits.argmax(1) == y)
+        self._irregular.append(run.irregular)
+        if found.head:
+            self._add_head(run)
+        if not found.layers:
+            return
+        proof = examine(run.logits, run.features, run.edges)
+        exact = proof.linear | proof.pointwise
+        self._hessian = self._hessian and all(layer.name in exact for layer in found.layers)
+        closed = [layer for layer in found.layers if layer.name in proof.channelwise]
+        others = [layer for layer in found.layers if layer.name not in proof.channelwise]
+        for layer in closed:
+            last = layer is closed[-1] and not others
+            self._add_closed(layer, run, proof, y, keep_graph=not last)
+        if others:
+            self._add_others(others, run, proof)
+
+    def _add_head(self, run: Pass) -> None:
+        """Append the classifier's own kernel: H_kk' = (diag(p) - p p^T)_kk' g g^T."""
+        name = self._found.classifier
+        assert name is not None  # noqa: S101 - `locate` finds a head only with a classifier
+        g, V = run.features.detach(), self._state[f"{name}.weight"]
+        if name in self._scales:
+            g, V = scale_input(g, self._scales[name]), scale_kernel(V, self._scales[name])
+        norm, logits = g.square().sum(1), run.logits.detach()
+        samples = self._samples[name]
+        for part in _parts(V.numel(), g):
+            root = SoftmaxRoot(logits[part])
+            samples.kappa.append(norm[part] * root.times(V).square().sum((1, 2)))
+            samples.trace.append(norm[part] * root.trace())
+
+    def _add_closed(
+        self, layer: Layer, run: Pass, proof: Proof, y: Tensor, *, keep_graph: bool
+    ) -> None:
+        """Append a layer whose channels the features keep apart."""
+        curved = self._hessian and layer.name not in proof.linear
+        S, second = differentiate_tail(
+            run.features, run.edges[layer.name], second=curved, keep_graph=keep_graph
+        )
+        classifier = self._found.classifier
+        V = None if classifier is None else self._state[f"{classifier}.weight"]
+        x, logits = self._input(run, layer.name), run.logits.detach()
+        W, Q = self._kernels[layer.name]
+        samples, classes = self._samples[layer.name], logits.shape[1]
+        channels, positions = S.shape[1], S[0, 0].numel()
+        if by_factors(channels, positions, classes - 1):
+            entries = max(channels * positions * classes, x[0].numel())
+        else:
+            entries = max(channels**2, channels * classes, channels * positions)
+        for part in _parts(entries, x):
+            b = SoftmaxRoot(logits[part]).times(V)
+            trace, kappa = separable_norms(x[part], S[part], b, W, Q, layer.geometry)
+            samples.trace.append(trace)
+            samples.kappa.append(kappa)
+        added = x.new_zeros(len(x), channels)
+        if second is not None:
+            # r_c sum_p f''_c(p) |Z(:, p)|^2, the diagonal blocks' second-order traces
+            # p - onehot(y), with p_y - 1 as a sum, which does not cancel
+            wrong = logits.softmax(1).scatter(1, y[:, None], 0.0)
+            residual = wrong.scatter(1, y[:, None], -wrong.sum(1, keepdim=True))
+            residual = residual if V is None else residual @ V
+            added = residual * (second * _patch_norms(x, layer, second)).sum((2, 3))
+        samples.trace_second.append(added.sum(1))
+        samples.kappa_second.append(added @ Q.diagonal())
+
+    def _add_others(self, layers: list[Layer], run: Pass, proof: Proof) -> None:
+        """Append the layers that take a backward pass per class."""
+        edges = [run.edges[layer.name] for layer in layers]
+        if not proof.samplewise:
+            self._coupling.append(sample_coupling(run.logits, edges))
+        root, n = SoftmaxRoot(run.logits.detach()), len(run.logits)
+        zeros = run.logits.new_zeros(n)
+        sums = {layer.name: (zeros, zeros) for layer in layers}
+        block = max(1, self._budget // max(1, n * self._found.factor_bytes))
+        for start in range(0, root.columns, block):
+            columns = range(start, min(start + block, root.columns))
+            last = columns[-1] == root.columns - 1
+            factors = backpropagate(run.logits, edges, root, columns, last=last)
+            for layer, g in zip(layers, factors, strict=True):
+                if not g:
+                    continue
+                x, (W, Q) = self._input(run, layer.name), self._kernels[layer.name]
+                trace, kappa = factor_sums(x, g, W, Q, layer.geometry, _entries(x))
+                old_trace, old_kappa = sums[layer.name]
+                sums[layer.name] = (old_trace + trace, old_kappa + kappa)
+        for name, (trace, kappa) in sums.items():
+            samples = self._samples[name]
+            samples.trace.append(trace)
+            samples.kappa.append(kappa)
+            samples.trace_second.append(zeros)
+            samples.kappa_second.append(zeros)
+
+    def result(self, normalize: Literal["input"] | None) -> FlatnessResult:
+        """Judge the checks, and reduce."""
+        targets, losses = torch.cat(self._targets), torch.cat(self._losses)
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= self._classes:
+            raise ValueError(
+                f"targets must be in [0, {self._classes - 1}], the model's classes,"
+                f" but range from {low} to {high}"
+            )
+        if not bool(losses.isfinite().all()):
+            raise NonFiniteError("the model gives NaN or infinite logits on these data")
+        if bool(torch.stack(self._irregular).any()):
+            raise UnsupportedModelError(
+                f"layer {self._found.classifier!r}: the logits are not this linear layer's weight"
+                " times its input, plus its bias"
+            )
+        self._judge_coupling(torch.finfo(losses.dtype).eps)
+        samples = {}
+        for name, columns in self._samples.items():
+            kappa, trace = torch.cat(columns.kappa).double(), torch.cat(columns.trace).double()
+            if self._hessian and columns.kappa_second:
+                kappa = kappa + torch.cat(columns.kappa_second)
+                trace = trace + torch.cat(columns.trace_second)
+            samples[name] = (kappa, trace)
+        kind: Kind = "hessian" if self._hessian else "gauss-newton"
+        return summarise(samples, losses, torch.cat(self._hits), kind, normalize)
+
+    def _judge_coupling(self, eps: float) -> None:
+        if not self._coupling:
+            return
+        coupling = float(torch.stack(self._coupling).max())
+        if coupling != coupling:
+            raise NonFiniteError("the model has NaN derivatives on these data")
+        if coupling > _COUPLING_TOLERANCE * eps:
+            raise UnsupportedModelError(
+                "the model mixes samples: the logits of one depend on others of its batch"
+            )
+
+
+def _entries(x: Tensor) -> int:
+    """Return how many numbers the arrays in between may have."""
+    return _CHUNK_ENTRIES["cpu" if x.device.type == "cpu" else "other"]
+
+
+def _parts(per_sample: int, x: Tensor) -> Iterator[slice]:
+    """Yield the samples to contract at a time, from the numbers that one of them takes."""
+    size = max(1, _entries(x) // per_sample)
+    yield from (slice(start, start + size) for start in range(0, len(x), size))
+
+
+def _patch_norms(x: Tensor, layer: Layer, like: Tensor) -> Tensor:
+    """Return |Z(:, p)|^2 per filter, (N, C or 1, rows, columns)."""
+    geometry = layer.geometry
+    padded = torch.unflatten(geometry.pad(x).square(), 1, (geometry.groups, -1)).sum(2)
+    shifts = geometry.shifts(*like.shape[2:])
+    norms = torch.stack([padded[:, :, rows, columns] for rows, columns in shifts]).sum(0)
+    return norms.repeat_interleave(like.shape[1] // geometry.groups, 1)

@@ -1,0 +1,1 @@
+"""What a network is, costs and looks like; no Optuna in here."""

@@ -1,0 +1,1 @@
+"""Pruners, one public class a file, and what they share."""

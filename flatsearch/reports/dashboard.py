@@ -1,0 +1,186 @@
+"""A study in optuna-dashboard: notes and figures, and the server. The one user of that package."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from socketserver import ThreadingMixIn
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from flatsearch import record
+from flatsearch.analysis.summary import summarise
+from flatsearch.errors import UsageError
+from flatsearch.reports.figures import figures
+from flatsearch.reports.markdown import MARK, MOST_TRIALS, study_note, trial_note
+from flatsearch.search.storage import open_storage
+from flatsearch.search.study import load_study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import optuna
+
+    from flatsearch.analysis.summary import StudySummary
+
+__all__ = ["Publisher", "is_available", "publish", "require", "serve"]
+
+_SECONDS = 30.0
+# Publishing takes at most this share of the time.
+_SHARE = 0.05
+
+
+def is_available() -> bool:
+    """Return whether optuna-dashboard and plotly are installed."""
+    return all(importlib.util.find_spec(name) for name in ("optuna_dashboard", "plotly"))
+
+
+def require() -> None:
+    """Refuse to go on without the packages.
+
+    Raises:
+        UsageError: If optuna-dashboard or plotly is not installed.
+    """
+    if not is_available():
+        raise UsageError(
+            "the dashboard needs optuna-dashboard and plotly: pip install 'flatsearch[dashboard]'"
+        )
+
+
+def publish(study: optuna.Study, summary: StudySummary) -> None:
+    """Write notes and figures into a study, where optuna-dashboard shows them.
+
+    The study gets a note and the figures, and every trial on the front a note. What somebody has
+    written in a note, above our part or before there was one, is kept.
+
+    Args:
+        study: The study; it may be running.
+        summary: Of it.
+
+    Raises:
+        UsageError: If optuna-dashboard or plotly is not installed.
+    """
+    require()
+    from optuna_dashboard import save_plotly_graph_object
+
+    _write_note(study, study_note(summary))
+    noted = summary.front[:MOST_TRIALS]
+    # Those that were on the front at an earlier time are told that they no longer are.
+    numbers = {*noted, *record.read_noted(study)}
+    for trial in summary.trials:
+        if trial.number in numbers:
+            _write_note(_handle(study, trial.number), trial_note(summary, trial))
+    record.write_noted(study, noted)
+    for name, figure in figures(summary).items():
+        save_plotly_graph_object(study, figure, graph_object_id=f"flatsearch-{name}")
+
+
+def _handle(study: optuna.Study, number: int) -> Any:
+    """Return what stands for a finished trial where the dashboard expects a running one."""
+    storage, study_id = study._storage, study._study_id
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+    return SimpleNamespace(storage=storage, study=study, _trial_id=trial_id)
+
+
+def _write_note(place: Any, body: str) -> None:
+    """Write our part of a note, unless it is there already."""
+    from optuna_dashboard import get_note, save_note
+
+    now = get_note(place)
+    above, mark, _ = now.partition(MARK)
+    if above.strip() and not mark:
+        above += "\n\n"
+    if above + body != now:
+        save_note(place, above + body)
+
+
+class Publisher:
+    """Publishes a study while it runs, not too often; a search is never harmed by it.
+
+    Args:
+        say: Told once, in a line, if it does not work.
+        seconds: Least time between two times.
+    """
+
+    def __init__(self, say: Callable[[str], None], seconds: float = _SECONDS) -> None:
+        self._say = say
+        self._seconds = seconds
+        self._next = time.monotonic() + seconds
+        self._said = False
+
+    def trial(self, study: optuna.Study) -> None:
+        """Publish after a trial, if it is time."""
+        if time.monotonic() >= self._next:
+            self.now(study)
+
+    def now(self, study: optuna.Study, summary: StudySummary | None = None) -> None:
+        """Publish, whenever the last time was; without the packages do nothing.
+
+        Args:
+            study: The study.
+            summary: Of it, if there is one already.
+        """
+        if not is_available():
+            return
+        start = time.monotonic()
+        try:
+            publish(study, summary or summarise(study))
+        except Exception as error:  # whatever goes wrong here, the search goes on
+            if not self._said:
+                self._said = True
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self._say(f"could not write notes and figures for the dashboard: {reason[:300]}")
+        end = time.monotonic()
+        self._next = end + max(self._seconds, (end - start) / _SHARE)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Answers several requests at a time: a browser asks for much at once."""
+
+    daemon_threads = True
+
+
+class _Silent(WSGIRequestHandler):
+    """Prints no line per request."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name
+        """Print nothing."""
+
+
+def serve(
+    name: str, storage: str, artifacts: str | Path | None, host: str, port: int,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Show a study in a browser until interrupted.
+
+    Args:
+        name: The study's name; the others of its storage can be looked at too.
+        storage: Database URL.
+        artifacts: Folder of the trials' files; they are not shown where None.
+        host: Name or address to listen on.
+        port: Number; 0 for any free one.
+        say: Told the address.
+
+    Raises:
+        UsageError: If optuna-dashboard is not installed, or nothing can listen there.
+    """
+    require()
+    from optuna.artifacts import FileSystemArtifactStore
+    from optuna_dashboard import wsgi
+
+    opened = open_storage(storage)
+    study_id = load_study(name, opened)._study_id
+    store = None if artifacts is None else FileSystemArtifactStore(artifacts)
+    app = wsgi(opened, artifact_store=store)
+    try:
+        server = make_server(host, port, app, server_class=_Server, handler_class=_Silent)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot listen on {host}:{port}: {reason}; give another --port") from None
+    with server:
+        # An address that stands for all of this machine's is none that a browser can open.
+        shown = "localhost" if host in {"", "0.0.0.0", "127.0.0.1"} else host  # noqa: S104
+        say(f"http://{shown}:{server.server_port}/dashboard/studies/{study_id}")
+        server.serve_forever()

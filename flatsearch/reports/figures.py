@@ -1,0 +1,224 @@
+"""A study in figures: plotly's, for the dashboard and for the page alike.
+
+They are kept small, tens of kilobytes each, since the dashboard sends all of them with the study:
+numbers have four digits, what there is much of is one trace, and of very much a part is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flatsearch.analysis.intervals import tau_with_interval
+from flatsearch.errors import UsageError
+from flatsearch.reports.figure_front import (
+    BLUE,
+    GREY,
+    MOST_POINTS,
+    axis_type,
+    front,
+    history,
+    rounded,
+    texts,
+    thin,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from plotly.graph_objects import Figure
+
+    from flatsearch.analysis.summary import StudySummary
+    from flatsearch.record.trial import TrialRecord
+
+__all__ = ["figures"]
+
+_COLOURS = (
+    "#cc3311", "#4477aa", "#228833", "#aa3377", "#33bbee", "#ccbb44", "#ee6677", "#555555",
+)  # fmt: skip
+_MOST_CURVES = 150
+_MOST_CURVE_POINTS = 3000
+_MOST_ON_A_LINE = 400
+# More bars than this have no room for names beside them.
+_MOST_NAMED_LAYERS = 22
+# Neither is fixed to a background: the dashboard has a light and a dark one.
+_LINES = "rgba(128, 128, 128, 0.25)"
+_LAYOUT: dict[str, Any] = {
+    "template": {},
+    "paper_bgcolor": "rgba(0, 0, 0, 0)",
+    "plot_bgcolor": "rgba(0, 0, 0, 0)",
+    "font": {"color": "#7d7d7d", "size": 12},
+    "title": {"font": {"size": 15}, "x": 0.02, "xanchor": "left"},
+    "margin": {"l": 65, "r": 20, "t": 55, "b": 90},
+    "legend": {"orientation": "h", "y": -0.22, "yanchor": "top"},
+    "hoverlabel": {"align": "left"},
+    "uirevision": "keep",  # a figure that is drawn anew keeps the part that was zoomed into
+}
+
+
+def figures(summary: StudySummary) -> dict[str, Figure]:
+    """Draw a study.
+
+    Args:
+        summary: The study.
+
+    Returns:
+        By identifier: "front" (objectives against each other, or the one by trial), "epochs"
+        (accuracy and flatness by epoch), "gap" (flatness against the generalisation gap), "layers"
+        (flatness of every convolution of the best trial) and "budget" (epochs spent, and what they
+        would have been without pruning); without those for which the study has no data.
+
+    Raises:
+        UsageError: If plotly is not installed.
+    """
+    try:
+        import plotly.graph_objects  # noqa: F401 - the functions below import what they use
+    except ImportError:
+        raise UsageError("figures need plotly: pip install 'flatsearch[dashboard]'") from None
+    own = [t for t in summary.trials if t.same_as is None and not t.over_limit]
+    drawn = {
+        "front": front(summary, own) if len(summary.metric_names) > 1 else history(summary, own),
+        "epochs": _epochs(summary, own),
+        "gap": _gap(summary, own),
+        "layers": _layers(summary),
+        "budget": _budget(summary, own),
+    }
+    found = {name: figure for name, figure in drawn.items() if figure is not None}
+    for figure in found.values():
+        figure.update_layout(**_LAYOUT)
+        for axes in (figure.update_xaxes, figure.update_yaxes):
+            axes(gridcolor=_LINES, linecolor=_LINES, zeroline=False, automargin=True)
+    return found
+
+
+def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
+    """Draw accuracy and flatness by epoch, the front in colour."""
+    from plotly.subplots import make_subplots
+
+    recorded = {name for trial in own for step in trial.steps.values() for name in step}
+    metrics = [name for name in ("accuracy", "flatness") if name in recorded]
+    if not metrics:
+        return None
+    trials = [t for t in own if t.steps]
+    best = [summary.trial(number) for number in summary.front[: len(_COLOURS)]]
+    best = [t for t in best if t.steps]
+    numbers = {trial.number for trial in best}
+    length = max(len(t.steps) for t in trials)
+    most = max(1, min(_MOST_CURVES, _MOST_CURVE_POINTS // length))
+    others = thin([t for t in trials if t.number not in numbers], most)
+    titles = [f"{metric} by epoch" for metric in metrics]
+    figure = make_subplots(
+        rows=1, cols=len(metrics), subplot_titles=titles, horizontal_spacing=0.12
+    )
+    for column, metric in enumerate(metrics, start=1):
+        place = {"row": 1, "col": column}
+        curves = {trial.number: _curve(trial, metric) for trial in [*others, *best]}
+        grey = [curves[t.number] for t in others]
+        if grey:
+            figure.add_scatter(
+                x=[x for xs, _ in grey for x in [*xs, None]],  # one trace, with gaps
+                y=[y for _, ys in grey for y in [*ys, None]],
+                mode="lines+markers", name="other trials", showlegend=column == 1, opacity=0.45,
+                line={"color": GREY, "width": 1}, marker={"size": 3}, hoverinfo="skip", **place,
+            )  # fmt: skip
+        for trial, colour in zip(best, _COLOURS, strict=False):
+            figure.add_scatter(
+                x=curves[trial.number][0], y=curves[trial.number][1], mode="lines+markers",
+                name=f"trial {trial.number}", legendgroup=str(trial.number), marker={"size": 5},
+                showlegend=column == 1, line={"color": colour, "width": 2}, **place,
+            )  # fmt: skip
+        kind = axis_type(metric, [y for _, ys in curves.values() for y in ys])
+        figure.update_xaxes(title_text="epoch", tick0=1, dtick=math.ceil(length / 12), **place)
+        figure.update_yaxes(type=kind, **place)
+    return figure
+
+
+def _curve(trial: TrialRecord, metric: str) -> tuple[list[int], list[float | None]]:
+    steps = thin(list(trial.steps.items()), _MOST_ON_A_LINE)
+    return [s + 1 for s, _ in steps], rounded(m.get(metric, math.nan) for _, m in steps)
+
+
+def _gap(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
+    """Draw the final flatness against running training less validation accuracy."""
+    import plotly.graph_objects as go
+
+    needed = ("flatness", "train_accuracy", "accuracy")
+    trials = [
+        t for t in own
+        if t.values is not None and not t.ended_early
+        and all(math.isfinite(t.metrics.get(name, math.nan)) for name in needed)
+    ]  # fmt: skip
+    if len(trials) < 2:
+        return None
+    trials = thin(trials, MOST_POINTS)
+    x = np.array([t.metrics["flatness"] for t in trials])
+    y = np.array([t.metrics["train_accuracy"] - t.metrics["accuracy"] for t in trials])
+    found = tau_with_interval(trials, x, y)
+    said = f"too few trials ({len(x)}) for a correlation"
+    if found is not None:
+        said = f"Kendall tau {found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}], {len(x)} trials"
+    figure = go.Figure()
+    figure.add_scatter(
+        x=rounded(x), y=rounded(y), mode="markers", marker={"color": BLUE, "size": 7},
+        text=texts(summary, trials), hoverinfo="text",
+    )  # fmt: skip
+    figure.update_layout(title_text=f"flatness against the generalisation gap: {said}")
+    kind = axis_type("flatness", x.tolist())
+    figure.update_xaxes(title_text="relative flatness at the end (small is flat)", type=kind)
+    figure.update_yaxes(title_text="training less validation accuracy")
+    return figure
+
+
+def _layers(summary: StudySummary) -> Figure | None:
+    """Draw the flatness of every convolution of the first trial on the front."""
+    import plotly.graph_objects as go
+
+    best = [summary.trial(number) for number in summary.front[:1]]
+    if not best or not best[0].layers:
+        return None
+    names, numbers = list(best[0].layers), rounded(best[0].layers.values())
+    figure = go.Figure()
+    label = "relative flatness (small is flat)"
+    if len(names) <= _MOST_NAMED_LAYERS:
+        figure.add_bar(x=numbers, y=names, orientation="h", marker={"color": BLUE})
+        figure.update_xaxes(title_text=label)
+        # In the order of execution from the top.
+        figure.update_yaxes(autorange="reversed", type="category", dtick=1)
+    else:
+        order = list(range(1, len(names) + 1))
+        figure.add_bar(x=order, y=numbers, hovertext=names, marker={"color": BLUE})
+        figure.update_xaxes(title_text="convolution, in the order of execution")
+        figure.update_yaxes(title_text=label)
+    figure.update_layout(title_text=f"flatness of the convolutions of trial {best[0].number}")
+    return figure
+
+
+def _budget(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
+    """Draw the epochs spent, and what they would be if every trial had been run to the end."""
+    import plotly.graph_objects as go
+
+    ended = [t for t in own if t.state in {"COMPLETE", "PRUNED"} and t.steps]
+    # One that diverged could not have gone on.
+    pruned = {
+        t.number for t in ended if t.ended_early or (t.state == "PRUNED" and t.failure is None)
+    }
+    if not pruned:
+        return None
+    whole = (summary.settings or {}).get("epochs") or max(len(t.steps) for t in ended)
+    spent = np.cumsum([len(t.steps) for t in ended])
+    full = np.cumsum([whole if t.number in pruned else len(t.steps) for t in ended])
+    kept = thin(range(len(ended)), _MOST_ON_A_LINE)
+    figure = go.Figure()
+    for name, line, colour in (("without pruning", full, GREY), ("spent", spent, BLUE)):
+        figure.add_scatter(
+            x=[ended[i].number for i in kept], y=line[kept].tolist(), mode="lines", name=name,
+            line={"color": colour},
+        )  # fmt: skip
+    saved = 1 - float(spent[-1]) / float(full[-1])
+    title = f"epochs of training: {spent[-1]} of {full[-1]}, {saved:.0%} saved by pruning"
+    figure.update_layout(title_text=title)
+    figure.update_xaxes(title_text="trial")
+    figure.update_yaxes(title_text="epochs", rangemode="tozero")
+    return figure

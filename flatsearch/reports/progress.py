@@ -1,0 +1,189 @@
+"""Progress of a run: a bar on a terminal, a line per trial elsewhere; always on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+from flatsearch import record
+from flatsearch.reports.text import value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import optuna
+    import torch
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from flatsearch.data.splits import ImageData
+    from flatsearch.flatness import FlatnessResult
+    from flatsearch.settings import RunSettings
+    from flatsearch.training.trainer import EpochResult
+
+__all__ = ["Progress", "epochs_bar"]
+
+# Lines in a row about networks that were tried before.
+_MOST_SAME = 4
+
+
+class Progress:
+    """Shows a run as it goes.
+
+    Args:
+        console: On standard error.
+        settings: The run's settings.
+    """
+
+    def __init__(self, console: Console, settings: RunSettings) -> None:
+        self._console = console
+        self._settings = settings
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._best: tuple[float, int] | None = None
+        self._same = 0
+
+    def announce(
+        self,
+        study: optuna.Study,
+        data: ImageData,
+        device: torch.device,
+        finished: int,
+        n_trials: int,
+    ) -> None:
+        """Say what is about to run."""
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            self._see(trial)
+        images = f"{data.in_channels}x{data.image_size}x{data.image_size}"
+        note = f" ({data.note})" if data.note else ""
+        how = f"resuming study '{study.study_name}' (finished trials: {finished})"
+        if not study.get_trials(deepcopy=False):
+            how = f"new study '{study.study_name}'"
+        what = f"trials to go: {n_trials}" if n_trials else "nothing to do; --trials N adds more"
+        self._print(f"{how}: {what}")
+        self._print(
+            f"data {data.name}: {len(data.train)} training and {len(data.validation)} validation"
+            f" images {images}{note}, {data.num_classes} classes, on {device}"
+        )
+
+    @contextlib.contextmanager
+    def running(self, n_trials: int) -> Iterator[None]:
+        """Show a bar while trials run."""
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[best]}"),
+        )
+        with Bar(*columns, console=self._console) as bar:
+            self._bar = bar
+            self._task = bar.add_task("starting", total=n_trials, best=self._best_text())
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def epoch(self, trial: optuna.Trial, result: EpochResult, _: FlatnessResult) -> None:
+        """Show the epoch of the running trial."""
+        if self._bar is not None and self._task is not None:
+            text = f"trial {trial.number} epoch {result.epoch}/{self._settings.epochs}"
+            self._bar.update(self._task, description=text)
+
+    def trial(self, _: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        """Show a trial's end."""
+        self._see(trial)
+        if self._bar is not None and self._task is not None:
+            step = 1 if record.is_finished(trial) else 0
+            self._bar.update(self._task, advance=step, best=self._best_text())
+            if trial.state != TrialState.FAIL:
+                return
+        if line := self._line(trial):
+            self._print(line)
+
+    def _see(self, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.state == TrialState.COMPLETE:
+            first = trial.values[0]
+            better = self._best is None or (
+                first > self._best[0]
+                if self._settings.directions[0] == "maximize"
+                else first < self._best[0]
+            )
+            if better:
+                self._best = (first, trial.number)
+
+    def _best_text(self) -> str:
+        if self._best is None:
+            return "no result yet"
+        name = self._settings.objectives[0]
+        return f"best {name} {value(name, self._best[0])} (trial {self._best[1]})"
+
+    def _line(self, trial: optuna.trial.FrozenTrial) -> str:
+        text = f"trial {trial.number} {trial.state.name.lower()}"
+        found = record.read_trial(trial)
+        same, failure = found.same_as, found.failure
+        self._same = self._same + 1 if same is not None else 0
+        if self._same > _MOST_SAME:
+            return ""
+        if self._same == _MOST_SAME:
+            return "... (more candidates that were tried before are not listed)"
+        if trial.state == TrialState.COMPLETE and same is not None:
+            return f"{text}: the same network as trial {same}, not trained again"
+        if trial.state == TrialState.COMPLETE:
+            named = zip(self._settings.objectives, trial.values, strict=True)
+            return (
+                f"{text}: {', '.join(f'{n} {value(n, v)}' for n, v in named)}; {self._best_text()}"
+            )
+        return f"{text}: {failure}" if failure else text
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def epochs_bar(console: Console, epochs: int | None = None) -> Iterator[Callable[..., None]]:
+    """Show the epochs of a final training: a bar on a terminal, a line each elsewhere.
+
+    Args:
+        console: On standard error.
+        epochs: Per network, if it is known.
+
+    Yields:
+        What is to be called with (seed, epoch, training loss) after every epoch.
+    """
+    if not console.is_terminal:
+        yield lambda seed, epoch, loss: console.print(
+            f"seed {seed} epoch {epoch}: training loss {loss:.4f}", highlight=False, markup=False
+        )
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[loss]}"),
+    )  # fmt: skip
+    with Bar(*columns, console=console) as bar:
+        tasks: dict[int, TaskID] = {}
+
+        def show(seed: int, epoch: int, loss: float) -> None:
+            if seed not in tasks:
+                tasks[seed] = bar.add_task(f"seed {seed}", total=epochs, loss="")
+            bar.update(tasks[seed], completed=epoch, loss=f"training loss {loss:.4f}")
+
+        yield show

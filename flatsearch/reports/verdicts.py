@@ -1,0 +1,125 @@
+"""What there is to say about a study in plain words; for the terminal, the dashboard, the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flatsearch.analysis.correlations import FlatnessGain, ProxyWorth
+    from flatsearch.analysis.pruning import PruningWorth
+    from flatsearch.analysis.summary import StudySummary
+
+__all__ = ["searched", "verdicts"]
+
+
+def searched(summary: StudySummary) -> str:
+    """Return what was searched, for what, and how many trials came of it.
+
+    Args:
+        summary: The study.
+
+    Returns:
+        A few sentences on one line.
+    """
+    settings = summary.settings or {}
+    what = ""
+    if settings:
+        what = (
+            f"Search space {settings.get('space')} on {settings.get('data')},"
+            f" {settings.get('epochs')} epochs per trial. "
+        )
+    named = zip(summary.metric_names, summary.directions, strict=True)
+    aims = ", ".join(f"{direction} {name}" for name, direction in named)
+    counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.counts.items()))
+    return f"{what}Aim: {aims}. Trials: {counts or 'none'}."
+
+
+def verdicts(summary: StudySummary) -> list[str]:
+    """Return what flatness and pruning were worth on a study, a sentence or two each.
+
+    Args:
+        summary: The study.
+
+    Returns:
+        Sentences; none with too few trials.
+    """
+    found = []
+    if summary.worth:
+        # Parameters are known before the first epoch, at epoch 0.
+        first = {w.signal: w for w in summary.worth if w.epoch in {0, summary.worth[0].epoch}}
+        found.append(_alone(first))
+    if summary.gain:
+        found.append(_gain(summary.gain[0]))
+    if summary.pruning is not None:
+        found += _pruning(summary.pruning)
+    audited = summary.pruning is not None and summary.pruning.audited > 0
+    if summary.worth and summary.counts.get("PRUNED") and not audited:
+        found.append(
+            "Pruned trials are missing from these numbers, which makes them optimistic for the"
+            " signal that pruned them."
+        )
+    return found
+
+
+def _alone(first: dict[str, ProxyWorth]) -> str:
+    """Say what flatness alone was worth after the first epoch, beside the best free signal."""
+    layers = "all convolutions" if "flatness_all" in first else "the last convolution"
+    flatness = first.get("flatness_all", first.get("flatness"))
+    free = [first[name] for name in ("accuracy", "-train_loss", "parameters") if name in first]
+    if flatness is None or not free:
+        return "Flatness could not be compared on this study."
+    when = f"After epoch {flatness.epoch}, the flatness of {layers}"
+    if flatness.low <= 0 <= flatness.high:
+        what = f"{when} does not tell good candidates from bad ones here"
+    else:
+        which = "a larger (sharper)" if flatness.tau > 0 else "a smaller (flatter)"
+        what = f"{when} tells good from bad here: {which} value goes with a higher final accuracy"
+    best = max(free, key=lambda worth: worth.tau)
+    return (
+        f"{what} (tau {flatness.tau:+.2f});"
+        f" the best free signal, {best.signal}, has {best.tau:+.2f}."
+    )
+
+
+def _gain(gain: FlatnessGain) -> str:
+    """Say what flatness adds to all other signals."""
+    numbers = (
+        f"tau {gain.tau:.2f} with flatness, {gain.tau_without:.2f} without:"
+        f" {gain.gain:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    )
+    if gain.low > 0:
+        verdict = "Flatness helped"
+    elif gain.high < 0:
+        verdict = "Flatness did harm"
+    else:
+        verdict = "Flatness made no clear difference"
+    return (
+        f"{verdict} in predicting the final accuracy from everything known after epoch"
+        f" {gain.epoch} ({numbers}, {gain.n_trials} trials)."
+    )
+
+
+def _pruning(pruning: PruningWorth) -> list[str]:
+    """Say what pruning saved, and what the audit says that it cost."""
+    total = pruning.epochs_spent + pruning.epochs_saved
+    if not pruning.pruned and not pruning.audited:
+        return ["No trial was pruned yet: the pruner is still learning, or found none to prune."]
+    found = [
+        f"Pruning stopped {pruning.pruned} trials and saved {pruning.epochs_saved} of"
+        f" {total} epochs ({pruning.epochs_saved / total:.0%})."
+    ]
+    if pruning.audited:
+        best = "on the front"
+        if pruning.best is not None:
+            best = f"among the best {pruning.best:.0%}"
+        found.append(
+            f"Of {pruning.audited} trials that would have been pruned but were run on,"
+            f" {pruning.wrong} ended {best}: of the pruned ones,"
+            f" {pruning.low:.0%} to {pruning.high:.0%} would have (95% interval)."
+        )
+    if pruning.suspended:
+        found.append(
+            f"Pruning was suspended for {pruning.suspended} trials: more audited ones were good"
+            " than predicted."
+        )
+    return found

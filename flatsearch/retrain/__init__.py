@@ -1,0 +1,1 @@
+"""The final training of a chosen architecture."""

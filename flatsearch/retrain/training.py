@@ -1,0 +1,271 @@
+"""The final training of a chosen architecture, and the one look at the test split.
+
+The architecture is rebuilt from the study's record alone and trained on training and validation
+images together: the search's own recipe, longer, with label smoothing and an exponential moving
+average of the weights, which is the model that is kept. A checkpoint after every epoch makes it
+resumable. The test split is read after the last epoch of the last seed, and the study remembers it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flatsearch import record
+from flatsearch.errors import (
+    NonFiniteError,
+    UnsupportedModelError,
+    UsageError,
+)
+from flatsearch.export.card import ModelCard
+from flatsearch.export.checkpoint import save_model
+from flatsearch.flatness import relative_flatness
+from flatsearch.networks.cost import count_parameters
+from flatsearch.record.study import settings_of, space_of
+from flatsearch.retrain.checkpoint import SeedTraining
+from flatsearch.spaces.registry import load_space
+from flatsearch.spaces.space import build_model
+from flatsearch.training.evaluation import Scores, accuracy_interval, score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import optuna
+    from torch import nn
+
+    from flatsearch.analysis.selection import Choice
+    from flatsearch.data.splits import ImageData
+    from flatsearch.record.trial import TrialRecord
+    from flatsearch.settings import RunSettings
+
+__all__ = ["FinalTraining", "SeedResult", "default_epochs", "retrain"]
+
+# Epochs, as a multiple of the search's, where none are given.
+_LONGER = 5
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One trained network.
+
+    Attributes:
+        seed: Of its initialisation, batch order and augmentation.
+        file: Where it was saved.
+        test: Its scores on the test split.
+        flatness: Relative flatness of its last convolution on the probe; None if not covered.
+        train_loss: Running training loss (with label smoothing) of the last epoch.
+    """
+
+    seed: int
+    file: str
+    test: Scores
+    flatness: float | None
+    train_loss: float
+
+
+@dataclass(frozen=True)
+class FinalTraining:
+    """What the final training gave.
+
+    Attributes:
+        trial: Number of the trial whose architecture it is.
+        reason: Why that one.
+        epochs: Per network.
+        accuracy: Mean test accuracy over the seeds.
+        low: Lower end of the 95% interval of one network's accuracy on so many test images.
+        high: Upper end.
+        spread: Standard deviation over the seeds; None with one.
+        seeds: One result each; the first is the model to ship.
+        class_names: One per class.
+        earlier: Earlier looks at the test split on this study, as (trial, accuracy).
+    """
+
+    trial: int
+    reason: str
+    epochs: int
+    accuracy: float
+    low: float
+    high: float
+    spread: float | None
+    seeds: tuple[SeedResult, ...]
+    class_names: tuple[str, ...]
+    earlier: tuple[tuple[int, float], ...]
+
+    @property
+    def model(self) -> str:
+        """The file of the model to ship: the first seed's, which no test result has chosen."""
+        return self.seeds[0].file
+
+
+def default_epochs(search: RunSettings) -> int:
+    """Return the epochs of a final training where none are given: five times the search's."""
+    return search.epochs * _LONGER
+
+
+def check_data(data: ImageData, stored: dict[str, Any]) -> None:
+    """Refuse images that are not those of the study.
+
+    Raises:
+        UsageError: If training or validation images differ.
+    """
+    wanted = stored.get("data_fingerprint")
+    if wanted is not None and data.fingerprint() != wanted:
+        raise UsageError(
+            f"data {data.name!r} are not those of the study ({stored.get('data')!r}): other images"
+            " or another split; give the same with --data and --data-root"
+        )
+
+
+def retrain(
+    study: optuna.Study,
+    choice: Choice,
+    data: ImageData,
+    folder: Path,
+    *,
+    space: str | None = None,
+    epochs: int | None = None,
+    seeds: int = 1,
+    force: bool = False,
+    on_epoch: Callable[[int, int, float], None] | None = None,
+) -> FinalTraining:
+    """Train a chosen architecture to the end, test it once, and save it.
+
+    Args:
+        study: With the trial.
+        choice: From `flatsearch.choose.choose`.
+        data: The study's images, on the device.
+        folder: Where models, checkpoints and `results.json` go.
+        space: The search space; that of the study where None.
+        epochs: Per network; five times the search's where None.
+        seeds: Networks to train, with seeds 0, 1, ...
+        force: Overwrite what is in the folder.
+        on_epoch: Called with (seed, epoch, training loss) after every epoch.
+
+    Returns:
+        Test results and files.
+
+    Raises:
+        DivergedError: If training leaves the finite numbers.
+        FlatsearchError: If memory is used up.
+        UsageError: If the folder holds a finished training or another one's checkpoint, the data
+            are other images, or a number is out of range.
+    """
+    search, stored = settings_of(study)
+    epochs = default_epochs(search) if epochs is None else epochs
+    for name, value in (("epochs", epochs), ("seeds", seeds)):
+        if value < 1:
+            raise UsageError(f"--{name} must be at least 1 but got {value}")
+    results = folder / "results.json"
+    if results.exists() and not force:
+        raise UsageError(f"{str(folder)!r} holds a finished training; --force overwrites it")
+    check_data(data, stored)
+    trial = choice.trial
+    assert trial.architecture is not None  # noqa: S101 - `choose` has refused it
+    settings = dataclasses.replace(search, **{**trial.recipe, "epochs": epochs})
+    reference = space or space_of(study) or trial.architecture.space
+    loaded = load_space(reference)
+    card = ModelCard.of(data, reference, trial.architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    if force:  # nothing of an earlier training is left beside the new one
+        for old in (results, *folder.glob("seed-*.pt"), *folder.glob("seed-*.checkpoint")):
+            old.unlink(missing_ok=True)
+    merged = data.merged()
+    trained = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        model = build_model(
+            loaded,
+            trial.architecture,
+            in_channels=data.in_channels,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+        ).to(data.train.targets.device)
+        _check_size(model, trial)
+        key = json.dumps([asdict(settings), asdict(card), seed, stored.get("data_fingerprint")])
+        run = SeedTraining(
+            model,
+            merged,
+            settings,
+            seed,
+            folder / f"seed-{seed}.checkpoint",
+            key,
+            2 if trial.halved else 1,
+        )
+        run.resume()
+        final = run.run(None if on_epoch is None else _of_seed(on_epoch, seed))
+        save_model(final, card, folder / f"seed-{seed}.pt")
+        trained.append((seed, final, run))
+    return _finish(study, choice, data, settings, folder, trained)
+
+
+def _check_size(model: nn.Module, trial: TrialRecord) -> None:
+    """Refuse a search space that builds another network than it did in the search."""
+    known, built = trial.metrics.get("parameters"), count_parameters(model)
+    if known is not None and known != built:
+        raise UsageError(
+            f"the search space has changed: it builds {built:,} parameters now, and built"
+            f" {known:,.0f} for trial {trial.number}"
+        )
+
+
+def _of_seed(on_epoch: Callable[[int, int, float], None], seed: int) -> Callable[..., None]:
+    return lambda epoch, loss: on_epoch(seed, epoch, loss)
+
+
+def _flatness(model: nn.Module, data: ImageData) -> float | None:
+    try:
+        return relative_flatness(model, data.probe.tensors()).relative_flatness
+    except (NonFiniteError, UnsupportedModelError):
+        return None
+
+
+def _finish(
+    study: optuna.Study,
+    choice: Choice,
+    data: ImageData,
+    settings: RunSettings,
+    folder: Path,
+    trained: list[tuple[int, nn.Module, SeedTraining]],
+) -> FinalTraining:
+    """Test the networks, record it, and clear the checkpoints away."""
+    earlier = record.read_tests(study)
+    tests = [score(model, data.test) for _, model, _ in trained]
+    accuracies = torch.tensor([test.accuracy for test in tests], dtype=torch.float64)
+    accuracy = float(accuracies.mean())
+    # What has been looked at is told before anything else can go wrong.
+    first = (folder / "seed-0.pt").resolve()
+    record.write_test(study, choice.trial.number, accuracy, str(first))
+    seeds = tuple(
+        SeedResult(
+            seed=seed,
+            file=str(folder / f"seed-{seed}.pt"),
+            test=test,
+            flatness=_flatness(model, data),
+            train_loss=run.train_loss,
+        )
+        for (seed, model, run), test in zip(trained, tests, strict=True)
+    )
+    low, high = accuracy_interval(accuracy, seeds[0].test.n_samples)
+    final = FinalTraining(
+        trial=choice.trial.number,
+        reason=choice.reason,
+        epochs=settings.epochs,
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        spread=float(accuracies.std()) if len(seeds) > 1 else None,
+        seeds=seeds,
+        class_names=data.class_names,
+        earlier=earlier,
+    )
+    part = folder / "results.part"
+    part.write_text(json.dumps(asdict(final), indent=1) + "\n")
+    part.replace(folder / "results.json")
+    for _, _, run in trained:
+        run.checkpoint.unlink(missing_ok=True)
+    return final

@@ -1,0 +1,1 @@
+"""The search: the objective, the loop around it, workers and storages."""

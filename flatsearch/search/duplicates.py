@@ -1,0 +1,93 @@
+"""Networks that a study has trained already: finding them, in spite of parallel workers."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from flatsearch import record
+from flatsearch.search.liveness import fail_dead_trials, is_orphan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import optuna
+    from optuna.trial import FrozenTrial
+
+__all__ = ["TrainedNetworks"]
+
+_POLL_SECONDS = 0.05
+
+
+class TrainedNetworks:
+    """Finds the trial that has trained, or is training, the same network.
+
+    Among several workers the older trial, the one with the smaller number, wins. A trial writes
+    which network it is before it looks, and then waits until every older running trial has
+    written it too. Two trials therefore never both think that the network is theirs
+    (Lamport's bakery, with Optuna's trial numbers as tickets), unless one was enqueued and so
+    has a number that is older than its start.
+
+    Args:
+        patience: Seconds after which an older running trial that has not said which network it
+            is, is taken for dead. Building a model takes a second, not a minute.
+    """
+
+    def __init__(self, patience: float = 60.0) -> None:
+        self._patience = patience
+        self._dead: set[int] = set()
+
+    def find(
+        self,
+        study: optuna.Study,
+        number: int,
+        key: str,
+        on_wait: Callable[[], None] | None = None,
+    ) -> FrozenTrial | None:
+        """Return another trial of the same network.
+
+        Args:
+            study: The study.
+            number: The asking trial's number; its own key is stored.
+            key: As `record.write_network` stored it.
+            on_wait: Called while it waits; what it raises ends the wait.
+
+        Returns:
+            A finished trial that was trained, if there is one, else an older running one; None if
+            this network is new.
+        """
+        deadline = time.monotonic() + self._patience
+        while True:
+            trials = study.get_trials(deepcopy=False)
+            silent = {
+                trial.number
+                for trial in trials
+                if trial.state == TrialState.RUNNING
+                and trial.number < number
+                and record.network_of(trial) is None
+            } - self._dead
+            if not silent:
+                break
+            if on_wait is not None:
+                on_wait()
+            fail_dead_trials(study)
+            if time.monotonic() > deadline:
+                self._dead |= silent
+                break
+            time.sleep(_POLL_SECONDS)
+        same = [
+            trial
+            for trial in trials
+            if trial.number != number
+            and record.network_of(trial) == key
+            and not record.is_reuse(trial)
+        ]
+        finished = [trial for trial in same if trial.state in record.FINISHED]
+        running = [
+            trial
+            for trial in same
+            if trial.state == TrialState.RUNNING and trial.number < number and not is_orphan(trial)
+        ]
+        return next(iter(finished + running), None)

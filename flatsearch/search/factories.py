@@ -1,0 +1,86 @@
+"""Samplers and pruners by their command-line names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import optuna
+
+from flatsearch.errors import SettingsError, unknown_name
+from flatsearch.pruners.flatness import PARETO_RANK, FlatnessPruner
+from flatsearch.settings import PRUNE_ON, PRUNERS, SAMPLERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+__all__ = ["make_pruner", "make_sampler"]
+
+
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Return a sampler by its command-line name.
+
+    Args:
+        name: "tpe", "nsga2", "gp" or "random".
+        seed: Of its random numbers.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        SettingsError: If the name is not known.
+    """
+    samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=12),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+    }
+    if name not in samplers:
+        raise SettingsError(unknown_name("sampler", name, SAMPLERS))
+    return samplers[name]()
+
+
+def make_pruner(
+    name: str, objectives: tuple[str, ...], prune_on: str | None = None
+) -> optuna.pruners.BasePruner:
+    """Return a pruner by its command-line name.
+
+    Args:
+        name: "flatness", "median", "asha", "hyperband" or "none".
+        objectives: The study's objectives.
+        prune_on: What the middle three judge by, from `PRUNE_ON`. Where None, the objective of a
+            single-objective study, else the Pareto rank.
+
+    Returns:
+        The pruner.
+
+    Raises:
+        SettingsError: If a name is not known, or the objective says nothing about an epoch.
+    """
+    if name not in PRUNERS:
+        raise SettingsError(unknown_name("pruner", name, PRUNERS))
+    if prune_on is not None and prune_on not in PRUNE_ON:
+        raise SettingsError(unknown_name("metric to prune on", prune_on, PRUNE_ON))
+    if prune_on is not None and name in {"none", "flatness"}:
+        raise SettingsError(f"--prune-on is for median, asha and hyperband, not for {name!r}")
+    if name == "none":
+        return optuna.pruners.NopPruner()
+    if name == "flatness":
+        return FlatnessPruner()
+    rules: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+        "median": optuna.pruners.MedianPruner,
+        "asha": optuna.pruners.SuccessiveHalvingPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+    }
+    rule = rules[name]()
+    if prune_on is None and len(objectives) == 1:
+        if objectives[0] not in {"accuracy", "flatness"}:
+            raise SettingsError(
+                f"pruner {name!r} learns nothing from the objective {objectives[0]}, which is the"
+                f" same in every epoch; give --prune-on: {', '.join(PRUNE_ON)}"
+            )
+        return rule  # sees what is reported to Optuna
+    if prune_on in {None, PARETO_RANK}:
+        return FlatnessPruner(metric=PARETO_RANK, rule=rule)
+    return FlatnessPruner(metric=prune_on, direction=PRUNE_ON[prune_on], rule=rule)

@@ -1,0 +1,111 @@
+"""Trials whose process is gone: found at once on the same machine, not by missing heartbeats."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+import psutil
+from optuna.trial import TrialState
+
+from flatsearch import record
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+__all__ = ["fail_dead_trials", "is_dead", "is_orphan", "this_process"]
+
+# Clocks are corrected: two readings of when a process or the machine started may differ.
+_TOLERANCE_SECONDS = 5.0
+
+
+@functools.cache
+def _machine() -> str:
+    """Return what tells this machine, since it was started, from others; not its name.
+
+    Containers may share a name and a kernel, but not the numbers of their processes.
+    """
+    parts = [socket.gethostname()]
+    for file in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        path = Path(file)
+        with contextlib.suppress(OSError):
+            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text().strip())
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+
+def this_process() -> str:
+    """Return what tells this process from all others.
+
+    Returns:
+        Machine, process number and time of start, separated by colons.
+    """
+    process = psutil.Process(os.getpid())
+    return f"{_machine()}:{process.pid}:{process.create_time():.2f}"
+
+
+def is_dead(worker: str) -> bool:
+    """Return whether a process was of this machine and is gone.
+
+    Args:
+        worker: From `this_process`.
+
+    Returns:
+        False for one that lives, and for one of another machine, of which nothing is known.
+    """
+    machine, _, rest = worker.partition(":")
+    number, _, started = rest.partition(":")
+    if machine != _machine():
+        return False
+    try:
+        process = psutil.Process(int(number))
+        other = abs(process.create_time() - float(started)) > _TOLERANCE_SECONDS
+        return other or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, ValueError):
+        return False
+
+
+def is_orphan(trial: FrozenTrial) -> bool:
+    """Return whether a running trial's process is known to be gone.
+
+    Args:
+        trial: A running trial.
+
+    Returns:
+        False for a trial that does not say which process runs it.
+    """
+    worker = record.worker_of(trial)
+    return worker is not None and is_dead(worker)
+
+
+def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Fail the running trials whose process is gone.
+
+    On this machine that is seen at once; on others by their heartbeats, where the storage has them.
+
+    Args:
+        study: The study.
+
+    Returns:
+        Those of this machine.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+    dead = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if is_orphan(trial)
+    ]
+    for trial in dead:
+        # Another worker may have been faster.
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    return dead

@@ -1,0 +1,127 @@
+"""Creating, resuming and loading a study."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+
+from flatsearch import record
+from flatsearch.errors import SettingsError, StorageError, unknown_name
+from flatsearch.search.factories import make_pruner, make_sampler
+from flatsearch.search.liveness import fail_dead_trials
+from flatsearch.settings import DEFAULT_PRUNER, RunSettings
+
+if TYPE_CHECKING:
+    from flatsearch.search.objective import FlatnessObjective
+
+__all__ = ["load_study", "open_study"]
+
+
+def open_study(
+    name: str,
+    storage: optuna.storages.BaseStorage,
+    objective: FlatnessObjective,
+    *,
+    sampler: str = "tpe",
+    pruner: str = DEFAULT_PRUNER,
+    prune_on: str | None = None,
+    worker: int = 0,
+) -> optuna.Study:
+    """Create a study, or resume the one of that name.
+
+    Args:
+        name: The study's name.
+        storage: Any Optuna storage.
+        objective: What will be run.
+        sampler: See `make_sampler`. Its seed is derived from the settings' seed, the number of
+            trials so far and the worker, so that neither a resumed study nor another worker repeats
+            suggestions.
+        pruner: See `make_pruner`.
+        prune_on: See `make_pruner`.
+        worker: Number of this worker among those that run the study.
+
+    Returns:
+        The study.
+
+    Raises:
+        SettingsError: If the study exists with other settings; names them.
+        StorageError: If the study exists but was not made by flatsearch.
+    """
+    settings = objective.settings
+    wanted = objective.shared_settings()
+    study_pruner = make_pruner(pruner, settings.objectives, prune_on)
+    make_sampler(sampler, 0)
+    try:
+        study = optuna.create_study(
+            study_name=name, storage=storage, directions=settings.directions
+        )
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=storage)
+        fail_dead_trials(study)
+        _refuse_other_settings(name, record.read_settings(study), wanted)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(settings.objectives))
+        record.write_settings(study, wanted)
+    sequence = np.random.SeedSequence([settings.seed, len(study.trials), worker])
+    study.sampler = make_sampler(sampler, int(sequence.generate_state(1)[0]))
+    study.pruner = study_pruner
+    return study
+
+
+def _refuse_other_settings(
+    name: str, stored: dict[str, Any] | None, wanted: dict[str, Any]
+) -> None:
+    if stored is None:
+        raise StorageError(
+            f"study {name!r} exists but was not made by flatsearch; choose another --study"
+        )
+    # A setting that is newer than the study had its default then.
+    stored = {**RunSettings().to_dict(), **stored}
+    different = [key for key in wanted if stored.get(key) != wanted[key]]
+    # The same images may be somewhere else.
+    if "data" in different and "data_fingerprint" not in different:
+        different.remove("data")
+    # The same name with other images is the clearer message than the fingerprint alone.
+    if "data_fingerprint" in different and len(different) > 1:
+        different.remove("data_fingerprint")
+    if different:
+        listing = ", ".join(
+            f"{k}={_plain(stored.get(k))} (not {_plain(wanted[k])})" for k in different
+        )
+        raise SettingsError(
+            f"study {name!r} exists with other settings: {listing};"
+            " give the same settings to resume it, or choose another --study"
+        )
+
+
+def _plain(value: object) -> str:
+    return ",".join(str(v) for v in value) if isinstance(value, list) else str(value)
+
+
+def load_study(name: str | None, storage: optuna.storages.BaseStorage) -> optuna.Study:
+    """Load a study for reading.
+
+    Args:
+        name: Its name; None for the storage's only study.
+        storage: Any Optuna storage.
+
+    Returns:
+        The study.
+
+    Raises:
+        StorageError: If there is no such study, or several and no name.
+    """
+    names = sorted(optuna.get_all_study_names(storage))
+    if name is None:
+        if len(names) != 1:
+            what = f"name a study; the storage has: {', '.join(names)}"
+            raise StorageError(what if names else "the storage has no studies yet")
+        name = names[0]
+    if name not in names:
+        raise StorageError(unknown_name("study", name, names))
+    return optuna.load_study(study_name=name, storage=storage)

@@ -1,0 +1,1 @@
+"""What a trial can be judged by, untrained or after a few batches."""

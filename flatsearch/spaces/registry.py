@@ -1,0 +1,149 @@
+"""Search spaces by name: entry points, ``pkg.mod:attr`` and ``file.py:attr``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatsearch.errors import SpaceError, unknown_name
+
+if TYPE_CHECKING:
+    from flatsearch.spaces.space import SearchSpace
+
+__all__ = ["ENTRY_POINT_GROUP", "load_space", "space_identity", "space_names"]
+
+ENTRY_POINT_GROUP = "flatsearch.search_spaces"
+
+
+def _registered() -> dict[str, EntryPoint]:
+    """Return the installed search spaces by name; the same name twice is an error."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        # The same distribution can be listed twice (installed and on the path): same value.
+        if point.name in found and found[point.name].value != point.value:
+            raise SpaceError(
+                f"search space {point.name!r} is registered twice: by {found[point.name].value}"
+                f" and by {point.value}; uninstall one"
+            )
+        found[point.name] = point
+    return found
+
+
+def space_names() -> list[str]:
+    """Return the names of the installed search spaces, sorted.
+
+    Example:
+        >>> "resnet_small" in space_names()
+        True
+    """
+    return sorted(_registered())
+
+
+def _from_file(path: Path, name: str) -> Any:
+    """Import a file under a name of its own and return one attribute."""
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    module_name = f"_flatsearch_space_{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None  # noqa: S101 - the suffix was checked
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # so that classes in the file can be pickled
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise SpaceError(f"importing {path} failed: {type(error).__name__}: {error}") from error
+    return _attribute(module, name, str(path))
+
+
+def _attribute(module: object, name: str, where: str) -> Any:
+    try:
+        return attrgetter(name)(module)
+    except AttributeError:
+        raise SpaceError(f"{where} has no attribute {name!r}") from None
+
+
+def space_identity(reference: str) -> tuple[str, str | None]:
+    """Return what tells one search space from another, however it was referred to.
+
+    Args:
+        reference: See `load_space`.
+
+    Returns:
+        The reference without folders, and for a file the first digits of its content's SHA-256.
+    """
+    name, _, attribute = reference.rpartition(":")
+    if not name.endswith(".py"):
+        return reference, None
+    digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12]
+    return f"{Path(name).name}:{attribute}", digest
+
+
+def load_space(reference: str) -> SearchSpace:
+    """Return a search space.
+
+    Args:
+        reference: An installed space's name, ``"pkg.mod:attr"`` or ``"path/file.py:attr"``. The
+            attribute is a class, which is called without arguments, or a ready object.
+
+    Returns:
+        The search space.
+
+    Raises:
+        SpaceError: If there is no such space, it cannot be imported, or it lacks `suggest` or
+            `build`.
+
+    Example:
+        >>> type(load_space("resnet_small")).__name__
+        'ResNetSmall'
+    """
+    module_name, colon, attribute = reference.rpartition(":")
+    if reference.endswith(".py"):
+        raise SpaceError(f"name the class too: {reference}:ClassName")
+    if not colon:
+        registered = _registered()
+        if reference not in registered:
+            message = unknown_name(
+                "search space", reference, registered, also="; or pkg.mod:Class, ./file.py:Class"
+            )
+            raise SpaceError(message)
+        point = registered[reference]
+        module_name, attribute = point.module, point.attr
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        if not path.is_file():
+            raise SpaceError(f"search space file {module_name!r} does not exist")
+        found = _from_file(path, attribute)
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            raise SpaceError(
+                f"search space {reference!r}: importing {module_name!r} failed:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+        found = _attribute(module, attribute, f"module {module_name!r}")
+    return _instance(found, reference)
+
+
+def _instance(found: Any, reference: str) -> SearchSpace:
+    if isinstance(found, type):
+        try:
+            found = found()
+        except Exception as error:
+            raise SpaceError(
+                f"search space {reference!r}: {found.__name__}() failed:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+    missing = [name for name in ("suggest", "build") if not callable(getattr(found, name, None))]
+    if missing:
+        raise SpaceError(
+            f"search space {reference!r}: {type(found).__name__} has no method {missing[0]!r}"
+        )
+    return found

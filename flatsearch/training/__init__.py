@@ -1,0 +1,1 @@
+"""Training and scoring one network; no Optuna in here."""

@@ -1,0 +1,141 @@
+"""How good a trained classifier is, from its logits."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from flatsearch.data.splits import Split
+
+__all__ = ["Scores", "accuracy_interval", "calibration_error", "evaluate", "score"]
+
+_BATCH = 512
+_BINS = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a classifier did on a split.
+
+    Attributes:
+        accuracy: Fraction right.
+        loss: Mean cross-entropy in nats.
+        calibration_error: See `calibration_error`.
+        confusion: Counts; a row per true class, a column per predicted one.
+        n_samples: Images.
+    """
+
+    accuracy: float
+    loss: float
+    calibration_error: float
+    confusion: tuple[tuple[int, ...], ...]
+    n_samples: int
+
+
+def accuracy_interval(accuracy: float, n: int) -> tuple[float, float]:
+    """Return the 95% score interval (Wilson 1927) of an accuracy on n images.
+
+    Example:
+        >>> low, high = accuracy_interval(0.9, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+    """
+    interval = stats.binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = _BINS) -> float:
+    """Return the expected calibration error.
+
+        ECE = sum_b n_b / N | accuracy_b - confidence_b |
+
+    over bins of equal width of the largest probability (Guo et al., "On Calibration of Modern
+    Neural Networks", ICML 2017, equation 3).
+
+    Args:
+        probabilities: (N, K).
+        targets: Classes (N,).
+        bins: How many.
+
+    Returns:
+        In [0, 1].
+
+    Example:
+        >>> p = torch.tensor([[0.8, 0.2], [0.8, 0.2]])
+        >>> round(calibration_error(p, torch.tensor([0, 1])), 6)  # 0.8 sure, half right
+        0.3
+    """
+    confidence, predicted = probabilities.double().max(1)
+    right = (predicted == targets).double()
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    difference = torch.zeros(bins, dtype=torch.float64, device=targets.device)
+    difference.index_add_(0, index, right - confidence)
+    return float(difference.abs().sum()) / len(targets)
+
+
+@torch.no_grad()
+def score(model: nn.Module, split: Split) -> Scores:
+    """Run a classifier over a split, in eval mode.
+
+    Args:
+        model: On the split's device; left in eval mode.
+        split: Images and targets.
+
+    Returns:
+        Its scores.
+    """
+    model.eval()
+    logits = torch.cat([model(x).double() for x, _ in split.batches(_BATCH)])
+    targets, classes = split.targets, logits.shape[1]
+    counts = torch.bincount(targets * classes + logits.argmax(1), minlength=classes**2)
+    return Scores(
+        accuracy=float((logits.argmax(1) == targets).double().mean()),
+        loss=float(torch.nn.functional.cross_entropy(logits, targets)),
+        calibration_error=calibration_error(logits.softmax(1), targets),
+        confusion=tuple(map(tuple, counts.view(classes, classes).tolist())),
+        n_samples=len(targets),
+    )
+
+
+# Images per forward pass where no gradients are needed.
+EVALUATION_BATCH = 512
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Half precision where it pays: on CUDA."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.autocast(device.type, dtype=half)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH
+) -> tuple[float, float]:
+    """Return (mean cross-entropy, accuracy) in eval mode; leaves the model in eval mode.
+
+    Args:
+        model: On the split's device.
+        split: Images and targets.
+        batch_size: Images per forward pass.
+
+    Returns:
+        Loss in nats and accuracy in [0, 1].
+    """
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=split.targets.device)
+    right = torch.zeros((), dtype=torch.int64, device=split.targets.device)
+    for x, y in split.batches(batch_size):
+        with autocast(x.device):
+            logits = model(x)
+        loss += F.cross_entropy(logits.float(), y, reduction="sum").double()
+        right += (logits.argmax(1) == y).sum()
+    return float(loss) / len(split), float(right) / len(split)

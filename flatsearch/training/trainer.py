@@ -1,0 +1,223 @@
+"""Training of a candidate, epoch by epoch; knows nothing of Optuna."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flatsearch.errors import DivergedError
+from flatsearch.training.evaluation import EVALUATION_BATCH, autocast, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from flatsearch.data.splits import ImageData
+    from flatsearch.settings import RunSettings
+
+__all__ = ["EpochResult", "Trainer", "is_out_of_memory", "train"]
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch gave.
+
+    Attributes:
+        epoch: 1 for the first.
+        train_loss: Running mean of the training cross-entropy over the epoch, in nats.
+        train_accuracy: Fraction right over the epoch, on augmented images, as weights change.
+        loss: Validation cross-entropy after the epoch.
+        accuracy: Validation accuracy after the epoch.
+        seconds: Training and validation time.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory is used up, on the device or on the CPU.
+
+    Example:
+        >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+        True
+        >>> is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+        False
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # What the CPU's allocator raises has no class of its own.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+class Trainer:
+    """Trains a model epoch by epoch, and can be stopped and gone on with after each.
+
+    SGD with Nesterov momentum, weight decay and a one-cycle learning rate over all epochs
+    (Smith and Topin, "Super-Convergence", arXiv 1708.07120); mixed precision on CUDA.
+
+    Args:
+        model: On the data's device; changed in place.
+        data: Its training split is trained on.
+        settings: Epochs, batch size, learning rate, weight decay, momentum, augmentation.
+        seed: Of batch order and augmentation.
+        accumulate: Parts a batch is split into, whose gradients are added up: the same step with
+            less memory, but for batch norm, which sees the parts.
+        label_smoothing: Share of every target that is spread over all classes (Szegedy et al. 2016,
+            arXiv 1512.00567), in [0, 1).
+        on_batch: Called before every batch; what it raises ends the training.
+        on_step: Called after every step of the optimiser.
+
+    Attributes:
+        epochs_done: How many epochs have been trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        settings: RunSettings,
+        *,
+        seed: int,
+        accumulate: int = 1,
+        label_smoothing: float = 0.0,
+        on_batch: Callable[[], None] | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        self._model, self._split, self._settings = model, data.train, settings
+        self._accumulate, self._smoothing = accumulate, label_smoothing
+        self._on_batch, self._on_step = on_batch, on_step
+        self._device = data.train.targets.device
+        self._generator = torch.Generator().manual_seed(seed)
+        self._augment = data.augmentation(settings.augment)
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.momentum > 0,
+        )
+        # The last batch is kept unless it is one image, on which batch norm cannot train.
+        self._batch_size = min(settings.batch_size, len(data.train))
+        full, rest = divmod(len(data.train), self._batch_size)
+        self.steps_per_epoch = full + (rest > 1)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer,
+            max_lr=settings.lr,
+            total_steps=settings.epochs * self.steps_per_epoch + 1,
+            cycle_momentum=False,
+        )
+        half_without_range = self._device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        self._scaler = torch.amp.GradScaler(enabled=half_without_range)
+        self.epochs_done = 0
+
+    def epoch(self) -> tuple[float, float]:
+        """Train for one epoch.
+
+        Returns:
+            Running means over the epoch, on augmented images, as weights change: the loss (with
+            label smoothing, if any) in nats, and the accuracy. NaN if training has diverged.
+        """
+        self._model.train()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        right = torch.zeros((), dtype=torch.int64, device=self._device)
+        seen = 0
+        batches = self._split.batches(
+            self._batch_size, generator=self._generator, augment=self._augment
+        )
+        for x, y in batches:
+            if self._on_batch is not None:
+                self._on_batch()
+            if len(y) < 2:
+                continue
+            self._optimizer.zero_grad(set_to_none=True)
+            # No part of one image, on which batch norm cannot train.
+            parts = min(self._accumulate, len(y) // 2)
+            for images, targets in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+                with autocast(self._device):
+                    logits = self._model(images)
+                    loss = F.cross_entropy(logits, targets, label_smoothing=self._smoothing)
+                share = len(targets) / len(y)
+                self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach().double() * len(targets)
+                right += (logits.argmax(1) == targets).sum()
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            self._schedule.step()
+            if self._on_step is not None:
+                self._on_step()
+            seen += len(y)
+        self.epochs_done += 1
+        return float(loss_sum) / seen, float(right) / seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the model that is needed to go on after this epoch."""
+        return {
+            "epochs_done": self.epochs_done,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called; the model's own state is loaded apart."""
+        self.epochs_done = state["epochs_done"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+        self._generator.set_state(state["generator"].cpu())
+
+
+def train(
+    model: nn.Module,
+    data: ImageData,
+    settings: RunSettings,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    on_batch: Callable[[], None] | None = None,
+) -> Iterator[EpochResult]:
+    """Train a model with a `Trainer`, and validate it after every epoch.
+
+    Args:
+        model: On the data's device; changed in place. After each yield it is in eval mode.
+        data: Training and validation splits.
+        settings: See `Trainer`.
+        seed: See `Trainer`.
+        accumulate: See `Trainer`.
+        on_batch: See `Trainer`.
+
+    Yields:
+        One result per epoch.
+
+    Raises:
+        DivergedError: If a loss is NaN or infinite.
+    """
+    trainer = Trainer(model, data, settings, seed=seed, accumulate=accumulate, on_batch=on_batch)
+    for epoch in range(1, settings.epochs + 1):
+        started = time.perf_counter()
+        train_loss, train_accuracy = trainer.epoch()
+        loss, accuracy = evaluate(model, data.validation, EVALUATION_BATCH // accumulate)
+        if not (math.isfinite(train_loss) and math.isfinite(loss)):
+            raise DivergedError(
+                f"training diverged in epoch {epoch}: training loss {train_loss:.3g},"
+                f" validation loss {loss:.3g}"
+            )
+        yield EpochResult(
+            epoch=epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            loss=loss,
+            accuracy=accuracy,
+            seconds=time.perf_counter() - started,
+        )

@@ -1,0 +1,138 @@
+"""How well every recorded signal ranks networks by their final accuracy, and by their gap.
+
+    python scripts/experiments/correlate.py [TABLE ...] [--out scripts/results/correlations.json]
+
+For every table in scripts/results/curves, signal and epoch: Kendall's tau-b and Spearman's rho
+with the final test accuracy (NAS-Bench-201: the published accuracy), tau among the tenth of the
+networks (at least ten) that end best, and tau with the gap between training and test accuracy;
+each with the 95% percentile bootstrap interval over networks. And per parameter of the space, the
+sign error: of all pairs of networks that differ in that parameter and in their final accuracy, the
+share that the signal orders wrongly (0.5 is chance), minus the same share over all pairs. Flatness
+also at a matched training loss, one that three quarters of the networks get down to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import tables
+from scipy import stats
+
+RESAMPLES = 500
+MATCHED = {"kappa last": "kappa_last", "trace last": "trace_last", "kappa all": "kappa_all"}
+
+
+def kendall(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Kendall's tau-b."""
+    return float(stats.kendalltau(x, y).statistic)
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Spearman's rho."""
+    return float(stats.spearmanr(x, y).statistic)
+
+
+def interval(statistic, x: np.ndarray, y: np.ndarray) -> list[float]:
+    """Return [value, low, high] of a statistic over pairs that are both known."""
+    known = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[known], y[known]
+    if len(x) < 8 or len(np.unique(x)) < 2:
+        return [np.nan] * 3
+    generator = np.random.default_rng(0)
+    chosen = generator.integers(0, len(x), (RESAMPLES, len(x)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a constant resample has no correlation
+        resampled = [statistic(x[i], y[i]) for i in chosen]
+    return [statistic(x, y), *np.nanpercentile(resampled, [2.5, 97.5]).tolist()]
+
+
+def top(x: np.ndarray, y: np.ndarray) -> list[float]:
+    """Return tau with its interval among the networks that end best."""
+    best = np.argsort(-y)[: max(10, len(y) // 10)]
+    return interval(kendall, x[best], y[best])
+
+
+def sign_errors(curves: tables.Curves, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Return by how much the share of wrongly ordered pairs rises where a parameter differs."""
+    first, second = np.triu_indices(len(y), 1)
+    differs = (y[first] != y[second]) & (x[first] != x[second])
+    first, second = first[differs], second[differs]
+    wrong = np.sign(x[first] - x[second]) != np.sign(y[first] - y[second])
+    found = {}
+    for name in curves.rows[0][0]:
+        if not name.startswith(("p.", "r.")) or name == "p.cell":
+            continue
+        values = np.array([row[0][name] for row in curves.rows])
+        pairs = values[first] != values[second]
+        if pairs.sum() >= 100:
+            found[name[2:]] = round(float(wrong[pairs].mean() - wrong.mean()), 3)
+    return found
+
+
+def rounded(values: list[float]) -> list[float | None]:
+    """Return three digits, and None for what is not defined."""
+    return [None if np.isnan(v) else round(float(v), 3) for v in values]
+
+
+def correlate(curves: tables.Curves) -> dict:
+    """Return everything about a table."""
+    y, gap = curves.target(), curves.gap()
+    middle = {1, 2, 3, curves.epochs // 4, curves.epochs // 2, curves.epochs}
+    rows = [(name, epoch) for epoch in sorted(middle) for name in tables.SIGNALS]
+    found = []
+    values = [(name, 0, curves.signal(name, 1)) for name in tables.UNTRAINED]
+    values += [(name, epoch, curves.signal(name, epoch)) for name, epoch in rows]
+    values += [(f"{name} at matched loss", None, curves.at_matched_loss(column))
+               for name, column in MATCHED.items()]  # fmt: skip
+    for name, epoch, x in values:
+        found.append({
+            "signal": name,
+            "epoch": epoch,
+            "tau": rounded(interval(kendall, x, y)),
+            "rho": rounded(interval(spearman, x, y)),
+            "tau_top": rounded(top(x, y)),
+            "tau_gap": rounded(interval(kendall, x, gap)),
+            "sign_error": sign_errors(curves, x, y),
+        })
+    return {
+        "networks": len(curves),
+        "diverged": curves.diverged,
+        "epochs": curves.epochs,
+        "target": "published accuracy" if curves.published else "test accuracy",
+        "range": rounded([y.min(), y.max()]),
+        "matched_loss": round(curves.matched_loss(), 3),
+        "signals": found,
+        "environment": curves.environment,
+    }
+
+
+def main() -> None:
+    """Write the correlations and print them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tables", nargs="*", default=tables.names())
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    results = {}
+    for name in args.tables:
+        results[name] = correlate(tables.load(name))
+        print(f"\n{name}: {results[name]['networks']} networks")
+        for row in results[name]["signals"]:
+            numbers = [row[key] for key in ("tau", "tau_top", "tau_gap")]
+            shown = (f"{v[0]:+.2f} [{v[1]:+.2f}, {v[2]:+.2f}]" for v in numbers if v[0] is not None)
+            print(
+                f"{row['epoch'] if row['epoch'] is not None else '':3}",
+                f"{row['signal']:26}",
+                *shown,
+            )
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Stand-ins that several tests share."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from flatsearch import Architecture, GapCnn
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Tiny:
+    """A space of one-layer networks, quick to train."""
+
+    def suggest(self, trial: optuna.Trial) -> Architecture:
+        width = trial.suggest_int("width", 2, 6)
+        # Continuous: no two candidates are the same network.
+        return Architecture("tiny", {"width": width, "slope": trial.suggest_float("slope", 0, 1)})
+
+    def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
+        width = architecture["width"]
+        act = nn.LeakyReLU(architecture.values.get("slope", 0.0))
+        features = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), act)
+        return GapCnn(features, width, num_classes)
+
+
+def heeds_ctrl_c() -> None:
+    """For `preexec_fn`: what is started in the background is told to ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

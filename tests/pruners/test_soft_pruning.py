@@ -1,0 +1,243 @@
+"""Pruned trials that samplers learn from, and a least accuracy for the front."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import flatsearch
+from flatsearch import FlatnessObjective, FlatnessPruner, RunSettings, SettingsError, record
+from flatsearch.analysis.summary import summarise
+from tests.fakes import Tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flatsearch.data.splits import ImageData
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+class At(optuna.pruners.BasePruner):
+    """Prunes given trials after their first step."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.number in self.numbers
+
+
+def test_a_softly_pruned_trial_is_complete_and_violates_a_constraint(digits: ImageData) -> None:
+    settings = RunSettings(epochs=3, min_accuracy=0.0)
+    objective = FlatnessObjective(Tiny(), digits, settings=settings, prune_mode="soft")
+    study = optuna.create_study(directions=objective.directions, pruner=At(1))
+    study.optimize(objective, n_trials=3)
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
+    pruned = record.read_trial(study.trials[1])
+    assert list(pruned.steps) == [0]
+    assert pruned.values == (pruned.steps[0]["accuracy"], pruned.steps[0]["flatness"])
+    assert (pruned.ended_early, pruned.feasible) == (True, False)
+    assert pruned.failure == "pruned after epoch 1"
+    assert record.is_finished(study.trials[1])  # a part of the budget
+    assert 1 not in {t.number for t in study.best_trials}
+    assert 1 not in summarise(study).front
+
+
+def test_hard_is_the_default(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, epochs=2)
+    study = optuna.create_study(directions=objective.directions, pruner=At(0))
+    study.optimize(objective, n_trials=1)
+    assert study.trials[0].state == TrialState.PRUNED
+    with pytest.raises(SettingsError, match=r"unknown prune mode 'softly' .did you mean 'soft'"):
+        FlatnessObjective(Tiny(), digits, prune_mode="softly")  # type: ignore[arg-type]
+
+
+def test_what_is_better_than_guessing(digits: ImageData) -> None:
+    counts = np.bincount(digits.validation.targets.numpy())
+    p, n = counts.max() / counts.sum(), counts.sum()
+    assert digits.guessing_accuracy() == pytest.approx(p + 3 * math.sqrt(p * (1 - p) / n))
+    assert p < digits.guessing_accuracy() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("least", "feasible"), [(None, False), (0.0, True), (0.05, True), (0.9, False)]
+)
+def test_a_constant_predictor_is_not_on_the_front(
+    digits: ImageData, least: float | None, feasible: bool
+) -> None:
+    class Constant(Tiny):
+        def build(self, architecture: Any, in_channels: int, num_classes: int) -> Any:
+            model = super().build(architecture, in_channels, num_classes)
+            for parameter in model.parameters():
+                parameter.data.zero_()
+            return model
+
+    settings = RunSettings(epochs=1, min_accuracy=least, lr=1e-12)
+    objective = FlatnessObjective(Constant(), digits, settings=settings)
+    study = optuna.create_study(directions=objective.directions)
+    study.optimize(objective, n_trials=1)
+    (trial,) = study.trials
+    assert trial.state == TrialState.COMPLETE
+    assert trial.values[1] == pytest.approx(0, abs=1e-9)  # perfectly flat
+    assert record.read_trial(trial).feasible == feasible
+    assert len(study.best_trials) == len(summarise(study).front) == int(feasible)
+
+
+def test_a_study_of_accuracy_alone_has_no_least(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, objectives=["accuracy"], epochs=1)
+    study = optuna.create_study(directions=objective.directions)
+    study.optimize(objective, n_trials=1)
+    assert study.trials[0].constraints == {}
+
+
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "tpe-group": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=8),
+    "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed, population_size=8),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=8),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed),
+    "brute-force": lambda seed: optuna.samplers.BruteForceSampler(seed=seed),
+}
+
+
+def synthetic(soft: bool) -> Callable[[optuna.Trial], tuple[float, float]]:
+    """Two objectives of x and y on a grid, with curves that fall to them: x near 1 is best."""
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        x = trial.suggest_int("x", 0, 20) / 20
+        y = trial.suggest_int("y", 0, 20) / 20
+        values = ((1 - x) ** 2 + 0.1 * y, (1 - x) ** 2 + 0.1 * (1 - y))
+        for step in range(4):
+            report = {"a": values[0] + 1 / (step + 1), "b": values[1] + 1 / (step + 1)}
+            flatsearch.report(trial, step, **report)
+            if step < 3 and flatsearch.should_prune(trial):
+                if not soft:
+                    raise optuna.TrialPruned
+                flatsearch.mark_pruned(trial, pruned=True)
+                return report["a"], report["b"]
+        if soft:
+            flatsearch.mark_pruned(trial, pruned=False)
+        return values
+
+    return objective
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_go_on_and_do_not_repeat_themselves(sampler: str, mode: str) -> None:
+    study = optuna.create_study(
+        directions=["minimize", "minimize"],
+        sampler=SAMPLERS[sampler](0),
+        pruner=FlatnessPruner(metric="pareto_rank", rule=optuna.pruners.MedianPruner(4)),
+    )
+    study.set_metric_names(["a", "b"])
+    study.optimize(synthetic(mode == "soft"), n_trials=40)
+    early = [
+        t for t in study.trials if t.state == TrialState.PRUNED or record.read_trial(t).ended_early
+    ]
+    assert len(study.trials) == 40
+    assert 0 < len(early) < 40
+    if mode == "hard":
+        assert all(t.state == TrialState.PRUNED for t in early)
+    # No endless repetition. GP ignores pruned trials, and proposes the same point again: soft.
+    most = max(sum(t.params == other.params for t in study.trials) for other in study.trials)
+    if (sampler, mode) != ("gp", "hard"):
+        assert most <= 12, most
+    good = [t for t in study.best_trials if t.params["x"] >= 15]
+    assert good or sampler in {"random", "qmc", "brute-force"}
+
+
+def distance(trial: optuna.trial.FrozenTrial) -> float:
+    """How far a proposal is from the best region, whatever became of its trial."""
+    return sum((trial.params[name] - 0.7) ** 2 for name in "wxyz")
+
+
+def parabolas(soft: bool) -> Callable[[optuna.Trial], tuple[float, float]]:
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        point = [trial.suggest_float(name, 0, 1) for name in "wxyz"]
+        base = sum((value - 0.7) ** 2 for value in point)
+        values = (base + 0.02 * point[0], base + 0.02 * (1 - point[0]))
+        for step in range(4):
+            a, b = (value + 0.1 / (step + 1) for value in values)
+            flatsearch.report(trial, step, a=a, b=b)
+            if step < 3 and flatsearch.should_prune(trial):
+                if not soft:
+                    raise optuna.TrialPruned
+                flatsearch.mark_pruned(trial, pruned=True)
+                return a, b
+        if soft:
+            flatsearch.mark_pruned(trial, pruned=False)
+        return values
+
+    return objective
+
+
+def proposals(sampler: str, *, soft: bool) -> float:
+    """Return the mean distance of the last proposals of some studies."""
+    found = []
+    slow = sampler == "gp"
+    for seed in range(1 if slow else 3):
+        study = optuna.create_study(
+            directions=["minimize", "minimize"],
+            sampler=SAMPLERS[sampler](seed),
+            pruner=FlatnessPruner(metric="pareto_rank", rule=optuna.pruners.MedianPruner(8)),
+        )
+        study.set_metric_names(["a", "b"])
+        study.optimize(parabolas(soft), n_trials=35 if slow else 50)
+        found += [distance(trial) for trial in study.trials[-15:]]
+    return float(np.mean(found))
+
+
+# GP with hard pruning is not here: it ignores most of what it has tried.
+@pytest.mark.parametrize(
+    ("sampler", "soft"),
+    [(name, soft) for name in ("tpe", "tpe-group", "nsga2", "nsga3") for soft in (False, True)]
+    + [("gp", True)],
+)
+def test_samplers_that_learn_beat_random_in_spite_of_pruning(sampler: str, soft: bool) -> None:
+    at_random = proposals("random", soft=soft)
+    assert proposals(sampler, soft=soft) < 0.8 * at_random
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("sampler", ["cmaes", "grid"])
+def test_samplers_of_single_objective_studies(sampler: str, mode: str) -> None:
+    samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=0),
+        "grid": lambda: optuna.samplers.GridSampler(
+            {"x": [i / 5 for i in range(6)], "y": [i / 4 for i in range(5)]}, seed=0
+        ),
+    }
+
+    def objective(trial: optuna.Trial) -> float:
+        value = (trial.suggest_float("x", 0, 1) - 1) ** 2 + trial.suggest_float("y", 0, 1)
+        for step in range(4):
+            flatsearch.report(trial, step, a=value + 1 / (step + 1))
+            if step < 3 and flatsearch.should_prune(trial):
+                if mode == "hard":
+                    raise optuna.TrialPruned
+                flatsearch.mark_pruned(trial, pruned=True)
+                return value + 1 / (step + 1)
+        if mode == "soft":
+            flatsearch.mark_pruned(trial, pruned=False)
+        return value
+
+    study = optuna.create_study(
+        sampler=samplers[sampler](),
+        pruner=FlatnessPruner(metric="a", rule=optuna.pruners.MedianPruner(4)),
+    )
+    study.set_metric_names(["a"])
+    study.optimize(objective, n_trials=40)
+    assert len(study.trials) == {"cmaes": 40, "grid": 30}[sampler]
+    assert any(
+        t.state == TrialState.PRUNED or record.read_trial(t).ended_early for t in study.trials
+    )
+    assert study.best_value < 0.3

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+import flatsearch
+from flatsearch import Architecture, FlatnessObjective, GapCnn, RunSettings, record
+from tests.fakes import Tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flatsearch.data.splits import ImageData
+
+
+def run(objective: FlatnessObjective, n_trials: int = 2, seed: int = 0) -> optuna.Study:
+    study = optuna.create_study(
+        directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=seed)
+    )
+    study.optimize(objective, n_trials=n_trials)
+    return study
+
+
+def test_the_record_of_a_trial(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, epochs=3, device="cpu")
+    (frozen,) = run(objective, 1).trials
+    trial = record.read_trial(frozen)
+    assert trial.architecture == Architecture("tiny", frozen.params)
+    assert list(trial.steps) == [0, 1, 2]
+    for metrics in trial.steps.values():
+        assert {
+            "accuracy", "loss", "train_loss", "train_accuracy", "flatness", "hessian_trace",
+            "flatness_standard_error", "probe_loss", "train_seconds",
+            "flatness_all", "hessian_trace_all",
+        } == set(metrics)  # fmt: skip
+        assert all(math.isfinite(value) for value in metrics.values())
+    assert trial.values == (trial.steps[2]["accuracy"], trial.steps[2]["flatness"])
+    assert trial.metrics["accuracy"] == trial.values[0]
+    width = frozen.params["width"]
+    assert trial.metrics["parameters"] == width * 10 + width * 10 + 10
+    assert trial.metrics["flops"] == 2 * (width * 9 * 64 + width * 10)
+
+
+def test_all_convolutions_are_measured_early_and_at_the_end(digits: ImageData) -> None:
+    objective = FlatnessObjective("plain_cnn", digits, epochs=5, device="cpu")
+    trial = record.read_trial(run(objective, 1).trials[0])
+    assert [step for step, m in trial.steps.items() if "flatness_all" in m] == [0, 1, 4]
+    last = trial.steps[4]
+    assert sum(trial.layers.values()) == pytest.approx(last["flatness_all"], rel=1e-4)
+    assert len(trial.layers) >= 2
+    one = FlatnessObjective(Tiny(), digits, settings=RunSettings(epochs=2, layers="last"))
+    trial = record.read_trial(run(one, 1).trials[0])
+    assert not any("flatness_all" in metrics for metrics in trial.steps.values())
+    assert trial.layers == {}
+
+
+class Twice(Tiny):
+    """A network whose first kernel is used twice, which the measure of all layers refuses."""
+
+    def build(
+        self, architecture: Architecture, in_channels: int = 3, num_classes: int = 10
+    ) -> nn.Module:
+        class Shared(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first = nn.Conv2d(in_channels, 4, 1)
+                self.shared = nn.Conv2d(4, 4, 1)
+                self.last = nn.Conv2d(4, 4, 3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.last(self.shared(self.shared(self.first(x)).relu())).relu()
+
+        return GapCnn(Shared(), 4, num_classes)
+
+
+def test_a_network_of_which_not_all_layers_are_covered_is_searched_all_the_same(
+    digits: ImageData,
+) -> None:
+    trial = record.read_trial(run(FlatnessObjective(Twice(), digits, epochs=1), 1).trials[0])
+    assert trial.state == "COMPLETE"
+    assert "flatness" in trial.steps[0]
+    assert "flatness_all" not in trial.steps[0]
+
+
+def test_the_recorded_flatness_is_the_measure_of_the_saved_model(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    objective = FlatnessObjective(
+        "resnet_small", digits, epochs=1, device="cpu", artifact_store=store
+    )
+    trial = record.read_trial(run(objective, 1).trials[0])
+    assert trial.artifact is not None
+    model, card = flatsearch.load_model(tmp_path / trial.artifact)
+    inputs = card.normalise(digits.probe.images)
+    result = flatsearch.relative_flatness(model, (inputs, digits.probe.targets))
+    assert result.relative_flatness == pytest.approx(trial.metrics["flatness"], rel=1e-4)
+    assert result.loss == pytest.approx(trial.metrics["probe_loss"], rel=1e-4)
+    assert card.space == "resnet_small"
+    assert card.class_names == digits.class_names
+
+
+def test_same_seed_same_numbers(digits: ImageData) -> None:
+    first, second, other = (
+        [t.values for t in run(FlatnessObjective(Tiny(), digits, epochs=1, settings=s)).trials]
+        for s in (RunSettings(), RunSettings(), RunSettings(seed=5))
+    )
+    assert first == second
+    assert first != other
+
+
+def test_torchs_own_generator_is_left_alone(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, epochs=1)
+    before = torch.get_rng_state()
+    run(objective, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("names", "directions"),
+    [
+        (["accuracy"], ["maximize"]),
+        (["flatness"], ["minimize"]),
+        (["accuracy", "parameters", "flops"], ["maximize", "minimize", "minimize"]),
+    ],
+)
+def test_objectives(digits: ImageData, names: list[str], directions: list[str]) -> None:
+    objective = FlatnessObjective(Tiny(), digits, objectives=names, epochs=1)
+    assert objective.directions == directions
+    assert objective.metric_names == names
+    trial = record.read_trial(run(objective, 1).trials[0])
+    assert trial.values == tuple(trial.metrics[name] for name in names)
+
+
+def test_divergence_is_pruned_with_its_reason(digits: ImageData) -> None:
+    class Explosive(Tiny):
+        def build(
+            self, architecture: Architecture, in_channels: int, num_classes: int
+        ) -> nn.Module:
+            model = super().build(architecture, in_channels, num_classes)
+            with torch.no_grad():
+                model.classifier.weight.fill_(float("inf"))
+            return model
+
+    (frozen,) = run(FlatnessObjective(Explosive(), digits, epochs=2), 1).trials
+    assert frozen.state == optuna.trial.TrialState.PRUNED
+    assert "diverged in epoch 1" in record.read_trial(frozen).failure
+
+
+@pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "flatness")])
+def test_the_pruner_is_asked_after_every_epoch_but_the_last(
+    digits: ImageData, objectives: tuple[str, ...]
+) -> None:
+    asked: list[int] = []
+
+    class Spy(optuna.pruners.BasePruner):
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            asked.append(max(record.read_steps(trial.user_attrs)))
+            return trial.number == 1 and asked[-1] == 1
+
+    objective = FlatnessObjective(Tiny(), digits, objectives=objectives, epochs=4)
+    study = optuna.create_study(directions=objective.directions, pruner=Spy())
+    study.optimize(objective, n_trials=2)
+    assert asked == [0, 1, 2, 0, 1]
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED"]
+    assert list(record.read_trial(study.trials[1]).steps) == [0, 1]
+
+
+def test_an_accuracy_study_reports_accuracy_to_optuna(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, objectives=["accuracy"], epochs=2)
+    study = optuna.create_study(direction="maximize")
+    study.set_metric_names(objective.metric_names)
+    study.optimize(objective, n_trials=1)
+    steps = record.read_trial(study.trials[0]).steps
+    assert study.trials[0].intermediate_values == {s: m["accuracy"] for s, m in steps.items()}
+
+
+def test_epoch_callback(digits: ImageData) -> None:
+    seen: list[tuple[int, str]] = []
+    objective = FlatnessObjective(
+        Tiny(), digits, epochs=2, on_epoch=lambda t, e, f: seen.append((e.epoch, f.kind))
+    )
+    run(objective, 1)
+    assert seen == [(1, "hessian"), (2, "hessian")]
+
+
+def test_arrays_as_data() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(60, 6, 6, generator=generator)
+    objective = FlatnessObjective(Tiny(), (images, torch.arange(60) % 2), epochs=1)
+    assert run(objective, 1).trials[0].values is not None
+
+
+class NoGap(Tiny):
+    def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
+        conv = nn.Conv2d(in_channels, 2, 3, padding=1)
+        return nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(128, num_classes))
+
+
+class Broken(Tiny):
+    def suggest(self, trial: optuna.Trial) -> Architecture:
+        raise KeyError("width")
+
+
+class NotAnArchitecture(Tiny):
+    def suggest(self, trial: optuna.Trial) -> Architecture:
+        return {"width": 3}  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (NoGap, "NoGap.build returned a model whose flatness cannot be measured: layer '0'"),
+        (Broken, "Broken.suggest failed: KeyError: 'width'"),
+        (NotAnArchitecture, "NotAnArchitecture.suggest must return an Architecture"),
+    ],
+)
+def test_check_names_the_class_and_the_method(
+    digits: ImageData, space: type[Tiny], message: str
+) -> None:
+    with pytest.raises(flatsearch.SpaceError, match=message):
+        FlatnessObjective(space(), digits).check()
+
+
+def test_check_trains_nothing_and_accepts_good_spaces(digits: ImageData) -> None:
+    FlatnessObjective(Tiny(), digits).check()
+    FlatnessObjective("resnet_small", digits).check()
+
+
+def test_devices(digits: ImageData) -> None:
+    for name in ("cuda:99", "nonsense"):
+        with pytest.raises(flatsearch.SettingsError, match=f"device '{name}' is not available"):
+            FlatnessObjective(Tiny(), digits, device=name)
+
+
+class Hungry(Tiny):
+    """Its networks need memory for more than 40 images at a time, which there is not."""
+
+    def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
+        model = super().build(architecture, in_channels, num_classes)
+
+        def check(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            if module.training and len(inputs[0]) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+
+        model.register_forward_pre_hook(check)
+        return model
+
+    most = 40
+
+
+def test_out_of_memory_is_tried_again_with_half_the_batch(digits: ImageData) -> None:
+    (trial,) = run(FlatnessObjective(Hungry(), digits, epochs=2, device="cpu"), 1).trials
+    assert trial.state == optuna.trial.TrialState.COMPLETE
+    assert list(record.read_trial(trial).steps) == [0, 1]
+    assert trial.user_attrs["flatsearch:retried"] == (
+        "CUDA out of memory. Tried to allocate 2.00 GiB"
+    )
+
+
+def test_out_of_memory_twice_fails(digits: ImageData) -> None:
+    space = Hungry()
+    space.most = 20
+    objective = FlatnessObjective(space, digits, epochs=1, device="cpu")
+    study = optuna.create_study(directions=objective.directions)
+    study.optimize(objective, n_trials=1, catch=(torch.OutOfMemoryError,))
+    assert study.trials[0].state == optuna.trial.TrialState.FAIL
+
+
+def test_another_runtime_error_is_not_tried_again(digits: ImageData) -> None:
+    calls = []
+
+    def fail(*_: object) -> None:
+        calls.append(1)
+        raise RuntimeError("something else")
+
+    objective = FlatnessObjective(Tiny(), digits, epochs=1, device="cpu", on_epoch=fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        run(objective, 1)
+    assert len(calls) == 1

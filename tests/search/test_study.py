@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import flatsearch
+from flatsearch import FlatnessObjective, RunSettings, SettingsError, StorageError
+from flatsearch.search.factories import make_pruner, make_sampler
+from flatsearch.search.interrupts import Interrupted
+from flatsearch.search.loop import run_study
+from flatsearch.search.storage import open_storage
+from flatsearch.search.study import load_study, open_study
+from flatsearch.search.trial_budget import finished_count
+from tests.fakes import Tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flatsearch.data.splits import ImageData
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> optuna.storages.BaseStorage:
+    return open_storage(f"sqlite:///{tmp_path}/s.db")
+
+
+def quick(data: ImageData, **options: object) -> FlatnessObjective:
+    return FlatnessObjective(Tiny(), data, epochs=1, **options)  # type: ignore[arg-type]
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [trial.state.name for trial in study.get_trials(deepcopy=False)]
+
+
+def test_a_new_study_then_the_same_again(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    study = open_study("s", storage, quick(digits))
+    assert study.metric_names == ["accuracy", "flatness"]
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    run_study(study, quick(digits), n_trials=2)
+    again = open_study("s", storage, quick(digits))
+    run_study(again, quick(digits), n_trials=1)
+    assert states(again) == ["COMPLETE"] * 3
+    assert finished_count(again) == 3
+
+
+def test_a_resumed_study_does_not_repeat_its_suggestions(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    for _ in range(3):
+        study = open_study("s", storage, quick(digits), sampler="random")
+        for _ in range(4):
+            trial = study.ask()
+            trial.suggest_float("x", 0, 1)
+            study.tell(trial, (0.5, 0.5))
+    assert len({trial.params["x"] for trial in study.trials}) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 3}, "epochs=1 (not 3)"),
+        ({"settings": RunSettings(lr=0.5)}, "lr=0.1 (not 0.5)"),
+        ({"objectives": ["accuracy"]}, "objectives=accuracy,flatness (not accuracy)"),
+        ({"space": "resnet_small"}, "space=tests.test_objective:Tiny (not resnet_small)"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    digits: ImageData,
+    storage: optuna.storages.BaseStorage,
+    change: dict[str, object],
+    message: str,
+) -> None:
+    open_study("s", storage, quick(digits))
+    options = {"space": Tiny(), "data": digits, "epochs": 1, **change}
+    with pytest.raises(SettingsError) as caught:
+        open_study("s", storage, FlatnessObjective(**options))  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_images_under_the_same_name_are_refused(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    import dataclasses
+
+    open_study("s", storage, quick(digits))
+    other = dataclasses.replace(
+        digits, train=dataclasses.replace(digits.train, images=255 - digits.train.images)
+    )
+    with pytest.raises(SettingsError, match="data_fingerprint"):
+        open_study("s", storage, quick(other))
+
+
+def test_a_study_of_others_is_refused(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    optuna.create_study(study_name="s", storage=storage)
+    with pytest.raises(StorageError, match="not made by flatsearch"):
+        open_study("s", storage, quick(digits))
+
+
+def test_the_budget_counts_finished_trials_only(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    class Flaky(Tiny):
+        def build(self, architecture, in_channels, num_classes):  # type: ignore[no-untyped-def]
+            flaky_calls.append(1)
+            if len(flaky_calls) in {3, 4}:  # a trial that trains builds twice
+                raise RuntimeError("no such width")
+            return super().build(architecture, in_channels, num_classes)
+
+    flaky_calls: list[int] = []
+    objective = FlatnessObjective(Flaky(), digits, epochs=1)
+    study = open_study("s", storage, objective)
+    run_study(study, objective, n_trials=3)
+    assert states(study) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    failure = flatsearch.record.read_trial(study.trials[1]).failure
+    assert failure == "SpaceError: Flaky.build failed: RuntimeError: no such width"
+
+
+def test_pruned_trials_use_up_the_budget(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    objective = FlatnessObjective(Tiny(), digits, epochs=2)
+    study = open_study("s", storage, objective)
+    study.pruner = optuna.pruners.ThresholdPruner(upper=0)
+
+    class Always(optuna.pruners.BasePruner):
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            return True
+
+    study.pruner = Always()
+    run_study(study, objective, n_trials=3)
+    assert states(study) == ["PRUNED"] * 3
+
+
+def test_stops_when_everything_fails(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    class Broken(Tiny):
+        def build(self, architecture, in_channels, num_classes):  # type: ignore[no-untyped-def]
+            raise RuntimeError("never works")
+
+    objective = FlatnessObjective(Broken(), digits, epochs=1)
+    study = open_study("s", storage, objective)
+    with pytest.raises(flatsearch.FlatsearchError, match=r"3 trials failed in a row.*never works"):
+        run_study(study, objective, n_trials=50)
+    assert states(study) == ["FAIL"] * 3
+
+
+def test_timeout_starts_no_new_trial(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    study = open_study("s", storage, quick(digits))
+    run_study(study, quick(digits), n_trials=1000, timeout=0.5)
+    assert 1 <= finished_count(study) < 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_inside_a_trial_fails_it(
+    digits: ImageData, storage: optuna.storages.BaseStorage, number: signal.Signals
+) -> None:
+    def kill_in_second_trial(trial: optuna.Trial, *_: object) -> None:
+        if trial.number == 1:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    objective = FlatnessObjective(Tiny(), digits, epochs=2, on_epoch=kill_in_second_trial)
+    study = open_study("s", storage, objective)
+    with pytest.raises(Interrupted) as caught:
+        run_study(study, objective, n_trials=5)
+    assert caught.value.signum == number
+    assert states(study) == ["COMPLETE", "FAIL"]
+    assert flatsearch.record.read_trial(study.trials[1]).failure == "interrupted"
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_at_the_end_of_a_trial_keeps_it(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    objective = quick(digits, on_epoch=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    study = open_study("s", storage, objective)
+    with pytest.raises(Interrupted):
+        run_study(study, objective, n_trials=5)
+    assert states(study) == ["COMPLETE"]
+
+
+def test_a_second_signal_does_not_wait_for_a_batch(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    def twice(*_: object) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    objective = quick(digits, on_epoch=twice)
+    study = open_study("s", storage, objective)
+    with pytest.raises(Interrupted):
+        run_study(study, objective, n_trials=5)
+    assert states(study) == ["FAIL"]
+
+
+@pytest.mark.parametrize("where", ["ask", "callback"])
+def test_a_signal_between_trials_leaves_none_running(
+    digits: ImageData,
+    storage: optuna.storages.BaseStorage,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = open_study("s", storage, quick(digits))
+
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if where == "ask":
+        real = study.ask
+
+        def ask() -> optuna.Trial:
+            trial = real()
+            interrupt()  # the trial is RUNNING in the storage, the objective has not begun
+            return trial
+
+        monkeypatch.setattr(study, "ask", ask)
+    on_trial = interrupt if where == "callback" else None
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, quick(digits), n_trials=5, on_trial=on_trial)
+    assert "RUNNING" not in states(study)
+    assert len(states(study)) <= 2
+
+
+def test_runs_outside_the_main_thread(
+    digits: ImageData, storage: optuna.storages.BaseStorage
+) -> None:
+    import threading
+
+    study = open_study("s", storage, quick(digits))
+    thread = threading.Thread(target=run_study, args=(study, quick(digits)), kwargs={"n_trials": 1})
+    thread.start()
+    thread.join()
+    assert states(study) == ["COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "'nonsense' cannot be opened"),
+        ("sqlite:////no/such/folder/s.db", "unable to open database file"),
+        ("nosuchdb://localhost/x", "needs a driver"),
+        ("mysql+nosuchdriver://localhost/x", "needs a driver"),
+        ("postgresql+pg8000://me:secret@localhost:1/x", ""),
+    ],
+)
+def test_storage_that_cannot_be_opened(url: str, message: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        open_storage(url)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_load_study(storage: optuna.storages.BaseStorage) -> None:
+    with pytest.raises(StorageError, match="has no studies yet"):
+        load_study(None, storage)
+    optuna.create_study(study_name="first", storage=storage)
+    assert load_study(None, storage).study_name == "first"
+    optuna.create_study(study_name="second", storage=storage)
+    with pytest.raises(StorageError, match="the storage has: first, second"):
+        load_study(None, storage)
+    with pytest.raises(StorageError, match=r"unknown study 'secnd' .did you mean 'second'"):
+        load_study("secnd", storage)
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "gp", "random"])
+def test_every_sampler_runs(
+    digits: ImageData, storage: optuna.storages.BaseStorage, name: str
+) -> None:
+    study = open_study("s", storage, quick(digits), sampler=name)
+    run_study(study, quick(digits), n_trials=2)
+    assert states(study) == ["COMPLETE"] * 2
+
+
+def test_unknown_sampler_and_pruner() -> None:
+    with pytest.raises(SettingsError, match=r"unknown sampler 'tpes' .did you mean 'tpe'"):
+        make_sampler("tpes", 0)
+    with pytest.raises(SettingsError, match="unknown pruner 'mean'"):
+        make_pruner("mean", ("accuracy",))
+    with pytest.raises(SettingsError, match=r"learns nothing from the objective flops.*--prune-on"):
+        make_pruner("median", ("flops",))
+    with pytest.raises(SettingsError, match="unknown metric to prune on 'losses'"):
+        make_pruner("median", ("flops",), "losses")
+    with pytest.raises(SettingsError, match="not for 'flatness'"):
+        make_pruner("flatness", ("accuracy",), "loss")
+
+
+@pytest.mark.parametrize("name", ["none", "flatness", "median", "asha", "hyperband"])
+@pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "flatness")])
+def test_every_pruner_runs(
+    digits: ImageData,
+    storage: optuna.storages.BaseStorage,
+    name: str,
+    objectives: tuple[str, ...],
+) -> None:
+    objective = FlatnessObjective(Tiny(), digits, objectives=objectives, epochs=2)
+    study = open_study("s", storage, objective, pruner=name)
+    run_study(study, objective, n_trials=8)
+    assert set(states(study)) <= {TrialState.COMPLETE.name, TrialState.PRUNED.name}
