@@ -18,8 +18,8 @@ SPACES = ROOT.parent / "search_spaces"
 LINES = """
 errors, pareto, networks
 settings, device, flatness, spaces, data
-training, record, export
-signals, pruners
+training, record, export, signals
+pruners
 search, analysis
 retrain
 reports

@@ -1,1 +1,1 @@
-"""A study as numbers: its summary, what signals and pruning were worth, which trial to take."""
+"""A study as numbers: its summary, what signals and pruning did, which trial to take."""

@@ -1,4 +1,4 @@
-"""Kendall's tau between weighted trials, with bootstrap intervals."""
+"""Bootstrap intervals, and Kendall's tau between weighted trials with one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,67 @@ import numpy as np
 from flatsearch.record.decisions import stands_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from flatsearch.record.trial import TrialRecord
 
-__all__ = ["tau_with_interval", "weighted_taus"]
+__all__ = [
+    "MIN_TRIALS",
+    "bootstrap",
+    "percentiles",
+    "resamples",
+    "tau_with_interval",
+    "trial_weights",
+    "weighted_taus",
+]
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
-# Below this many complete trials a rank correlation says nothing, nor a regression.
-_MIN_TRIALS = 8
+_Interval: TypeAlias = tuple[float, float, float]
+# Below this many trials a rank correlation says nothing.
+MIN_TRIALS = 8
 _RESAMPLES = 200
+
+
+def resamples(n: int, times: int = _RESAMPLES) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the indices of resamples with replacement, the same for every call, (times, n)."""
+    return np.random.default_rng(0).integers(0, n, (times, n))
+
+
+def percentiles(values: _Array) -> tuple[float, float]:
+    """Return the 2.5% and 97.5% order statistics of resampled values, NaN left out.
+
+    Order statistics are not interpolated: values may be infinite.
+
+    Example:
+        >>> percentiles(np.array([math.nan, *range(1, 200), math.inf]))
+        (5.0, 195.0)
+        >>> percentiles(np.array([1.0, math.inf]))
+        (1.0, inf)
+    """
+    low, high = np.nanpercentile(values, [2.5, 97.5], method="closest_observation")
+    return float(low), float(high)
+
+
+def bootstrap(
+    statistic: Callable[..., float], *columns: _Array, times: int = _RESAMPLES
+) -> _Interval:
+    """Return a statistic with its 95% percentile bootstrap interval.
+
+    Args:
+        statistic: The function of the columns.
+        columns: The data, (n, ...) each, whose rows are resampled together.
+        times: The number of resamples.
+
+    Returns:
+        The value and the ends of its interval.
+
+    Example:
+        >>> bootstrap(np.mean, np.full(5, 2.0))
+        (2.0, 2.0, 2.0)
+    """
+    chosen = resamples(len(columns[0]), times)
+    values = np.array([statistic(*(column[rows] for column in columns)) for rows in chosen])
+    return float(statistic(*columns)), *percentiles(values)
 
 
 def weighted_taus(x: _Array, y: _Array, weights: _Array) -> _Array:
@@ -29,8 +80,8 @@ def weighted_taus(x: _Array, y: _Array, weights: _Array) -> _Array:
               / sqrt( sum_ij w_i w_j [x_i != x_j]  sum_ij w_i w_j [y_i != y_j] )
 
     Args:
-        x: (n,).
-        y: (n,).
+        x: (n,), where infinite values are the largest or smallest.
+        y: (n,), in the same way.
         weights: (m, n).
 
     Returns:
@@ -41,7 +92,8 @@ def weighted_taus(x: _Array, y: _Array, weights: _Array) -> _Array:
         >>> weighted_taus(x, y, np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 0.0]])).round(3).tolist()
         [0.333, 1.0]
     """
-    dx, dy = (np.sign(v[:, None] - v).astype(np.float32) for v in (x, y))
+    ranks = (np.unique(v, return_inverse=True)[1] for v in (x, y))
+    dx, dy = (np.sign(r[:, None] - r).astype(np.float32) for r in ranks)
     w = weights.astype(np.float32)
 
     def total(pairs: Any) -> _Array:
@@ -53,35 +105,32 @@ def weighted_taus(x: _Array, y: _Array, weights: _Array) -> _Array:
     return taus
 
 
+def bootstrap_weights(own: _Array, times: int = _RESAMPLES) -> _Array:
+    """Return weights (n,) and those of resamples, how often each is drawn, (1 + times, n)."""
+    counts = [np.bincount(rows, minlength=len(own)) for rows in resamples(len(own), times)]
+    return np.vstack([own, np.array(counts).reshape(times, len(own)) * own])
+
+
 def trial_weights(trials: Sequence[TrialRecord]) -> _Array:
     """Return the trials' weights, then those of resamples of the trials, (1 + resamples, n)."""
-    own = np.array([stands_for(trial.decisions) for trial in trials])
-    n = len(trials)
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1.0 / n), _RESAMPLES)
-    return np.vstack([own, counts * own])
+    return bootstrap_weights(np.array([stands_for(trial.decisions) for trial in trials], float))
 
 
-def with_interval(x: _Array, y: _Array, weights: _Array) -> tuple[float, float, float] | None:
-    """Return tau and its percentile bootstrap interval; None if tau is not defined."""
-    taus = weighted_taus(x, y, weights)
-    if math.isnan(taus[0]):
-        return None
-    low, high = np.nanpercentile(taus[1:], [2.5, 97.5])
-    return float(taus[0]), float(low), float(high)
-
-
-def tau_with_interval(
-    trials: Sequence[TrialRecord], x: _Array, y: _Array
-) -> tuple[float, float, float] | None:
-    """Return Kendall's tau-b of two numbers of some trials, with its interval.
+def tau_with_interval(x: _Array, y: _Array, weights: _Array | None = None) -> _Interval | None:
+    """Return Kendall's tau-b with its 95% percentile bootstrap interval.
 
     Args:
-        trials: At most a few thousand.
-        x: (n,), one per trial.
+        x: (n,), at most a few thousand; NaN are left out, and so are those of y.
         y: (n,).
+        weights: `trial_weights` of the n trials; those of equal trials where None.
 
     Returns:
-        Tau and the ends of its 95% bootstrap interval; None with fewer than 8 trials, or where all
-        x or all y are the same.
+        Tau and the ends of its interval; None of fewer than 8 pairs, or where all x or all y are
+        the same.
     """
-    return None if len(trials) < _MIN_TRIALS else with_interval(x, y, trial_weights(trials))
+    weights = bootstrap_weights(np.ones(len(x))) if weights is None else weights
+    known = ~(np.isnan(x) | np.isnan(y))
+    if known.sum() < MIN_TRIALS:
+        return None
+    taus = weighted_taus(x[known], y[known], weights[:, known])
+    return None if math.isnan(taus[0]) else (float(taus[0]), *percentiles(taus[1:]))

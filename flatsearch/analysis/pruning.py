@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from flatsearch.record.trial import TrialRecord
 
-__all__ = ["PruningWorth", "pruning_worth"]
+__all__ = ["PruningEffect", "pruning_effect"]
 
 
 @dataclass(frozen=True)
-class PruningWorth:
+class PruningEffect:
     """What pruning saved, and what it may have cost.
 
     Attributes:
@@ -47,10 +47,10 @@ class PruningWorth:
     best: float | None
 
 
-def pruning_worth(
+def pruning_effect(
     trials: Sequence[TrialRecord], directions: Sequence[str], epochs: int | None
-) -> PruningWorth | None:
-    """Return what pruning was worth.
+) -> PruningEffect | None:
+    """Return what pruning saved, and what it may have cost.
 
     Args:
         trials: Of the study.
@@ -87,7 +87,7 @@ def pruning_worth(
     if audited:
         interval = stats.binomtest(wrong, audited).proportion_ci()
         low, high = float(interval.low), float(interval.high)
-    return PruningWorth(
+    return PruningEffect(
         pruned=len(pruned),
         epochs_spent=sum(len(t.steps) for t in ended),
         epochs_saved=sum(max(0, whole - len(t.steps)) for t in pruned),

@@ -1,4 +1,4 @@
-"""A study as tables: trials, Pareto front, and what flatness was worth on it."""
+"""A study as numbers: trials, Pareto front, what its signals and pruning did."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from flatsearch import record
-from flatsearch.analysis.correlations import FlatnessGain, ProxyWorth, flatness_gain, proxy_worth
-from flatsearch.analysis.pruning import PruningWorth, pruning_worth
+from flatsearch.analysis.correlations import (
+    FlatnessGain,
+    SignalCorrelation,
+    flatness_gain,
+    signal_correlations,
+)
+from flatsearch.analysis.pruning import PruningEffect, pruning_effect
 
 if TYPE_CHECKING:
     import optuna
@@ -33,9 +38,9 @@ class StudySummary:
         trials: All trials.
         front: Numbers of the Pareto-optimal trials, best first in the first objective; of the
             best trial alone if there is one objective.
-        worth: What the early signals are worth, empty with too few complete trials.
+        correlations: How the early signals rank the trials; empty with too few complete ones.
         gain: What flatness adds to the other signals, empty with too few complete trials.
-        pruning: What pruning was worth; None where there was none.
+        pruning: What pruning saved and cost; None where there was none.
     """
 
     name: str
@@ -45,9 +50,9 @@ class StudySummary:
     counts: dict[str, int]
     trials: tuple[TrialRecord, ...]
     front: tuple[int, ...]
-    worth: tuple[ProxyWorth, ...]
+    correlations: tuple[SignalCorrelation, ...]
     gain: tuple[FlatnessGain, ...] = ()
-    pruning: PruningWorth | None = None
+    pruning: PruningEffect | None = None
 
     def trial(self, number: int) -> TrialRecord:
         """Return a trial by its number."""
@@ -81,7 +86,7 @@ class StudySummary:
             "settings": self.settings,
             "counts": self.counts,
             "pareto_front": list(self.front),
-            "proxy_worth": [asdict(worth) for worth in self.worth],
+            "signal_correlations": [asdict(found) for found in self.correlations],
             "flatness_gain": [asdict(gain) for gain in self.gain],
             "pruning": self.pruning and asdict(self.pruning),
             "trials": trials,
@@ -99,12 +104,12 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
+def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
     """Read a study.
 
     Args:
         study: Any Optuna study; one not made by flatsearch has fewer facts.
-        worth: Also compute what signals and pruning were worth.
+        statistics: Also compute what signals and pruning did, which may take seconds.
 
     Returns:
         The summary.
@@ -135,10 +140,10 @@ def summarise(study: optuna.Study, *, worth: bool = True) -> StudySummary:
         counts=dict(Counter(map(_outcome, trials))),
         trials=trials,
         front=tuple(best),
-        worth=tuple(proxy_worth(complete)) if worth else (),
-        gain=tuple(flatness_gain(complete)) if worth else (),
-        pruning=pruning_worth(trials, directions, (settings or {}).get("epochs"))
-        if worth
+        correlations=tuple(signal_correlations(complete)) if statistics else (),
+        gain=tuple(flatness_gain(complete)) if statistics else (),
+        pruning=pruning_effect(trials, directions, (settings or {}).get("epochs"))
+        if statistics
         else None,
     )
 

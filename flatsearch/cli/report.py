@@ -22,7 +22,7 @@ __all__ = ["add_report"]
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Define `flatsearch report`."""
-    parser.description = "Show a study: trials, Pareto front, what the early signals were worth."
+    parser.description = "Show a study: trials, Pareto front, what the early signals say."
     parser.add_argument("study", nargs="?", help="its name (default: the only study)")
     add_storage(parser)
     parser.add_argument(

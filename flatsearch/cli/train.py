@@ -71,7 +71,7 @@ def choose_trial(options: argparse.Namespace) -> tuple[optuna.Study, Choice]:
     from flatsearch.analysis.summary import summarise
 
     study = load_for_reading(options)
-    return study, choose(summarise(study, worth=False), options.trial, options.prefer)
+    return study, choose(summarise(study, statistics=False), options.trial, options.prefer)
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -23,6 +23,8 @@ from flatsearch.pruners.metric_view import Annotated
 from flatsearch.pruners.predictor import Observation, Predictor
 from flatsearch.record.decisions import AUDITED, Decision, first_flag, stands_for, write_decision
 from flatsearch.record.trial import FINISHED, read_trial
+from flatsearch.signals.curve import with_tse
+from flatsearch.signals.table import PRIOR, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,21 +33,9 @@ if TYPE_CHECKING:
 
     from flatsearch.record.trial import TrialRecord
 
-__all__ = ["FLATNESS", "PRIOR", "SIGNALS", "CalibratedRule", "as_observation", "tail_probability"]
+__all__ = ["CalibratedRule", "as_observation", "tail_probability"]
 
-# What is looked at where a trial has it: metrics of an epoch, their sum, and sizes.
-SIGNALS = (
-    "accuracy", "loss", "train_loss", "tse", "parameters", "flops",
-    "flatness", "hessian_trace", "flatness_all", "hessian_trace_all",
-)  # fmt: skip
-# Those of them that are the project's own.
-FLATNESS = ("flatness", "hessian_trace", "flatness_all", "hessian_trace_all")
-# Coefficients to start from, between normal scores: what is free counts as its papers say, a little
-# each, and flatness not at all until the study's own trials say which way.
-PRIOR = {
-    "accuracy": 0.15, "loss": -0.15, "train_loss": -0.2, "tse": -0.15, "parameters": 0.1,
-    "flops": 0.1,
-}  # fmt: skip
+_UNTRAINED = tuple(name for name, signal in SIGNALS.items() if signal.first == "untrained")
 # An audit this unlikely under the stated probabilities suspends pruning.
 _SIGNIFICANT = 0.05
 
@@ -80,14 +70,10 @@ def as_observation(trial: TrialRecord, final: Sequence[float] | None) -> Observa
     Returns:
         The observation, with the sum of the training losses so far as "tse".
     """
-    total, curve = 0.0, {}
-    for step, metrics in trial.steps.items():
-        total += metrics.get("train_loss", math.nan)
-        curve[step] = {**metrics, "tse": total}
     flag = first_flag(trial.decisions) if final is not None else None
     return Observation(
-        curve=curve,
-        fixed={name: trial.metrics.get(name, math.nan) for name in ("parameters", "flops")},
+        curve=with_tse(trial.steps),
+        fixed={name: trial.metrics[name] for name in _UNTRAINED if name in trial.metrics},
         final=final,
         feasible=trial.feasible,
         flagged=None if flag is None else flag.step,
@@ -116,7 +102,7 @@ class CalibratedRule:
         limit: float,
         audit: float,
         n_startup_trials: int,
-        signals: Sequence[str] = SIGNALS,
+        signals: Sequence[str] = tuple(SIGNALS),
     ) -> None:
         self._signs = [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions]
         self._share = best if len(self._signs) == 1 else None

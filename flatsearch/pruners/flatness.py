@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 from optuna.pruners import BasePruner, PercentilePruner
 
 from flatsearch.errors import unknown_name
-from flatsearch.pruners.calibrated import SIGNALS, CalibratedRule
+from flatsearch.pruners.calibrated import CalibratedRule
 from flatsearch.pruners.metric_view import MetricView, metric_curve
 from flatsearch.pruners.percentile import FinishedMetric
 from flatsearch.record.trial import read_steps
+from flatsearch.signals.table import SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +113,7 @@ class FlatnessPruner(BasePruner):
         best: float = _SHARES["best"],
         limit: float = _SHARES["limit"],
         audit: float = _SHARES["audit"],
-        signals: Sequence[str] = SIGNALS,
+        signals: Sequence[str] = tuple(SIGNALS),
     ) -> None:
         if rule is None:
             plain = metric != "flatness" or direction is not None or percentile != _PERCENTILE

@@ -75,6 +75,7 @@ class Estimate:
 class _Model:
     """Everything that is learnt for one step."""
 
+    names: tuple[str, ...]  # signals that any trial has at the step
     signals: tuple[Reference, ...]
     posteriors: tuple[Posterior, ...]
     front: _Array  # scores of the finished trials on the front, (n, objectives)
@@ -91,7 +92,6 @@ class Predictor:
         best: With one objective, the share of all trials that counts as the best.
         prior: Per objective, coefficients by signal name to start from; 0 for those that are not
             there.
-        strength: How many trials the prior counts as.
 
     Example:
         Forty trials whose final value is their signal at the first step:
@@ -111,12 +111,10 @@ class Predictor:
         *,
         best: float = 0.1,
         prior: Sequence[Mapping[str, float]] = (),
-        strength: float = 10.0,
     ) -> None:
         self._names = tuple(names)
         self._best = best
         self._prior = prior
-        self._strength = strength
         self._seen: list[Observation] = []
         self._models: dict[int, _Model] = {}
 
@@ -141,18 +139,11 @@ class Predictor:
         model = self._models[step]
         if not model.n_trials:
             return Estimate(1.0, 0)
-        x = self._scores(model.signals, [running], step)
+        x = _scores(model.names, model.signals, [running], step)
         if len(model.posteriors) == 1:
             probability = float(model.posteriors[0].exceeds(x, model.limit)[0])
             return Estimate(probability, model.n_trials, model.base)
         return Estimate(_on_front(model, x), model.n_trials, model.base)
-
-    def _scores(
-        self, references: Sequence[Reference], trials: Sequence[Observation], step: int
-    ) -> _Array:
-        values = np.array([trial.signals(step, self._names) for trial in trials], float)
-        values = values.reshape(len(trials), len(self._names))
-        return np.stack([r.score(values[:, i]) for i, r in enumerate(references)], axis=1)
 
     @staticmethod
     def _weights(trials: Sequence[Observation], step: float = math.inf) -> _Array:
@@ -169,11 +160,13 @@ class Predictor:
         there = [t for t in self._seen if step in t.curve]
         whole = [t for t in there if t.final is not None]
         if not whole:
-            return _Model((), (), np.zeros((0, 0)), 0, 0.0, 1.0)
-        values = np.array([t.signals(step, self._names) for t in there], float)
+            return _Model((), (), (), np.zeros((0, 0)), 0, 0.0, 1.0)
+        present = {name for t in there for name in (*t.fixed, *t.curve[step])}
+        names = tuple(name for name in self._names if name in present)
         weights = self._weights(there, step)
-        signals = tuple(Reference(values[:, i], weights) for i in range(len(self._names)))
-        x = self._scores(signals, whole, step)
+        columns = np.array([t.signals(step, names) for t in there], float).T
+        signals = tuple(Reference(column, weights) for column in columns)
+        x = _scores(names, signals, whole, step)
         finals = np.array([t.final for t in whole], float)
         weights = self._weights(whole)
         references = tuple(Reference(column, weights) for column in finals.T)
@@ -181,15 +174,24 @@ class Predictor:
         posteriors = []
         for index, column in enumerate(y.T):
             start = self._prior[index] if index < len(self._prior) else {}
-            mean = np.array([start.get(name, 0.0) for name in self._names])
-            posteriors.append(fit(x, column, Prior(mean, self._strength)))
+            mean = np.array([start.get(name, 0.0) for name in names])
+            posteriors.append(fit(x, column, Prior(mean)))
         counts = y[np.array([t.feasible for t in whole])]
         front = front_of(counts)
         base = max(1, len(front)) / float(weights.sum())
         limit = 0.0
         if y.shape[1] == 1:
             base, limit = self._best, _limit(finals[:, 0], y[:, 0], weights, self._best)
-        return _Model(signals, tuple(posteriors), front, len(whole), limit, base)
+        return _Model(names, signals, tuple(posteriors), front, len(whole), limit, base)
+
+
+def _scores(
+    names: Sequence[str], references: Sequence[Reference], trials: Sequence[Observation], step: int
+) -> _Array:
+    values = np.array([trial.signals(step, names) for trial in trials], float)
+    values = values.reshape(len(trials), len(names))
+    scores = [r.score(values[:, i]) for i, r in enumerate(references)]
+    return np.stack(scores, axis=1) if scores else values
 
 
 def _limit(finals: _Array, scores: _Array, weights: _Array, best: float) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flatsearch.analysis.intervals import tau_with_interval
+from flatsearch.analysis.intervals import tau_with_interval, trial_weights
 from flatsearch.errors import UsageError
 from flatsearch.reports.figure_front import (
     BLUE,
@@ -155,7 +155,7 @@ def _gap(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     trials = thin(trials, MOST_POINTS)
     x = np.array([t.metrics["flatness"] for t in trials])
     y = np.array([t.metrics["train_accuracy"] - t.metrics["accuracy"] for t in trials])
-    found = tau_with_interval(trials, x, y)
+    found = tau_with_interval(x, y, trial_weights(trials))
     said = f"too few trials ({len(x)}) for a correlation"
     if found is not None:
         said = f"Kendall tau {found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}], {len(x)} trials"

@@ -113,9 +113,9 @@ def _page(summary: StudySummary) -> str:
     if best := _best(summary):
         by = html.escape(summary.metric_names[0])
         parts += [f"<h2>Best trials by {by}</h2>", _trials(summary, best)]
-    if summary.worth:
+    if summary.correlations:
         parts += ["<h2>What early signals say about the final validation accuracy</h2>"]
-        parts.append(_worth(summary))
+        parts.append(_correlations(summary))
     if summary.settings:
         rows = [(key, _plain(setting)) for key, setting in summary.settings.items()]
         parts += ["<h2>Settings</h2>", _table(("setting", "value"), rows)]
@@ -146,13 +146,13 @@ def _trials(summary: StudySummary, trials: Iterable[TrialRecord]) -> str:
     return _table(("trial", *names, "architecture"), rows)
 
 
-def _worth(summary: StudySummary) -> str:
+def _correlations(summary: StudySummary) -> str:
     rows = [
         (
-            worth.signal, str(worth.epoch or "untrained"), f"{worth.tau:+.2f}",
-            f"[{worth.low:+.2f}, {worth.high:+.2f}]",
+            found.signal, str(found.epoch or "untrained"), f"{found.tau:+.2f}",
+            f"[{found.low:+.2f}, {found.high:+.2f}]",
         )
-        for worth in summary.worth
+        for found in summary.correlations
     ]  # fmt: skip
     return _table(("signal", "after epoch", "Kendall tau", "95% interval"), rows)
 

@@ -60,7 +60,7 @@ def study_note(summary: StudySummary) -> str:
         if len(summary.front) > MOST_TRIALS:
             lines += [f"... and {len(summary.front) - MOST_TRIALS} more", ""]
     if said := verdicts(summary):
-        lines += ["**What the signals and pruning were worth**", ""]
+        lines += ["**What the signals and pruning did**", ""]
         lines += [*(f"- {_plain(sentence)}" for sentence in said), ""]
     if summary.settings:
         pairs = [(_plain(k), _plain(_setting(v))) for k, v in summary.settings.items()]

@@ -42,7 +42,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def print_summary(summary: StudySummary, console: Console, *, all_trials: bool = False) -> None:
-    """Print the trial table, the Pareto front and what flatness was worth.
+    """Print the trial table, the Pareto front and what the signals and pruning did.
 
     Args:
         summary: The study.
@@ -80,7 +80,7 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
             cells = [value(n, v) for n, v in zip(names, trial.values or (), strict=True)]
             table.add_row(str(best), *cells, describe(trial))
         console.print(table)
-    _print_worth(summary, console)
+    _print_statistics(summary, console)
 
 
 def _trial_table(
@@ -129,25 +129,25 @@ def _decision(trial: TrialRecord) -> str:
     return ""
 
 
-def _print_worth(summary: StudySummary, console: Console) -> None:
-    if summary.worth:
+def _print_statistics(summary: StudySummary, console: Console) -> None:
+    if summary.correlations:
         _print_correlations(summary, console)
     for sentence in verdicts(summary):
         console.print(sentence, highlight=False, markup=False)
 
 
 def _print_correlations(summary: StudySummary, console: Console) -> None:
-    n = summary.worth[0].n_trials
+    n = summary.correlations[0].n_trials
     console.print(
         "[bold]what early signals say about the final validation accuracy[/]"
         f" ({n} complete trials)",
         highlight=False,
     )
     table = _table("", ["signal", "after epoch", "Kendall tau", "95% interval"])
-    for worth in summary.worth:
-        epoch = str(worth.epoch) if worth.epoch else "untrained"
+    for found in summary.correlations:
+        epoch = str(found.epoch) if found.epoch else "untrained"
         table.add_row(
-            worth.signal, epoch, f"{worth.tau:+.2f}", f"[{worth.low:+.2f}, {worth.high:+.2f}]"
+            found.signal, epoch, f"{found.tau:+.2f}", f"[{found.low:+.2f}, {found.high:+.2f}]"
         )
     console.print(table, markup=False)
 

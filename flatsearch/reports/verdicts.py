@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flatsearch.signals.table import SIGNALS
+
 if TYPE_CHECKING:
-    from flatsearch.analysis.correlations import FlatnessGain, ProxyWorth
-    from flatsearch.analysis.pruning import PruningWorth
+    from flatsearch.analysis.correlations import FlatnessGain, SignalCorrelation
+    from flatsearch.analysis.pruning import PruningEffect
     from flatsearch.analysis.summary import StudySummary
 
 __all__ = ["searched", "verdicts"]
+
+_FREE = [signal.label for signal in SIGNALS.values() if signal.group in {"training", "size"}]
 
 
 def searched(summary: StudySummary) -> str:
@@ -35,7 +39,7 @@ def searched(summary: StudySummary) -> str:
 
 
 def verdicts(summary: StudySummary) -> list[str]:
-    """Return what flatness and pruning were worth on a study, a sentence or two each.
+    """Return what flatness and pruning did on a study, a sentence or two each.
 
     Args:
         summary: The study.
@@ -44,16 +48,17 @@ def verdicts(summary: StudySummary) -> list[str]:
         Sentences; none with too few trials.
     """
     found = []
-    if summary.worth:
+    if summary.correlations:
         # Parameters are known before the first epoch, at epoch 0.
-        first = {w.signal: w for w in summary.worth if w.epoch in {0, summary.worth[0].epoch}}
+        moments = {0, summary.correlations[0].epoch}
+        first = {c.signal: c for c in summary.correlations if c.epoch in moments}
         found.append(_alone(first))
     if summary.gain:
         found.append(_gain(summary.gain[0]))
     if summary.pruning is not None:
         found += _pruning(summary.pruning)
     audited = summary.pruning is not None and summary.pruning.audited > 0
-    if summary.worth and summary.counts.get("PRUNED") and not audited:
+    if summary.correlations and summary.counts.get("PRUNED") and not audited:
         found.append(
             "Pruned trials are missing from these numbers, which makes them optimistic for the"
             " signal that pruned them."
@@ -61,11 +66,11 @@ def verdicts(summary: StudySummary) -> list[str]:
     return found
 
 
-def _alone(first: dict[str, ProxyWorth]) -> str:
-    """Say what flatness alone was worth after the first epoch, beside the best free signal."""
+def _alone(first: dict[str, SignalCorrelation]) -> str:
+    """Say what flatness alone told after the first epoch, beside the best free signal."""
     layers = "all convolutions" if "flatness_all" in first else "the last convolution"
     flatness = first.get("flatness_all", first.get("flatness"))
-    free = [first[name] for name in ("accuracy", "-train_loss", "parameters") if name in first]
+    free = [first[name] for name in _FREE if name in first]
     if flatness is None or not free:
         return "Flatness could not be compared on this study."
     when = f"After epoch {flatness.epoch}, the flatness of {layers}"
@@ -74,7 +79,7 @@ def _alone(first: dict[str, ProxyWorth]) -> str:
     else:
         which = "a larger (sharper)" if flatness.tau > 0 else "a smaller (flatter)"
         what = f"{when} tells good from bad here: {which} value goes with a higher final accuracy"
-    best = max(free, key=lambda worth: worth.tau)
+    best = max(free, key=lambda found: found.tau)
     return (
         f"{what} (tau {flatness.tau:+.2f});"
         f" the best free signal, {best.signal}, has {best.tau:+.2f}."
@@ -99,7 +104,7 @@ def _gain(gain: FlatnessGain) -> str:
     )
 
 
-def _pruning(pruning: PruningWorth) -> list[str]:
+def _pruning(pruning: PruningEffect) -> list[str]:
     """Say what pruning saved, and what the audit says that it cost."""
     total = pruning.epochs_spent + pruning.epochs_saved
     if not pruning.pruned and not pruning.audited:

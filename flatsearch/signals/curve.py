@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from flatsearch.errors import SettingsError
@@ -9,9 +10,9 @@ from flatsearch.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-__all__ = ["last", "tse", "weight_movement"]
+__all__ = ["tse", "weight_movement", "with_tse"]
 
 
 def tse(losses: Sequence[float]) -> float:
@@ -29,22 +30,22 @@ def tse(losses: Sequence[float]) -> float:
     return float(sum(losses))
 
 
-def last(values: Sequence[float]) -> float:
-    """Return the last of several values.
-
-    Raises:
-        SettingsError: If there is none.
+def with_tse(steps: Mapping[int, Mapping[str, float]]) -> dict[int, dict[str, float]]:
+    """Return metrics by step with `tse` among them, from their "train_loss" so far.
 
     Example:
-        >>> last([0.1, 0.4])
-        0.4
+        >>> with_tse({0: {"train_loss": 2.0}, 1: {"train_loss": 1.5}})[1]
+        {'train_loss': 1.5, 'tse': 3.5}
     """
-    if not values:
-        raise SettingsError("there is no epoch to take a value from")
-    return float(values[-1])
+    losses: list[float] = []
+    found = {}
+    for step, metrics in steps.items():
+        losses.append(metrics.get("train_loss", math.nan))
+        found[step] = {**metrics, "tse": tse(losses)}
+    return found
 
 
-def weight_movement(now: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> float:
+def weight_movement(model: nn.Module, initial: Mapping[str, Tensor]) -> float:
     """Return how far kernels and matrices have moved, relative to where they began.
 
         mean_l |W_l - W_l(0)| / |W_l(0)|,   Frobenius norms
@@ -52,8 +53,8 @@ def weight_movement(now: Mapping[str, Tensor], initial: Mapping[str, Tensor]) ->
     over the parameters of two or more dimensions that did not begin as zeros.
 
     Args:
-        now: Parameters by name.
-        initial: The same before training.
+        model: The network as it is now.
+        initial: Its parameters before training, by name.
 
     Returns:
         The mean over the layers; 0 without any.
@@ -63,11 +64,13 @@ def weight_movement(now: Mapping[str, Tensor], initial: Mapping[str, Tensor]) ->
 
     Example:
         >>> import torch
-        >>> weight_movement({"w": torch.tensor([[3.0, 0.0]])}, {"w": torch.tensor([[0.0, 4.0]])})
+        >>> model = torch.nn.Linear(2, 1)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, 0.0]]))
+        >>> weight_movement(model, {"weight": torch.tensor([[0.0, 4.0]])})
         1.25
     """
     moved = []
-    for name, weight in now.items():
+    for name, weight in model.named_parameters():
         if weight.dim() < 2:
             continue
         if name not in initial or initial[name].shape != weight.shape:

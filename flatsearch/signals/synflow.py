@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from torch import Tensor, nn
 
 __all__ = ["synflow"]
 
@@ -27,7 +23,7 @@ def _without_norms(module: nn.Module) -> None:
         _without_norms(child)
 
 
-def synflow(model: nn.Module, shape: Sequence[int]) -> float:
+def synflow(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
     """Return the logarithm of the synaptic flow, and change the model while at it.
 
         log sum_w |w| dR/d|w|,   R = sum of the logits of an image of ones with all weights |w|
@@ -38,18 +34,20 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> float:
 
     Args:
         model: A copy: its normalisations are taken out and its parameters made positive.
-        shape: Of an image, (C, H, W).
+        x: Images (N, C, H, W), whose shape alone matters.
+        y: Not looked at.
 
     Returns:
         The value; -inf if nothing gets through.
     """
+    del y
     _without_norms(model)
     model = model.double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.abs_()
     weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    ones = torch.ones(1, *shape, dtype=torch.float64, device=weights[0].device)
+    ones = torch.ones(1, *x.shape[1:], dtype=torch.float64, device=weights[0].device)
     flow = model(ones).sum()
     gradients = torch.autograd.grad(flow, weights, allow_unused=True)
     total = sum(

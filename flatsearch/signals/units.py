@@ -31,7 +31,9 @@ class _Codes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         del types
         if func.overloadpacket in _UNITS and args[0].shape[:1] == (self._n,):
             on = (args[0].detach() > 0).flatten(1).to(torch.float64)
-            agree = on @ on.T + (1 - on) @ (1 - on).T
+            # on on' + off off', with off = 1 - on, from one product.
+            count = on.sum(1)
+            agree = 2 * (on @ on.T) - count - count[:, None] + on.shape[1]
             self.kernel = agree if self.kernel is None else self.kernel + agree
         return func(*args, **(kwargs or {}))
 

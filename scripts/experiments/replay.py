@@ -38,8 +38,8 @@ from optuna.pruners import (
 
 import flatsearch
 from flatsearch import record
-from flatsearch.pruners.calibrated import FLATNESS, SIGNALS
 from flatsearch.settings import RunSettings
+from flatsearch.signals.table import FLATNESS, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

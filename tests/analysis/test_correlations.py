@@ -1,4 +1,4 @@
-"""What signals and pruning were worth, against independent computations."""
+"""What signals and pruning did, against independent computations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy import stats
 
 import flatsearch
 from flatsearch import FlatnessPruner, record
-from flatsearch.analysis.correlations import proxy_worth
+from flatsearch.analysis.correlations import signal_correlations
 from flatsearch.analysis.intervals import weighted_taus
 from flatsearch.analysis.summary import StudySummary, summarise
 from flatsearch.pruners.regression import Prior, fit, leave_one_out
@@ -107,7 +107,7 @@ def audited_study() -> StudySummary:
     return summarise(study_of(150, helps=True, pruner=pruner))
 
 
-def test_what_pruning_was_worth() -> None:
+def test_what_pruning_saved_and_cost() -> None:
     summary = audited_study()
     found = summary.pruning
     assert found is not None
@@ -147,7 +147,7 @@ def test_an_audit_makes_the_correlation_that_of_all_trials() -> None:
                     decisions=() if a > 0 else (flag,),
                 )
             )  # fmt: skip
-    (found,) = (w for w in proxy_worth(complete) if w.epoch == 1)
+    (found,) = (c for c in signal_correlations(complete) if c.epoch == 1)
     naive = stats.kendalltau(
         [t.steps[0]["accuracy"] for t in complete], [t.metrics["accuracy"] for t in complete]
     ).statistic

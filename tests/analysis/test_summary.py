@@ -49,7 +49,7 @@ def test_front_and_counts() -> None:
     summary = summarise(study)
     assert summary.counts == {"COMPLETE": 5, "FAIL": 1}
     assert summary.front == (4, 3, 2, 1, 0)  # more accurate is sharper here
-    assert summary.worth == ()
+    assert summary.correlations == ()
     text = show(summary, all_trials=True)
     assert "fail: out of memory" in text
     assert "Pareto front" in text
@@ -68,17 +68,17 @@ def test_single_objective_front_is_the_best_trial() -> None:
     assert "Pareto front" not in show(summary)
 
 
-def test_worth_of_the_signals() -> None:
+def test_correlations_of_the_signals() -> None:
     summary = summarise(study_of(12))
-    tau = {(w.signal, w.epoch): w.tau for w in summary.worth}
+    tau = {(c.signal, c.epoch): c.tau for c in summary.correlations}
     assert tau["flatness", 1] == pytest.approx(1)
     assert tau["accuracy", 1] == pytest.approx(-1)
     assert tau["-train_loss", 1] == pytest.approx(1)
     assert tau["parameters", 0] == pytest.approx(-1)
     assert ("accuracy", 4) not in tau  # the final accuracy itself
     assert not any(signal == "hessian_trace" for signal, _ in tau)
-    assert all(w.low - 1e-9 <= w.tau <= w.high + 1e-9 for w in summary.worth)
-    assert {w.n_trials for w in summary.worth} == {12}
+    assert all(c.low - 1e-9 <= c.tau <= c.high + 1e-9 for c in summary.correlations)
+    assert {c.n_trials for c in summary.correlations} == {12}
     text = show(summary)
     assert "a larger (sharper) value goes with a higher final accuracy (tau +1.00)" in text
 

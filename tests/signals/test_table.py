@@ -8,15 +8,25 @@ import optuna
 import pytest
 import torch
 import torch.nn.functional as F
-from flatsearch.proxies import PROXIES, Evidence, compute
 from torch import nn
 
 import flatsearch
 from flatsearch.errors import SettingsError
 from flatsearch.signals import aznas
-from flatsearch.training.trainer import EpochResult
+from flatsearch.signals.curve import weight_movement, with_tse
+from flatsearch.signals.table import (
+    PROXIES,
+    SIGNALS,
+    ProxyInput,
+    choose,
+    measure,
+    signals_table,
+)
 
-ZERO_COST = [name for name, proxy in PROXIES.items() if proxy.needs != "training"]
+
+def compute(name: str, given: ProxyInput) -> float:
+    (value,) = measure(choose([name]), given).values()
+    return value
 
 
 def two_weights() -> nn.Sequential:
@@ -47,14 +57,16 @@ def units(activation: nn.Module | None) -> nn.Sequential:
 )
 def test_nwot_of_opposite_images(activation: nn.Module) -> None:
     # They disagree in both units: K = 2 I.
-    evidence = Evidence(units(activation), pixels(1, -1), torch.tensor([0, 1]))
-    assert compute("nwot", evidence) == pytest.approx(math.log(4))
+    given = ProxyInput(units(activation), pixels(1, -1), torch.tensor([0, 1]))
+    assert compute("nwot", given) == pytest.approx(math.log(4))
 
 
 def test_nwot_of_images_with_the_same_code() -> None:
-    evidence = Evidence(units(nn.ReLU()), pixels(1, 2), torch.tensor([0, 1]))
-    assert compute("nwot", evidence) == -math.inf
-    assert compute("nwot", Evidence(units(None), pixels(1, -1), torch.tensor([0, 1]))) == -math.inf
+    given = ProxyInput(units(nn.ReLU()), pixels(1, 2), torch.tensor([0, 1]))
+    assert compute("nwot", given) == -math.inf
+    assert (
+        compute("nwot", ProxyInput(units(None), pixels(1, -1), torch.tensor([0, 1]))) == -math.inf
+    )
 
 
 def test_nwot_is_hamming_distance() -> None:
@@ -68,7 +80,7 @@ def test_nwot_is_hamming_distance() -> None:
     codes = torch.cat([first.flatten(1), second.flatten(1)], 1) > 0
     kernel = [[int((a == b).sum()) for b in codes] for a in codes]
     expected = math.log(abs(float(torch.tensor(kernel).double().det())))
-    assert compute("nwot", Evidence(net, x, torch.zeros(5).long())) == pytest.approx(expected)
+    assert compute("nwot", ProxyInput(net, x, torch.zeros(5).long())) == pytest.approx(expected)
 
 
 def test_synflow() -> None:
@@ -81,19 +93,19 @@ def test_synflow() -> None:
         net[0].weight.fill_(-2)
         net[1].weight.fill_(7)
         net[4].weight.copy_(torch.tensor([[3.0], [-1.0]]))
-    evidence = Evidence(net, pixels(5, 6), torch.tensor([0, 1]))
-    assert compute("synflow", evidence) == pytest.approx(math.log(16))
+    given = ProxyInput(net, pixels(5, 6), torch.tensor([0, 1]))
+    assert compute("synflow", given) == pytest.approx(math.log(16))
     with torch.no_grad():
         net[0].weight.fill_(0)
-    assert compute("synflow", evidence) == -math.inf
+    assert compute("synflow", given) == -math.inf
 
 
 def test_gradients() -> None:
     # p = (s(2), s(-2)) and target 0: dL/dlogits = (-q, q), q = s(-2); dL/dV the same, dL/dw = -2q.
     q = 1 / (1 + math.exp(2))
-    evidence = Evidence(two_weights(), pixels(1), torch.tensor([0]))
-    assert compute("snip", evidence) == pytest.approx(2 * q + 2 * q)
-    assert compute("gradient_norm", evidence) == pytest.approx(2 * q + math.sqrt(2) * q)
+    given = ProxyInput(two_weights(), pixels(1), torch.tensor([0]))
+    assert compute("snip", given) == pytest.approx(2 * q + 2 * q)
+    assert compute("untrained_gradient_norm", given) == pytest.approx(2 * q + math.sqrt(2) * q)
 
 
 def test_zico() -> None:
@@ -101,27 +113,40 @@ def test_zico() -> None:
     # in w: mean 1/2, deviation (p - q) / 2 in V.
     q = 1 / (1 + math.exp(2))
     ratio = 1 / (1 - 2 * q)
-    evidence = Evidence(two_weights(), pixels(1, 1, 1, 1), torch.tensor([0, 0, 1, 1]))
-    assert compute("zico", evidence) == pytest.approx(math.log(ratio) + math.log(2 * ratio))
-    same = Evidence(two_weights(), pixels(1, 1, 1, 1), torch.tensor([0, 0, 0, 0]))
+    given = ProxyInput(two_weights(), pixels(1, 1, 1, 1), torch.tensor([0, 0, 1, 1]))
+    assert compute("zico", given) == pytest.approx(math.log(ratio) + math.log(2 * ratio))
+    same = ProxyInput(two_weights(), pixels(1, 1, 1, 1), torch.tensor([0, 0, 0, 0]))
     assert compute("zico", same) == 0
-    assert math.isnan(compute("zico", Evidence(two_weights(), pixels(1), torch.tensor([0]))))
+    assert math.isnan(compute("zico", ProxyInput(two_weights(), pixels(1), torch.tensor([0]))))
 
 
-def test_in_training() -> None:
+def test_weight_movement() -> None:
     net = two_weights()
     initial = {name: p.detach().clone() for name, p in net.named_parameters()}
     with torch.no_grad():
         net[0].weight.fill_(3)  # moved by twice its norm; V by nothing
-    history = [EpochResult(1, 2.0, 0.1, 2.1, 0.2, 1.0), EpochResult(2, 1.5, 0.3, 1.6, 0.4, 1.0)]
-    evidence = Evidence(net, pixels(1), torch.tensor([0]), initial, history)
-    values = {name: compute(name, evidence) for name in PROXIES if name not in ZERO_COST}
-    assert values == {
-        "tse": 3.5, "validation_accuracy": 0.4, "train_loss": 1.5, "weight_movement": 1.0,
-    }  # fmt: skip
+    given = ProxyInput(net, pixels(1), torch.tensor([0]), initial)
+    assert compute("weight_movement", given) == 1
+    with pytest.raises(SettingsError, match=r"'0\.weight' is not among"):
+        weight_movement(net, {"0.weight": torch.ones(2, 2)})
 
 
-@pytest.mark.parametrize("name", ZERO_COST)
+def test_gradient_norm_of_all_weights() -> None:
+    # Of both layers together: dL/dV = (-q, q) and dL/dw = -2q, as above.
+    q = 1 / (1 + math.exp(2))
+    given = ProxyInput(two_weights(), pixels(1), torch.tensor([0]))
+    assert compute("gradient_norm", given) == pytest.approx(math.sqrt(2 + 4) * q)
+
+
+def test_tse_is_the_sum_of_training_losses() -> None:
+    steps = {0: {"train_loss": 2.0, "accuracy": 0.1}, 1: {"train_loss": 1.5}, 2: {"loss": 1.0}}
+    found = with_tse(steps)
+    assert found[0] == {"train_loss": 2.0, "accuracy": 0.1, "tse": 2.0}
+    assert found[1]["tse"] == 3.5
+    assert math.isnan(found[2]["tse"])  # no longer known
+
+
+@pytest.mark.parametrize("name", PROXIES)
 def test_leaves_the_model_alone(name: str) -> None:
     torch.manual_seed(0)
     space = flatsearch.load_space("resnet_small")
@@ -137,26 +162,67 @@ def test_leaves_the_model_alone(name: str) -> None:
     gradients = [p.grad.clone() for p in net.parameters()]
     modes = [m.training for m in net.modules()]
     state = torch.get_rng_state()
-    first = compute(name, Evidence(net, x, y))
+    initial = {k: v.detach() + 1 for k, v in net.named_parameters()}
+    first = compute(name, ProxyInput(net, x, y, initial))
     assert math.isfinite(first)
-    assert first == compute(name, Evidence(net, x, y))
+    assert first == compute(name, ProxyInput(net, x, y, initial))
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), gradients, strict=True))
     assert modes == [m.training for m in net.modules()]
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_errors() -> None:
-    evidence = Evidence(two_weights(), pixels(1), torch.tensor([0]))
-    with pytest.raises(SettingsError, match=r"unknown proxy 'nwott'.*nwot"):
-        compute("nwott", evidence)
-    with pytest.raises(SettingsError, match="'tse' needs a network in training"):
-        compute("tse", evidence)
-    with pytest.raises(SettingsError, match="no epoch"):
-        compute("train_loss", Evidence(two_weights(), pixels(1), torch.tensor([0]), {"a": 1}))
-    other = {"0.weight": torch.ones(2, 2)}
-    with pytest.raises(SettingsError, match=r"'0\.weight' is not among"):
-        compute("weight_movement", Evidence(two_weights(), pixels(1), torch.tensor([0]), other))
+def test_names_that_a_study_may_ask_for() -> None:
+    assert [s.name for s in choose(["nwot", "untrained_nwot", "gradient_norm"])] == [
+        "gradient_norm",
+        "untrained_nwot",
+    ]
+    assert choose(["untrained_gradient_norm"])[0].first == "untrained"
+    with pytest.raises(SettingsError) as caught:
+        choose(["nwott"])
+    message = str(caught.value)
+    assert message.startswith("unknown signal to record 'nwott' (did you mean 'nwot'?); known: ")
+    assert "\n" not in message
+    assert all(name.removeprefix("untrained_") in message for name in PROXIES)
+    # What is recorded anyway is not to be asked for.
+    with pytest.raises(SettingsError, match="unknown signal to record 'accuracy'"):
+        choose(["accuracy"])
+
+
+def test_a_proxy_that_cannot_be_computed_is_unknown() -> None:
+    class NoGradient(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.flatten(1) @ self.weight.T).detach()
+
+    given = ProxyInput(NoGradient(), pixels(1, 2), torch.tensor([0, 1]))
+    with pytest.warns(UserWarning, match="untrained_snip could not be computed"):
+        assert math.isnan(compute("snip", given))
+
+
+def test_a_proxy_looks_at_the_first_images_alone() -> None:
+    torch.manual_seed(0)
+    net, x, y = units(nn.ReLU()), torch.randn(200, 1, 1, 1), torch.arange(200) % 2
+    few = compute("snip", ProxyInput(net, x[:128], y[:128]))
+    assert (
+        compute("snip", ProxyInput(net, x, y))
+        == few
+        != compute("snip", ProxyInput(net, x[:64], y[:64]))
+    )
+
+
+def test_the_table() -> None:
+    assert all(name == signal.name for name, signal in SIGNALS.items())
+    # A prior that said the opposite of the sign would be a mistake in one of them.
+    assert all(signal.prior * signal.sign >= 0 for signal in SIGNALS.values())
+    assert all(signal.prior == 0 for signal in SIGNALS.values() if signal.sign == 0)
+    rows = signals_table()
+    assert [row["signal"] for row in rows] == list(SIGNALS)
+    assert all(row["cost"] and row["what"] for row in rows)
+    assert all(row["source"] for row in rows if row["signal"].startswith("untrained_"))
 
 
 def chain(*weights: float) -> nn.Sequential:
@@ -238,6 +304,6 @@ def test_synflow_of_activations_in_place() -> None:
     values = []
     for inplace in (False, True):
         torch.manual_seed(0)
-        evidence = Evidence(PreActivation(inplace=inplace), pixels(1, 2), torch.tensor([0, 1]))
-        values.append(compute("synflow", evidence))
+        given = ProxyInput(PreActivation(inplace=inplace), pixels(1, 2), torch.tensor([0, 1]))
+        values.append(compute("synflow", given))
     assert values[0] == values[1]
