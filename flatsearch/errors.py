@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "COUNT",
+    "FRACTION",
+    "IMAGE_SIZE",
+    "SEED",
     "DataError",
     "DivergedError",
     "FlatsearchError",
@@ -89,6 +93,12 @@ class Range:
         bounds = (("at least", self.least), ("above", self.above), ("below", self.below))
         return " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
 
+    def describe(self, value: object) -> str:
+        """Return what a message calls the numbers that are accepted, where this was given."""
+        if self.whole:
+            return "a whole number"
+        return "a number" if isinstance(value, str) else "a finite Python number"
+
     def check(self, name: str, value: object) -> None:
         """Refuse what is no such number.
 
@@ -106,14 +116,32 @@ class Range:
         """
         types = (int,) if self.whole else (int, float)
         if not isinstance(value, types) or isinstance(value, bool) or not math.isfinite(value):
-            kind = "a whole number" if self.whole else "a finite Python number"
-            raise SettingsError(f"`{name}` must be {kind} but got {value!r}")
+            raise SettingsError(f"`{name}` must be {self.describe(value)} but got {value!r}")
         if (
             (self.least is not None and value < self.least)
             or (self.above is not None and value <= self.above)
             or (self.below is not None and value >= self.below)
         ):
             raise SettingsError(f"`{name}` must be {self} but got {value}")
+
+    def parse(self, text: str) -> object:
+        """Return the number that a text writes; the text itself, for `check`, if it writes none.
+
+        Example:
+            >>> Range().parse("1e-3"), Range(whole=True).parse("8"), Range().parse("ten")
+            (0.001, 8, 'ten')
+        """
+        try:
+            return int(text) if self.whole else float(text)
+        except ValueError:
+            return text
+
+
+# Numbers that the settings of a run and the functions they are passed on to both accept.
+COUNT = Range(least=1, whole=True)
+FRACTION = Range(above=0, below=1)
+IMAGE_SIZE = Range(least=4, whole=True)
+SEED = Range(least=0, below=2**32, whole=True)
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "") -> str:

@@ -3,45 +3,76 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from typing import Any
 
 import pytest
 
-from flatsearch import RunSettings, SettingsError, UsageError
-from flatsearch.settings import AUGMENTATIONS, OBJECTIVES
+from flatsearch import RunSettings, SettingsError, UsageError, load_data
+from flatsearch.errors import Range
+from flatsearch.settings import (
+    AUGMENTATIONS,
+    COSTS,
+    OBJECTIVES,
+    RunOptions,
+    SettingsRecord,
+    same,
+    setting,
+    settings_table,
+)
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"objectives": ()}, "`objectives` must name at least one of: accuracy, flatness, "),
+    ({"objectives": ()}, "`objectives` must name at least 1 of: accuracy, flatness, "),
     ({"objectives": ("acuracy",)}, "unknown objective 'acuracy' (did you mean 'accuracy'?); known"),
     ({"objectives": ("flops", "accuracy", "flops")}, "`objectives` has a name twice: flops, acc"),
     ({"epochs": 0}, "`epochs` must be at least 1 but got 0"),
     ({"batch_size": 1}, "`batch_size` must be at least 2 but got 1"),
-    ({"lr": 0}, "`lr` must be positive but got 0"),
-    ({"lr": -0.1}, "`lr` must be positive but got -0.1"),
+    ({"lr": 0}, "`lr` must be above 0 but got 0"),
+    ({"lr": -0.1}, "`lr` must be above 0 but got -0.1"),
     ({"lr": float("nan")}, "`lr` must be a finite Python number but got nan"),
-    ({"weight_decay": -1e-9}, "`weight_decay` must not be negative but got -1e-09"),
+    ({"weight_decay": -1e-9}, "`weight_decay` must be at least 0 but got -1e-09"),
     ({"weight_decay": float("nan")}, "`weight_decay` must be a finite Python number but got nan"),
-    ({"momentum": -0.1}, "`momentum` must be at least 0, below 1 but got -0.1"),
-    ({"momentum": 1.0}, "`momentum` must be at least 0, below 1 but got 1.0"),
+    ({"momentum": -0.1}, "`momentum` must be at least 0 and below 1 but got -0.1"),
+    ({"momentum": 1.0}, "`momentum` must be at least 0 and below 1 but got 1.0"),
     ({"min_accuracy": 1}, "`min_accuracy` must be at least 0 and below 1 but got 1"),
     ({"lr": True}, "`lr` must be a finite Python number but got True"),
     ({"momentum": float("nan")}, "`momentum` must be a finite Python number but got nan"),
     ({"augment": "flip"}, "unknown augmentation 'flip' (did you mean 'crop+flip'?); known: auto"),
     ({"probe_size": 0}, "`probe_size` must be at least 1 but got 0"),
-    ({"validation_fraction": 0}, "`validation_fraction` must be between 0 and 1 but got 0"),
-    ({"validation_fraction": 1}, "`validation_fraction` must be between 0 and 1 but got 1"),
+    ({"validation_fraction": 0}, "`validation_fraction` must be above 0 and below 1 but got 0"),
+    ({"validation_fraction": 1}, "`validation_fraction` must be above 0 and below 1 but got 1"),
     ({"image_size": 3}, "`image_size` must be at least 4 but got 3"),
     ({"image_size": 0}, "`image_size` must be at least 4 but got 0"),
-    ({"seed": -1}, "`seed` must be at least 0 but got -1"),
-    ({"max_parameters": 0}, "`max_parameters` must be a positive number but got 0"),
-    ({"max_flops": -1}, "`max_flops` must be a positive number but got -1"),
-    ({"max_memory": 0}, "`max_memory` must be a positive number but got 0"),
-    ({"max_latency": float("nan")}, "`max_latency` must be a positive number but got nan"),
-    ({"max_batch_latency": 0}, "`max_batch_latency` must be a positive number but got 0"),
+    ({"seed": -1}, "`seed` must be at least 0 and below 4294967296 but got -1"),
+    ({"seed": 2**32}, "`seed` must be at least 0 and below 4294967296 but got 4294967296"),
+    ({"epochs": 2.0}, "`epochs` must be a whole number but got 2.0"),
+    ({"objectives": "accuracy"}, "`objectives` must be several names but got 'accuracy'"),
+    ({"max_parameters": 0}, "`max_parameters` must be above 0 but got 0"),
+    ({"max_flops": -1}, "`max_flops` must be above 0 but got -1"),
+    ({"max_memory": 0}, "`max_memory` must be above 0 but got 0"),
+    ({"max_latency": float("nan")}, "`max_latency` must be a finite Python number but got nan"),
+    ({"max_batch_latency": 0}, "`max_batch_latency` must be above 0 but got 0"),
     ({"duplicates": "keep"}, "unknown way with duplicates 'keep'; known: retrain, reuse"),
     ({"layers": "every"}, "unknown layers 'every'; known: all, last"),
     ({"tune_recipe": "yes"}, "`tune_recipe` must be True or False but got 'yes'"),
+]
+REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    *(
+        ({name: 1}, f"`{name}` must be a text but got 1")
+        for name in ("space", "data", "data_root", "study", "storage", "artifacts", "device")
+    ),
+    *(
+        ({name: 0}, f"`{name}` must be at least 1 but got 0")
+        for name in ("trials", "workers", "max_failures")
+    ),
+    ({"timeout": 0}, "`timeout` must be above 0 but got 0"),
+    ({"timeout": float("inf")}, "`timeout` must be a finite Python number but got inf"),
+    ({"sampler": "tpo"}, "unknown sampler 'tpo' (did you mean 'tpe'?); known: gp, nsga2, random"),
+    ({"sampler": None}, "unknown sampler 'None'"),
+    ({"pruner": ["median"]}, "unknown pruner \"('median',)\""),
+    ({"prune_on": "x"}, "unknown metric to prune on 'x'; known: accuracy, loss, pareto_rank"),
+    ({"prune_mode": "x"}, "unknown prune mode 'x'; known: auto, hard, soft"),
 ]
 ACCEPTED: list[dict[str, Any]] = [
     {"epochs": 1, "batch_size": 2, "probe_size": 1, "seed": 0, "image_size": 4},
@@ -61,9 +92,18 @@ def test_refused(change: dict[str, Any], message: str) -> None:
     assert isinstance(caught.value, UsageError)
 
 
-def test_every_setting_can_be_refused() -> None:
-    fields = {field.name for field in dataclasses.fields(RunSettings)}
-    assert {name for change, _ in REFUSED for name in change} == fields
+@pytest.mark.parametrize(("change", "message"), REFUSED_OPTIONS, ids=lambda x: f"{x}"[:40])
+def test_refused_options(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        RunOptions(**{"space": "resnet_small", **change})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "refused"), [(RunSettings, REFUSED), (RunOptions, REFUSED_OPTIONS)]
+)
+def test_every_setting_can_be_refused(record: type[SettingsRecord], refused: Any) -> None:
+    assert {name for change, _ in refused for name in change} == set(record.settings())
 
 
 @pytest.mark.parametrize("change", ACCEPTED, ids=str)
@@ -93,3 +133,64 @@ def test_to_dict_is_json_and_comes_back() -> None:
     assert fields["objectives"] == ["accuracy", "flops"]
     assert RunSettings(**{**fields, "objectives": tuple(fields["objectives"])}) == settings
     assert hash(RunSettings()) == hash(RunSettings())
+
+
+def test_what_an_older_version_stored_comes_back() -> None:
+    stored = {"space": "resnet_small", "data_fingerprint": "x", "lr": 0.2, "max_flops": 3e7}
+    assert RunSettings.from_dict(stored) == RunSettings(lr=0.2, max_flops=30_000_000)
+
+
+def test_every_cost_is_an_objective_and_can_be_limited() -> None:
+    limits = {cost: 2.5 + index for index, cost in enumerate(COSTS)}
+    settings = RunSettings(**{f"max_{cost}": limit for cost, limit in limits.items()})  # type: ignore[arg-type]
+    assert settings.limits == limits
+    assert RunSettings().limits == {}
+    assert RunSettings(objectives=COSTS).directions == ["minimize"] * len(COSTS)
+
+
+def test_data_options_are_the_arguments_of_load_data_with_the_same_defaults() -> None:
+    arguments = inspect.signature(load_data).parameters
+    options = RunSettings().data_options()
+    assert options == {name: arguments[name].default for name in options}
+    assert set(arguments) == {"source", "root", "device", *options}
+
+
+def test_a_setting_is_one_field() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class More(RunSettings):
+        """The settings, and one."""
+
+        warmup: int = setting(2, Range(least=0, whole=True), "epochs of warm-up", more="None is 0")
+        heat: float = same(RunSettings, "lr", default=1.0)
+
+    assert More(warmup=3).to_dict() == {**RunSettings().to_dict(), "warmup": 3, "heat": 1.0}
+    assert More.from_dict({"warmup": 1}).warmup == 1
+    with pytest.raises(SettingsError, match="`warmup` must be at least 0 but got -1"):
+        More(warmup=-1)
+    with pytest.raises(SettingsError, match="`heat` must be above 0 but got 0"):
+        More(heat=0)
+    assert "    warmup: Epochs of warm-up (default: 2). None is 0." in (More.__doc__ or "")
+    assert "    max_flops: Floating-point operations" in (More.__doc__ or "")
+    assert More.settings()["warmup"].option("warmup") == "--warmup"
+
+
+def test_workers_are_told_what_they_cannot_know() -> None:
+    options = RunOptions(
+        space="s:S", sampler="gp", storage="postgresql://me:secret@there/db", trials=3
+    )
+    told = options.for_workers()
+    assert told["space"] == "s:S"
+    assert not {"storage", "device", "trials", "workers", "timeout", "study"} & set(told)
+    again = RunOptions.from_dict(json.loads(json.dumps(told)))
+    assert again.for_workers() == told
+    assert options.how_to_prune == again.how_to_prune == "soft"
+    assert RunOptions(space="s").how_to_prune == "hard"
+    assert RunOptions(space="s", sampler="gp", prune_mode="hard").how_to_prune == "hard"
+
+
+def test_the_table_has_every_setting() -> None:
+    table = settings_table()
+    for name in (*RunOptions.settings(), *RunSettings.settings()):
+        assert table.count(f"\n| `{name}` |") == 1
+    assert "| `tune_recipe` | `--tune-recipe` | true or false | false |" in table
+    assert "| `max_parameters` | `--max-params` | above 0 | none |" in table

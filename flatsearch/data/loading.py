@@ -15,19 +15,11 @@ from torch import Tensor
 
 from flatsearch.data.sources import DataSource, read
 from flatsearch.data.splits import ImageData, Split
-from flatsearch.errors import DataError, Range
+from flatsearch.errors import COUNT, FRACTION, IMAGE_SIZE, SEED, DataError
 
 __all__ = ["load_data"]
 
 _TEST_FRACTION = 0.2
-
-# The settings of a run that are arguments of `load_data` take the same numbers.
-RANGES = {
-    "image_size": Range(least=4, whole=True),
-    "validation_fraction": Range(above=0, below=1),
-    "probe_size": Range(least=1, whole=True),
-    "seed": Range(least=0, below=2**32, whole=True),
-}
 
 
 def load_data(
@@ -71,14 +63,11 @@ def load_data(
         >>> data.num_classes, data.in_channels, data.image_size, len(data.probe)
         (10, 1, 8, 256)
     """
-    for argument, value in (
-        ("image_size", image_size),
-        ("validation_fraction", validation_fraction),
-        ("probe_size", probe_size),
-        ("seed", seed),
-    ):
-        if (argument, value) != ("image_size", None):
-            RANGES[argument].check(argument, value)
+    if image_size is not None:
+        IMAGE_SIZE.check("image_size", image_size)
+    FRACTION.check("validation_fraction", validation_fraction)
+    COUNT.check("probe_size", probe_size)
+    SEED.check("seed", seed)
     raw, name = read(source, image_size, Path(root))
     train, test = raw.train, raw.test
     if test is None:

@@ -81,7 +81,7 @@ class FlatnessObjective:
     Args:
         space: A search space, or its name.
         data: The images: loaded, or anything `flatsearch.load_data` takes.
-        objectives: Names of the values to return, from `flatsearch.config.OBJECTIVES`.
+        objectives: Names of the values to return, from `flatsearch.settings.OBJECTIVES`.
         epochs: Epochs per candidate.
         settings: Every other setting; `objectives` and `epochs` override its own.
         device: Where to train; see `resolve_device`.
@@ -135,13 +135,7 @@ class FlatnessObjective:
         self._soft = prune_mode == "soft"
         self.device = resolve_device(device)
         if not isinstance(data, ImageData):
-            data = load_data(
-                data,
-                image_size=settings.image_size,
-                validation_fraction=settings.validation_fraction,
-                probe_size=settings.probe_size,
-                seed=settings.seed,
-            )
+            data = load_data(data, **settings.data_options())
         self.data = data.to(self.device)
         self._artifact_store = artifact_store
         self._on_epoch = on_epoch

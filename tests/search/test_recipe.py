@@ -48,7 +48,7 @@ def test_a_recipe_of_the_spaces_own() -> None:
     ("returned", "message"),
     [
         ({"epochs": 100}, "Own.suggest_recipe must return settings of lr, .* returned 'epochs'"),
-        ({"lr": -1}, "Own.suggest_recipe: `lr` must be positive but got -1.0"),
+        ({"lr": -1}, "Own.suggest_recipe: `lr` must be above 0 but got -1.0"),
         (3, "Own.suggest_recipe must return settings by name but returned 3"),
         ({1: 2, "a": 3}, "returned 1, 'a'"),
         ({"lr": True}, "Own.suggest_recipe: `lr` must be a finite Python number but got True"),

@@ -1,0 +1,204 @@
+"""The options of a run: where, how long and by which sampler and pruner it searches."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flatsearch.errors import COUNT, Range
+from flatsearch.settings.fields import REQUIRED, SettingsRecord, setting
+from flatsearch.settings.run import BUDGET, SEARCH, Direction, RunSettings
+from flatsearch.settings.values import Choice, Text
+
+__all__ = [
+    "DEFAULT_ARTIFACTS",
+    "DEFAULT_FAILURES",
+    "DEFAULT_PRUNER",
+    "DEFAULT_STORAGE",
+    "DEFAULT_TRIALS",
+    "PRUNERS",
+    "PRUNE_MODES",
+    "PRUNE_ON",
+    "SAMPLERS",
+    "SOFT_SAMPLERS",
+    "RunOptions",
+    "settings_table",
+]
+
+DEFAULT_STORAGE = "sqlite:///flatsearch.db"
+DEFAULT_ARTIFACTS = "flatsearch-artifacts"
+# A study is filled up to this many finished trials where no number is given.
+DEFAULT_TRIALS = 20
+# This many failed trials in a row mean that something is wrong with more than a candidate.
+DEFAULT_FAILURES = 3
+SAMPLERS = ("tpe", "nsga2", "gp", "random")
+PRUNERS = ("flatness", "median", "asha", "hyperband", "none")
+DEFAULT_PRUNER = "flatness"
+# What pruners other than "flatness" can judge by, beside the Pareto rank, and which way is good.
+PRUNE_ON: dict[str, Direction] = {
+    "pareto_rank": "minimize",
+    "accuracy": "maximize",
+    "loss": "minimize",
+    "train_accuracy": "maximize",
+    "train_loss": "minimize",
+}
+PRUNE_MODES = ("auto", "hard", "soft")
+# Samplers that learn nothing from a trial in Optuna's state PRUNED.
+SOFT_SAMPLERS = ("nsga2", "gp")
+_WHERE = "where"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(SettingsRecord):
+    """What a run is told beside its settings: its trials stay comparable whatever these are.
+
+    Raises:
+        SettingsError: If a value is out of range.
+    """
+
+    space: str = setting(
+        REQUIRED,
+        Text(),
+        "the search space: a name (see 'flatsearch spaces'), pkg.mod:Class or ./file.py:Class",
+        joined=True,
+        group=SEARCH,
+    )
+    data: str = setting(
+        "digits",
+        Text(),
+        "images: digits, a torchvision name (cifar10, cifar100, fashion_mnist, kmnist, mnist,"
+        " svhn), a folder of class folders of images, or an .npz file",
+        joined=True,
+        group=SEARCH,
+    )
+    sampler: str = setting(
+        "tpe", Choice("sampler", SAMPLERS), "what proposes candidates", joined=True, group=SEARCH
+    )
+    pruner: str = setting(
+        DEFAULT_PRUNER,
+        Choice("pruner", PRUNERS),
+        "what ends trials early",
+        more="flatness ends a trial that will hardly be among the best, as predicted from its first"
+        " epochs: accuracy, losses, size and flatness, with weights and signs learnt from this"
+        " study's own finished trials; it lets a tenth of those run on to check itself. median,"
+        " asha and hyperband are Optuna's, and work with any number of objectives",
+        joined=True,
+        group=SEARCH,
+    )
+    prune_on: str | None = setting(
+        None,
+        Choice("metric to prune on", PRUNE_ON),
+        "what median, asha and hyperband judge by",
+        unset="the objective, or pareto_rank with several",
+        joined=True,
+        group=SEARCH,
+        metavar="METRIC",
+    )
+    prune_mode: str = setting(
+        "auto",
+        Choice("prune mode", PRUNE_MODES),
+        "what a pruned trial is",
+        more="hard: Optuna's PRUNED; soft: complete, with a violated constraint, for samplers that"
+        f" ignore pruned trials; auto: soft for {' and '.join(SOFT_SAMPLERS)}",
+        joined=True,
+        group=SEARCH,
+    )
+    trials: int | None = setting(
+        None,
+        COUNT,
+        "finish N more trials",
+        unset=f"fill the study up to {DEFAULT_TRIALS} finished trials",
+        group=BUDGET,
+        metavar="N",
+    )
+    timeout: float | None = setting(
+        None,
+        Range(above=0),
+        "start no new trial after this long; the running one ends at its next epoch, and does not"
+        " count",
+        group=BUDGET,
+        metavar="SECONDS",
+    )
+    max_failures: int = setting(
+        DEFAULT_FAILURES,
+        COUNT,
+        "failed trials in a row that end the run",
+        joined=True,
+        group=BUDGET,
+        metavar="N",
+    )
+    study: str | None = setting(
+        None, Text(), "the study's name", unset="SPACE-DATA", group=_WHERE, metavar="NAME"
+    )
+    storage: str = setting(
+        DEFAULT_STORAGE, Text(), "the Optuna storage", group=_WHERE, metavar="URL"
+    )
+    artifacts: str = setting(
+        DEFAULT_ARTIFACTS,
+        Text(),
+        "where trained models are saved, or 'none'",
+        joined=True,
+        group=_WHERE,
+        metavar="DIR",
+    )
+    data_root: str = setting(
+        "data",
+        Text(),
+        "where torchvision data sets are, or are downloaded to",
+        joined=True,
+        group=_WHERE,
+        metavar="DIR",
+    )
+    device: str = setting(
+        "auto", Text(), "where to compute: auto, cpu, cuda or cuda:INDEX", group=_WHERE
+    )
+    workers: int = setting(
+        1,
+        COUNT,
+        "processes on this machine, one trial each at a time; GPUs are used in turn",
+        more="Other machines join with 'flatsearch worker'",
+        group=_WHERE,
+        metavar="W",
+    )
+
+    @property
+    def study_name(self) -> str:
+        """The study's name: SPACE-DATA, without folders and endings, where none is given.
+
+        Example:
+            >>> RunOptions(space="./my_space.py:MySpace", data="/home/me/photos/").study_name
+            'MySpace-photos'
+        """
+        parts = (self.space.rpartition(":")[2], Path(self.data).stem or self.data)
+        return self.study or "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+
+    @property
+    def how_to_prune(self) -> Literal["hard", "soft"]:
+        """The prune mode, without "auto"."""
+        automatic = "soft" if self.sampler in SOFT_SAMPLERS else "hard"
+        mode = automatic if self.prune_mode == "auto" else self.prune_mode
+        return "soft" if mode == "soft" else "hard"
+
+    def for_workers(self) -> dict[str, Any]:
+        """Return what is stored with the study, for workers that join, as JSON types."""
+        joined = {name for name, known in self.settings().items() if known.joined}
+        return {name: value for name, value in self.to_dict().items() if name in joined}
+
+
+def settings_table() -> str:
+    """Return every setting and option of a run as a table in Markdown.
+
+    Example:
+        >>> print(settings_table().splitlines()[2])
+        | `space` | `--space` | text | | The search space: a name (see 'flatsearch spaces'), ...
+    """
+    rows = [("setting", "option", "accepts", "default", "what it is"), ("---",) * 5]
+    for name, known in {**RunOptions.settings(), **RunSettings.settings()}.items():
+        sentences = ". ".join(filter(None, [known.help[:1].upper() + known.help[1:], known.more]))
+        absent = {None: "none", False: "false"}.get(known.default, "")
+        default = known.default_text or absent
+        option = f"`{known.option(name)}`"
+        rows.append((f"`{name}`", option, str(known.accepts), default, f"{sentences}."))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

@@ -1,0 +1,176 @@
+"""The settings that make the trials of a study comparable: the only place for their defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from flatsearch.errors import COUNT, FRACTION, IMAGE_SIZE, SEED, Range
+from flatsearch.settings.fields import SettingsRecord, setting
+from flatsearch.settings.values import Choice, Names, Quantity, Switch
+
+__all__ = ["AUGMENTATIONS", "COSTS", "DUPLICATES", "LAYERS", "OBJECTIVES", "RunSettings"]
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
+AUGMENTATIONS = ("auto", "none", "crop", "crop+flip")
+DUPLICATES = ("reuse", "retrain")
+LAYERS = ("last", "all")
+# Headings in the help.
+SEARCH = "search"
+BUDGET = "budget"
+_LIMITS = "limits: a candidate over one is not trained, and does not count as a trial"
+_TRAINING = "training"
+_MEASURING = "data and measuring"
+# The settings that `flatsearch.load_data` takes as arguments of the same names.
+_OF_THE_DATA = ("image_size", "validation_fraction", "probe_size", "seed")
+
+_COUNTED = Quantity(
+    units={"": 1, "k": 1e3, "M": 1e6, "G": 1e9}, like="a number such as 200k or 1.5M", integral=True
+)
+_TIMED = Quantity(units={"us": 1e-3, "ms": 1, "": 1, "s": 1e3}, like="a time such as 2ms or 500us")
+
+
+def _limit(accepts: Quantity, help: str, metavar: str, flag: str = "") -> Any:  # noqa: A002
+    return setting(None, accepts, help, group=_LIMITS, metavar=metavar, flag=flag)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(SettingsRecord):
+    """What a candidate may cost: with more it is not trained.
+
+    Each `max_COST` makes COST an objective too; `flatsearch.networks.cost` measures them.
+    """
+
+    max_parameters: int | None = _limit(_COUNTED, "parameters, e.g. 200k", "N", "--max-params")
+    max_flops: int | None = _limit(
+        _COUNTED, "floating-point operations of one image, e.g. 30M", "N"
+    )
+    max_memory: int | None = _limit(_COUNTED, "bytes of one image's activations, e.g. 2M", "BYTES")
+    max_latency: float | None = _limit(_TIMED, "time for one image, e.g. 2ms", "TIME")
+    max_batch_latency: float | None = _limit(_TIMED, "time for 64 images, e.g. 50ms", "TIME")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Limits on a candidate's cost, by the names of the objectives."""
+        limits = {name: getattr(self, name) for name in Limits.settings()}
+        return {name.removeprefix("max_"): v for name, v in limits.items() if v is not None}
+
+
+# What a candidate costs, known before it is trained.
+COSTS = tuple(name.removeprefix("max_") for name in Limits.settings())
+# What can be optimised, and which way.
+OBJECTIVES: dict[str, Direction] = {
+    "accuracy": "maximize",
+    "flatness": "minimize",
+    **dict.fromkeys(COSTS, "minimize"),
+}
+
+
+@dataclass(frozen=True)
+class RunSettings(Limits):
+    """How every candidate of a study is trained and measured.
+
+    Trials of one study are comparable only under the same settings, so these are stored with
+    the study and must agree when it is resumed. Where and for how long it runs is not among
+    them: see `RunOptions`.
+
+    Raises:
+        SettingsError: If a value is out of range.
+    """
+
+    objectives: tuple[str, ...] = setting(
+        ("accuracy", "flatness"),
+        Names("objective", OBJECTIVES, least=1),
+        "what to optimise, comma-separated",
+        group=SEARCH,
+        metavar="NAMES",
+    )
+    epochs: int = setting(8, COUNT, "epochs per trial", group=BUDGET, metavar="E")
+    batch_size: int = setting(
+        64, Range(least=2, whole=True), "images per step", group=_TRAINING, metavar="N"
+    )
+    lr: float = setting(0.1, Range(above=0), "peak of the one-cycle schedule", group=_TRAINING)
+    weight_decay: float = setting(
+        5e-4, Range(least=0), "L2 penalty on all parameters", group=_TRAINING, metavar="X"
+    )
+    momentum: float = setting(
+        0.9, Range(least=0, below=1), "Nesterov; 0 for plain SGD", group=_TRAINING, metavar="X"
+    )
+    augment: str = setting(
+        "auto",
+        Choice("augmentation", AUGMENTATIONS),
+        "random changes of training images",
+        more="auto is what suits the data set",
+        group=_TRAINING,
+    )
+    probe_size: int = setting(
+        256, COUNT, "training images the flatness is measured on", group=_MEASURING, metavar="N"
+    )
+    layers: str = setting(
+        "all",
+        Choice("layers", LAYERS),
+        "convolutions whose flatness is measured",
+        more="last is measured after every epoch; with all, also all of them together in the first"
+        " epochs, where that says most about the final accuracy, and at the end",
+        group=_MEASURING,
+    )
+    validation_fraction: float = setting(
+        0.2, FRACTION, "share of the training images to score by", group=_MEASURING, metavar="X"
+    )
+    image_size: int | None = setting(
+        None,
+        IMAGE_SIZE,
+        "height and width to resize images to",
+        unset="their own size, their median one if they differ; at most 64",
+        group=_MEASURING,
+        metavar="PIXELS",
+    )
+    seed: int = setting(0, SEED, "seed of everything random", group=SEARCH, metavar="N")
+    tune_recipe: bool = setting(
+        False,
+        Switch(),
+        "search learning rate, weight decay, batch size and augmentation too, in place of the"
+        " settings of those names",
+        group=SEARCH,
+    )
+    duplicates: str = setting(
+        "reuse",
+        Choice("way with duplicates", DUPLICATES),
+        "what becomes of a candidate that is the same network as an earlier one",
+        more="reuse takes its result over and does not count as a trial; retrain trains it with"
+        " other random numbers",
+        group=SEARCH,
+    )
+    min_accuracy: float | None = setting(
+        None,
+        Range(least=0, below=1),
+        "validation accuracy that a trial must reach to be on the front of several objectives",
+        unset="clearly more than guessing the most frequent class; 0 for none",
+        more="Networks that have learnt nothing are perfectly flat",
+        group=SEARCH,
+        metavar="A",
+    )
+
+    def measures_all(self, epoch: int) -> bool:
+        """Return whether all convolutions are measured after an epoch, counted from 1.
+
+        In the first quarter of the epochs, at least two, and in the last one: what their flatness
+        adds to the free signals shrinks as training goes on, and it costs a backward pass per
+        class.
+
+        Example:
+            >>> [e for e in range(1, 13) if RunSettings(epochs=12).measures_all(e)]
+            [1, 2, 3, 12]
+        """
+        early = epoch <= max(2, math.ceil(self.epochs / 4))
+        return self.layers == "all" and (early or epoch == self.epochs)
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Optuna's directions of the objectives."""
+        return [OBJECTIVES[name] for name in self.objectives]
+
+    def data_options(self) -> dict[str, Any]:
+        """Return the arguments of `flatsearch.load_data` that are settings."""
+        return {name: getattr(self, name) for name in _OF_THE_DATA}
