@@ -22,6 +22,8 @@ import numpy as np
 import tables
 from scipy import stats
 
+from flatsearch.analysis.intervals import MIN_TRIALS, bootstrap
+
 RESAMPLES = 500
 MATCHED = {"kappa last": "kappa_last", "trace last": "trace_last", "kappa all": "kappa_all"}
 
@@ -40,14 +42,11 @@ def interval(statistic, x: np.ndarray, y: np.ndarray) -> list[float]:
     """Return [value, low, high] of a statistic over pairs that are both known."""
     known = ~(np.isnan(x) | np.isnan(y))
     x, y = x[known], y[known]
-    if len(x) < 8 or len(np.unique(x)) < 2:
+    if len(x) < MIN_TRIALS or len(np.unique(x)) < 2:
         return [np.nan] * 3
-    generator = np.random.default_rng(0)
-    chosen = generator.integers(0, len(x), (RESAMPLES, len(x)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a constant resample has no correlation
-        resampled = [statistic(x[i], y[i]) for i in chosen]
-    return [statistic(x, y), *np.nanpercentile(resampled, [2.5, 97.5]).tolist()]
+        return list(bootstrap(statistic, x, y, times=RESAMPLES))
 
 
 def top(x: np.ndarray, y: np.ndarray) -> list[float]:
@@ -82,9 +81,10 @@ def correlate(curves: tables.Curves) -> dict:
     """Return everything about a table."""
     y, gap = curves.target(), curves.gap()
     middle = {1, 2, 3, curves.epochs // 4, curves.epochs // 2, curves.epochs}
-    rows = [(name, epoch) for epoch in sorted(middle) for name in tables.SIGNALS]
+    names = [name for name in tables.SIGNALS if curves.has(name)]
+    rows = [(name, epoch) for epoch in sorted(middle) for name in names]
     found = []
-    values = [(name, 0, curves.signal(name, 1)) for name in tables.UNTRAINED]
+    values = [(n, 0, curves.signal(n, 1)) for n in tables.UNTRAINED if curves.has(n)]
     values += [(name, epoch, curves.signal(name, epoch)) for name, epoch in rows]
     values += [(f"{name} at matched loss", None, curves.at_matched_loss(column))
                for name, column in MATCHED.items()]  # fmt: skip

@@ -24,6 +24,7 @@ import tables
 from correlate import kendall, rounded
 from scipy import stats
 
+from flatsearch.analysis.intervals import bootstrap
 from flatsearch.pruners.regression import Prior, Reference, fit, leave_one_out
 
 RESAMPLES = 500
@@ -66,16 +67,14 @@ def log_rank_sum(curves: tables.Curves, names: tuple[str, ...], epoch: int) -> n
 
 def compared(score: np.ndarray, others: dict[str, np.ndarray], y: np.ndarray) -> dict:
     """Return tau of a score with its interval, and its lead over the best of others."""
-    chosen = np.random.default_rng(0).integers(0, len(y), (RESAMPLES, len(y)))
-    taus = np.array([kendall(score[i], y[i]) for i in chosen])
-    low, high = np.nanpercentile(taus, [2.5, 97.5])
-    found = {"tau": rounded([kendall(score, y), low, high])}
+    found = {"tau": rounded(bootstrap(kendall, score, y, times=RESAMPLES))}
     if others:
         best = max(others, key=lambda name: kendall(others[name], y))
-        lead = kendall(score, y) - kendall(others[best], y)
-        leads = taus - np.array([kendall(others[best][i], y[i]) for i in chosen])
-        found["best"] = best
-        found["lead"] = rounded([lead, *np.nanpercentile(leads, [2.5, 97.5])])
+        lead = bootstrap(
+            lambda mine, its, y: kendall(mine, y) - kendall(its, y),
+            score, others[best], y, times=RESAMPLES,
+        )  # fmt: skip
+        found |= {"best": best, "lead": rounded(lead)}
     return found
 
 

@@ -9,17 +9,17 @@ trained again, so the script can be stopped at any time and goes on where it was
 --networks adds to a table.
 
 Columns, of every row: `network` (index), `epoch`; `p.NAME`, the space's parameters, and `r.NAME`,
-the recipe's, where it is varied; `z.NAME`, signals of the untrained network (`flatsearch.proxies`,
-on one batch of 128 training images); `test_accuracy`, `test_loss`, `fit_accuracy`, `fit_loss` (on
-all training images, without augmentation) after the last epoch, and `published`, NAS-Bench-201's
-mean validation accuracy after 200 epochs, where TABLE has it. Of the epoch: `accuracy`, `loss`
-(validation), `train_loss`, `train_accuracy` (running means over the epoch), `tse`,
-`weight_movement`, `gradient_norm` (of all weights, on the probe, in eval mode), `probe_loss`,
-`kappa_last`, `trace_last`, `kappa_last_input` (normalised by the inputs), `kappa_all`, `trace_all`
-(sums over all convolutions), `log_kappa_all` (mean of the logarithms), `layers` (kappa:trace of
-every convolution, in order of execution), `kind`, `seconds` (training and validation) and
-`measure_seconds`. A network whose training diverges has only the rows before that, without a final
-accuracy.
+the recipe's, where it is varied; `z.NAME`, signals of the untrained network
+(`flatsearch.signals`, on one batch of 128 training images); `test_accuracy`, `test_loss`,
+`fit_accuracy`, `fit_loss` (on all training images, without augmentation) after the last epoch, and
+`published`, NAS-Bench-201's mean validation accuracy after 200 epochs, where TABLE has it. Of the
+epoch: `accuracy`, `loss` (validation), `train_loss`, `train_accuracy` (running means over the
+epoch), `tse`, `weight_movement`, `gradient_norm` (of all weights, on the probe, in eval mode),
+`probe_loss`, `kappa_last`, `trace_last`, `kappa_last_input` (normalised by the inputs),
+`kappa_all`, `trace_all` (sums over all convolutions), `log_kappa_all` (mean of the logarithms),
+`layers` (kappa:trace of every convolution, in order of execution), `kind`, `seconds` (training and
+validation) and `measure_seconds`. A network whose training diverges has only the rows before that,
+without a final accuracy.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
+import tables
 import torch
 import torch.multiprocessing
-from flatsearch.proxies import PROXIES, Evidence, compute
 
 import flatsearch
 from flatsearch.errors import DivergedError, FlatsearchError, NonFiniteError
-from flatsearch.networks.cost import count_flops
+from flatsearch.networks.cost import count_flops, count_parameters
 from flatsearch.search.recipe import suggest_recipe
 from flatsearch.settings import RunSettings
+from flatsearch.signals import table as signals
+from flatsearch.signals.curve import tse
 from flatsearch.spaces.space import build_model, suggest_checked
 from flatsearch.training.evaluation import evaluate
 from flatsearch.training.trainer import train
@@ -152,16 +154,17 @@ def zero_cost(table: Table, architecture, data: ImageData, device) -> dict[str, 
     x, y = data.probe.tensors()
     if table.space == "nasbench201" and x.shape[-1] != 32:
         x = torch.nn.functional.interpolate(x, size=32, mode="bilinear")
-    evidence = Evidence(model, x, y)
-    return {f"z.{n}": compute(n, evidence) for n, p in PROXIES.items() if p.needs != "training"}
+    found = signals.measure(proxies("untrained"), signals.ProxyInput(model, x, y))
+    return {
+        "z.parameters": float(count_parameters(model)),
+        "z.flops": float(count_flops(model, x.shape[1], x.shape[2])),
+        **{tables.column_of(signals.SIGNALS[name]): value for name, value in found.items()},
+    }
 
 
-def gradient_norm(model, x, y) -> float:
-    """Return the norm of the loss's gradient in all weights, in eval mode."""
-    model.eval()
-    loss = torch.nn.functional.cross_entropy(model(x), y)
-    gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
-    return math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+def proxies(first: str) -> list[signals.Signal]:
+    """Return the proxies that are known untrained, or after an epoch."""
+    return [proxy for proxy in signals.PROXIES.values() if proxy.first == first]
 
 
 def measure(model, data: ImageData) -> dict:
@@ -200,16 +203,14 @@ def record(table: Table, data: ImageData, job, device) -> list[dict]:
         image_size=data.image_size,
     ).to(device)  # fmt: skip
     initial = {name: p.detach().clone() for name, p in model.named_parameters()}
-    rows, history = [], []
+    rows, losses = [], []
     try:
         for epoch in train(model, data, settings, seed=index):
-            history.append(epoch)
+            losses.append(epoch.train_loss)
             started = time.perf_counter()
-            x, y = data.probe.tensors()
-            evidence = Evidence(model, x, y, initial, history)
-            row = {"epoch": epoch.epoch, **dataclasses.asdict(epoch)}
-            row |= {name: compute(name, evidence) for name in ("tse", "weight_movement")}
-            row["gradient_norm"] = gradient_norm(model, x, y)
+            given = signals.ProxyInput(model, *data.probe.tensors(), initial)
+            row = {"epoch": epoch.epoch, **dataclasses.asdict(epoch), "tse": tse(losses)}
+            row |= signals.measure(proxies("epoch"), given)
             row |= measure(model, data)
             row["measure_seconds"] = time.perf_counter() - started
             rows.append({**shared, **row})

@@ -38,6 +38,7 @@ from optuna.pruners import (
 
 import flatsearch
 from flatsearch import record
+from flatsearch.analysis.intervals import bootstrap
 from flatsearch.settings import RunSettings
 from flatsearch.signals.table import FLATNESS, SIGNALS
 
@@ -208,10 +209,7 @@ def replay(job) -> dict[str, list[float]]:
 
 def interval(values: np.ndarray, statistic=np.mean) -> list[float]:
     """Return [value, low, high], a percentile bootstrap over studies."""
-    generator = np.random.default_rng(0)
-    chosen = generator.integers(0, len(values), (500, len(values)))
-    resampled = np.sort([statistic(values[i]) for i in chosen])
-    return [float(statistic(values)), float(resampled[12]), float(resampled[487])]
+    return list(bootstrap(statistic, values, times=500))
 
 
 def summarise(studies: list[dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:

@@ -15,37 +15,45 @@ from pathlib import Path
 
 import numpy as np
 
+from flatsearch.signals import table as signals
+
 FOLDER = Path(os.environ.get("CURVES", Path(__file__).resolve().parents[1] / "results" / "curves"))
 # Everything that was chosen (features, prior, limits) was chosen on these alone.
 TUNING = ("fashion-plain", "cifar10-resnet", "fashion-recipes")
 
-# Name of the signal: (column, sign).
-SIGNALS = {
-    "validation accuracy": ("accuracy", 1),
-    "-validation loss": ("loss", -1),
-    "-training loss": ("train_loss", -1),
-    "-TSE": ("tse", -1),
-    "weight movement": ("weight_movement", 1),
-    "gradient norm": ("gradient_norm", 1),
-    "kappa last": ("kappa_last", 1),
-    "trace last": ("trace_last", 1),
+# Columns that have another name than the signal; those of the untrained network begin with "z.".
+COLUMNS = {
+    "flatness": "kappa_last",
+    "hessian_trace": "trace_last",
+    "flatness_all": "kappa_all",
+    "hessian_trace_all": "trace_all",
+}
+
+
+def column_of(signal: signals.Signal) -> str:
+    """Return the column that holds a signal of the product."""
+    if signal.first == "untrained":
+        return "z." + signal.name.removeprefix("untrained_")
+    return COLUMNS.get(signal.name, signal.name)
+
+
+def _columns(first: str) -> dict[str, tuple[str, int]]:
+    """Return (column, sign) of the product's signals by what tables call them."""
+    found = {}
+    for signal in signals.SIGNALS.values():
+        if signal.first == first:
+            column = column_of(signal)
+            words = column.replace("_", " ") if signal.name in COLUMNS else signal.words
+            found["-" * (signal.sign < 0) + words] = (column, signal.sign or 1)
+    return found
+
+
+# Name of the signal: (column, sign); variants of flatness that are recorded in these tables alone.
+SIGNALS = _columns("epoch") | {
     "kappa last, input": ("kappa_last_input", 1),
-    "kappa all": ("kappa_all", 1),
-    "trace all": ("trace_all", 1),
     "mean log kappa": ("log_kappa_all", 1),
 }
-UNTRAINED = {
-    "parameters": ("z.parameters", 1),
-    "FLOPs": ("z.flops", 1),
-    "nwot": ("z.nwot", 1),
-    "synflow": ("z.synflow", 1),
-    "snip": ("z.snip", 1),
-    "initial gradient norm": ("z.gradient_norm", 1),
-    "ZiCo": ("z.zico", 1),
-    "expressivity": ("z.expressivity", 1),
-    "progressivity": ("z.progressivity", 1),
-    "trainability": ("z.trainability", 1),
-}
+UNTRAINED = _columns("untrained")
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,10 @@ class Curves:
         """Return a column after an epoch (from 1), the last where None; NaN where it is empty."""
         index = -1 if epoch is None else epoch - 1
         return np.array([float(row[index].get(name) or "nan") for row in self.rows])
+
+    def has(self, name: str) -> bool:
+        """Return whether a signal was recorded, by its name here."""
+        return (SIGNALS | UNTRAINED)[name][0] in self.rows[0][0]
 
     def signal(self, name: str, epoch: int) -> np.ndarray:
         """Return a signal by its name here, turned so that larger is said to be better."""
