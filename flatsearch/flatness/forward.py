@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.parameter import UninitializedParameter
 
 from flatsearch.errors import UnsupportedModelError
+from flatsearch.flatness.graph import match_layouts, ordered
 from flatsearch.networks.inference import eval_mode
 
 if TYPE_CHECKING:
@@ -299,6 +300,7 @@ def forward(
             raise UnsupportedModelError(f"layer {layer.name!r}: its input is changed in place")
     if layers and logits.grad_fn is None:
         raise UnsupportedModelError(f"layer {layers[-1].name!r}: no gradient reaches it")
+    match_layouts(ordered(logits.grad_fn))
     features, irregular = logits, torch.zeros((), dtype=torch.bool, device=x.device)
     if classifier is not None:
         if len(taps.features) != 1:

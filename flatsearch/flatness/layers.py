@@ -19,8 +19,8 @@ from flatsearch.flatness.forward import Layer, State, disagree, forward
 from flatsearch.flatness.forward import call as run_alone
 from flatsearch.flatness.geometry import ConvGeometry, read_geometry
 from flatsearch.flatness.kernel_use import prove_linear, prove_plain
+from flatsearch.flatness.pooling import pooling
 from flatsearch.flatness.probe import Call, Probe
-from flatsearch.flatness.proof import pooling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def _last(probe: Probe) -> Call:
     last = next((call for call in reversed(probe.convs) if probe.reached([call])), None)
     if last is None or last.edge is None:
         raise UnsupportedModelError("no convolution is called on the way to the logits")
-    how = pooling(probe.logits, last.edge)
+    how = pooling(probe.logits, last.edge.node)
     if how == "flattened":
         raise UnsupportedModelError(
             f"layer {last.name!r}: its positions are flattened into a dense layer, as in VGG;"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from flatsearch.flatness.proof import Proof, examine, pooling
+from flatsearch.flatness.proof import Proof, examine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,27 +234,3 @@ def test_several_convolutions_are_judged_apart() -> None:
     assert proof.linear == {"second"}
     assert proof.channelwise == {"second"}
     assert proof.samplewise
-
-
-def test_how_positions_are_pooled() -> None:
-    def how(tail: Callable[[Tensor], Tensor]) -> str:
-        output = torch.randn(2, 3, 4, 4, requires_grad=True)
-        edge = get_gradient_edge(output)
-        return pooling(tail(output), edge)
-
-    for tail in (
-        gap,
-        lambda x: x.flatten(2).mean(2),
-        lambda x: x.mean(3).mean(2),
-        lambda x: nn.AdaptiveAvgPool2d(1)(x).flatten(1),
-        lambda x: F.adaptive_max_pool2d(x, 1).flatten(1),
-        lambda x: x.permute(0, 2, 3, 1).mean((1, 2)),
-        lambda x: F.linear(x.permute(0, 2, 3, 1), torch.ones(5, 3)).mean((1, 2)),
-        lambda x: x.logsumexp((2, 3)),
-    ):
-        assert how(tail) == "global"
-    assert how(lambda x: F.linear(x.flatten(1), torch.ones(2, 48))) == "flattened"
-    assert how(lambda x: F.linear(F.adaptive_avg_pool2d(x, 7).flatten(1), torch.ones(2, 147))) == (
-        "flattened"
-    )
-    assert how(lambda x: x.flatten(2).mT[:, 0]) == "none"

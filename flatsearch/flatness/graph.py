@@ -1,0 +1,97 @@
+"""Reading the graph of operations that autograd has recorded for a forward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+__all__ = [
+    "ACCUMULATE",
+    "dimensions",
+    "inputs",
+    "is_complex",
+    "match_layouts",
+    "ordered",
+    "shape_of",
+]
+
+# The leaf of a tensor that requires a gradient, `node.variable`.
+ACCUMULATE = "torch::autograd::AccumulateGrad"
+
+
+def shape_of(node: Any) -> tuple[int, ...]:
+    """Return the shape of what an operation returned, the first if it returned several."""
+    if node.name() == ACCUMULATE:
+        return tuple(node.variable.shape)
+    return tuple(node._input_metadata[0].shape)
+
+
+def is_complex(node: Any) -> bool:
+    """Return whether an operation returned complex numbers."""
+    if node.name() == ACCUMULATE:
+        return bool(node.variable.is_complex())
+    return bool(node._input_metadata[0].dtype.is_complex)
+
+
+def inputs(node: Any) -> list[Any]:
+    """Return the operations whose results an operation was given, as far as recorded."""
+    return [previous for previous, _ in node.next_functions if previous is not None]
+
+
+def dimensions(saved: int | tuple[int, ...], rank: int) -> list[int]:
+    """Return dimensions counted from the front; negative ones are stored modulo 2^64."""
+    every = saved if isinstance(saved, tuple) else (saved,)
+    return [d - 2**64 + rank if d >= 2**63 else d % rank if rank else d for d in every]
+
+
+def ordered(root: Any) -> list[Any]:
+    """Return the graph's nodes, each after all of its inputs."""
+    found: list[Any] = []
+    seen: set[Any] = set()
+    todo: list[tuple[Any, bool]] = [(root, False)]
+    while todo:
+        node, done = todo.pop()
+        if done:
+            found.append(node)
+        elif node is not None and node not in seen:
+            seen.add(node)
+            todo.append((node, True))
+            todo.extend((previous, False) for previous in inputs(node))
+    return found
+
+
+def match_layouts(nodes: Iterable[Any]) -> None:
+    """Make batch norms differentiate gradients that lie in memory as their inputs do.
+
+    On a CPU `native_batch_norm_backward` takes a gradient of shape (1, C, H, W) that lies
+    channels-last for a contiguous one, and returns wrong numbers without a word; the same holds
+    for maps of one row or column, and for instance norm, which is a batch norm of one sample
+    (docs/torch-batch-norm.md). Gradients come to lie so behind attention, for example.
+
+    Args:
+        nodes: The operations; those that are no batch norms are left alone.
+    """
+    for node in nodes:
+        if node.name() == "NativeBatchNormBackward0":
+            node.register_prehook(_laying_out_as(node._saved_input))
+
+
+def _laying_out_as(like: Tensor) -> Callable[[tuple[Tensor | None, ...]], tuple[Any, ...] | None]:
+    stride = like.stride()
+    dense = torch.empty_like(like, device="meta").stride() == stride
+
+    def lay_out(gradients: tuple[Tensor | None, ...]) -> tuple[Any, ...] | None:
+        gradient, *others = gradients
+        if gradient is None or gradient.stride() == stride:
+            return None
+        if not dense:
+            return (gradient.contiguous(), *others)
+        return (gradient.new_empty_strided(gradient.shape, stride).copy_(gradient), *others)
+
+    return lay_out
