@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["is_best"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["is_best", "signs"]
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def signs(directions: Sequence[Any]) -> _Array:
+    """Return the factors that make larger values better.
+
+    Args:
+        directions: The directions of the objectives, as Optuna's constants or by name.
+
+    Returns:
+        1 for an objective that is maximised, -1 for one that is minimised, (objectives,).
+
+    Example:
+        >>> signs(["maximize", "minimize"]).tolist()
+        [1.0, -1.0]
+    """
+    names = (str(getattr(direction, "name", direction)).lower() for direction in directions)
+    return np.array([1.0 if name == "maximize" else -1.0 for name in names])
 
 
 def is_best(finals: _Array, weights: _Array, mine: _Array, best: float | None) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import traceback
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,110 +15,84 @@ from optuna.trial import TrialState
 
 from flatsearch import record
 from flatsearch.errors import FlatsearchError, OutOfTimeError
+from flatsearch.search.control import Control
 from flatsearch.search.interrupts import StopSignals, handling
 from flatsearch.search.liveness import fail_dead_trials, this_process
+from flatsearch.search.tally import Tally
 from flatsearch.search.trial_budget import Budget, finished_count
+from flatsearch.search.unstuck import UnstuckSampler
 from flatsearch.settings import DEFAULT_FAILURES
-from flatsearch.spaces.describe import count_architectures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from optuna.trial import FrozenTrial
 
     from flatsearch.search.objective import FlatnessObjective
-    from flatsearch.settings import RunSettings
-    from flatsearch.spaces.space import SearchSpace
 
 __all__ = ["run_study"]
 
-# This many candidates in a row that cost no training (over a limit, or networks that were tried
-# before) mean that there is nothing more to find.
-_MAX_IDLE = 200
-# After this many that were tried before it is worth counting whether all were.
-_MAX_REPEATS_COUNTED = 20
-_MOST_COUNTED = 2_000
-# After this many in a row that were tried before, the next is drawn at random: samplers keep
-# proposing what they hold best.
-_MAX_REPEATS = 3
-# Between two looks at what other workers do.
+# Seconds between two looks at what other workers do.
 _POLL_SECONDS = 0.2
 
 
-@dataclass
-class _Tally:
-    """How a run is going: in a row, trials that fail or cost no training."""
+class WorkerLoop:
+    """One worker's loop, as the objective and the callback of `study.optimize`.
 
-    max_failures: int = DEFAULT_FAILURES
-    failures: int = 0
-    refused: int = 0
-    repeats: int = 0
-    same: int = 0
-    exhausted: int | None = None
-
-    def count(self, trial: FrozenTrial) -> None:
-        self.same = self.same + 1 if record.is_reuse(trial) else 0
-        if trial.state == TrialState.FAIL:
-            # The twin of a trial that is running says nothing about either, nor does a late one.
-            self.failures += not (record.is_reuse(trial) or record.is_late(trial))
-            return
-        self.failures = 0
-        if record.is_finished(trial):
-            self.refused = self.repeats = 0
-        elif record.is_reuse(trial) and not record.is_over_limit(trial):
-            self.repeats += 1
-        else:
-            self.refused += 1
-
-    @property
-    def idle(self) -> bool:
-        return self.refused + self.repeats >= _MAX_IDLE
-
-    @property
-    def stuck(self) -> bool:
-        return self.failures >= self.max_failures or self.idle or self.exhausted is not None
-
-
-class _Run:
-    """One worker's loop, as the callbacks of `study.optimize`."""
+    Args:
+        study: The study.
+        objective: What is run, guarded.
+        budget: How many trials all workers together are to finish.
+        max_failures: Failed trials in a row that end the loop.
+        timeout: Seconds after which no new trial is started; None for no end.
+        on_trial: A function that is called with (study, trial) after every trial.
+    """
 
     def __init__(
         self,
         study: optuna.Study,
         objective: FlatnessObjective,
         budget: Budget,
-        tally: _Tally,
+        *,
+        max_failures: int,
+        timeout: float | None,
         on_trial: Callable[[optuna.Study, FrozenTrial], None] | None,
     ) -> None:
-        self.study = study
-        self.objective = objective
-        self.budget = budget
-        self.tally = tally
-        self.on_trial = on_trial
+        self._study, self._objective, self._budget = study, objective, budget
+        self._timeout, self._on_trial = timeout, on_trial
         self.signals = StopSignals()
-        self.error = ""
-        self.sampler = study.sampler
+        self.tally = Tally(objective.space, max_failures)
+        self._control = Control(
+            self.signals.check, math.inf if timeout is None else time.monotonic() + timeout
+        )
         entropy = [objective.settings.seed, len(study.get_trials(deepcopy=False)), 1]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        self.at_random = optuna.samplers.RandomSampler(seed=seed)
+        self._sampler = UnstuckSampler(study.sampler, seed)
+
+    def run(self) -> None:
+        """Run trials until the budget is used up, or something ends the loop."""
+        if self.wait():
+            with _sampling(self._study, self._sampler):
+                self._study.optimize(
+                    self.trial, timeout=self._timeout, callbacks=[self.after], catch=(Exception,)
+                )
+        self.signals.check()
 
     def wait(self, trial: optuna.Trial | None = None) -> bool:
         """Wait for other workers until there is something to do; return whether there is."""
         number = None if trial is None else trial.number
-        marked = False
-        while (state := self.budget.state(self.study, number)) == "wait":
-            if trial is not None and not marked:
-                # The objective does so too, but this trial may never come to it.
-                record.write_worker(trial, this_process())
-                marked = True
+        if trial is not None and self._budget.state(self._study, number) == "wait":
+            # The objective does so too, but this trial may never come to it.
+            record.write_worker(trial, this_process())
+        while (state := self._budget.state(self._study, number)) == "wait":
             if self.signals.received:
                 return False
             time.sleep(_POLL_SECONDS)
-            fail_dead_trials(self.study)
+            fail_dead_trials(self._study)
         return state == "run"
 
     def trial(self, trial: optuna.Trial) -> float | tuple[float, ...]:
-        """The objective, guarded."""
+        """Run the objective, and record why it fails."""
         self.signals.inside = True
         try:
             self.signals.check()
@@ -126,9 +100,9 @@ class _Run:
                 self.signals.check()
                 # NaN fails a trial without an exception; samplers learn nothing from it.
                 record.write_late(trial, "other workers have used up the budget")
-                nothing = (math.nan,) * len(self.study.directions)
+                nothing = (math.nan,) * len(self._study.directions)
                 return nothing if len(nothing) > 1 else nothing[0]
-            return self.objective(trial)
+            return self._objective.run(trial, self._control)
         except optuna.TrialPruned:
             raise
         except KeyboardInterrupt:
@@ -138,8 +112,8 @@ class _Run:
             record.write_late(trial, str(late))
             raise
         except Exception as caught:
-            self.error = f"{type(caught).__name__}: {' '.join(str(caught).split())}"
-            record.write_failure(trial, self.error, traceback.format_exc())
+            self.tally.error = f"{type(caught).__name__}: {' '.join(str(caught).split())}"
+            record.write_failure(trial, self.tally.error, traceback.format_exc())
             if isinstance(caught, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             raise
@@ -148,18 +122,25 @@ class _Run:
 
     def after(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Decide, after a trial, how to go on."""
-        self.tally.count(trial)
-        twin = trial.state == TrialState.FAIL and record.is_reuse(trial)
-        repeats = twin or self.tally.same >= _MAX_REPEATS
-        study.sampler = self.at_random if repeats else self.sampler
-        if twin:  # costs nothing: a worker that finds no other does not spin
+        self.tally.count(study, trial)
+        being_trained = trial.state == TrialState.FAIL and record.is_reuse(trial)
+        self._sampler.at_random = being_trained or self.tally.repeats_itself
+        if being_trained:  # costs nothing: a worker that finds no other does not spin
             time.sleep(_POLL_SECONDS)
-        if self.on_trial is not None:
-            self.on_trial(study, trial)
-        if self.tally.repeats == _MAX_REPEATS_COUNTED:
-            self.tally.exhausted = _all_tried(study, self.objective.space)
+        if self._on_trial is not None:
+            self._on_trial(study, trial)
         if self.tally.stuck or self.signals.received or not self.wait():
             study.stop()
+
+
+@contextlib.contextmanager
+def _sampling(study: optuna.Study, sampler: optuna.samplers.BaseSampler) -> Iterator[None]:
+    """Let a study ask another sampler for the time of a run."""
+    own, study.sampler = study.sampler, sampler
+    try:
+        yield
+    finally:
+        study.sampler = own
 
 
 def run_study(
@@ -178,7 +159,7 @@ def run_study(
     as are wanted.
 
     Args:
-        study: From `open_study`.
+        study: A study from `open_study`.
         objective: The objective.
         n_trials: New finished (complete or pruned) trials; those that fail, are over a limit or
             take over the result of an earlier trial do not count.
@@ -186,7 +167,7 @@ def run_study(
         timeout: Seconds after which no new trial is started, and the running one ends at its next
             epoch, without counting.
         max_failures: Failed trials in a row that end the run.
-        on_trial: Called with (study, trial) after every trial.
+        on_trial: A function that is called with (study, trial) after every trial.
 
     Returns:
         Why it ended early, if it did: the space is exhausted. Else an empty string.
@@ -197,54 +178,16 @@ def run_study(
     """
     if target is None:
         target = finished_count(study) + (n_trials or 0)
-    tally = _Tally(max_failures)
-    run = _Run(study, objective, Budget(target), tally, on_trial)
-    with handling(run.signals.handle):
-        if not run.wait():
-            run.signals.check()
-            return ""
-        objective.on_batch = run.signals.check
-        objective.deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            study.optimize(run.trial, timeout=timeout, callbacks=[run.after], catch=(Exception,))
-        finally:
-            study.sampler = run.sampler
-            objective.on_batch = objective.deadline = None
-    run.signals.check()
-    if tally.idle and tally.refused:
-        raise FlatsearchError(_none_fits(tally, objective.settings))
-    if tally.failures >= max_failures:
-        raise FlatsearchError(
-            f"{tally.failures} trials failed in a row; the last one with {run.error}"
-        )
-    return _exhausted(tally)
-
-
-def _exhausted(tally: _Tally) -> str:
-    """Say that there is nothing left to train, if so."""
-    if tally.exhausted is not None:
-        return f"all {tally.exhausted} architectures of the space have been tried"
-    if not tally.idle:
-        return ""
-    return (
-        f"the last {tally.repeats} candidates are networks that were tried before: the space"
-        " seems to be exhausted"
+    loop = WorkerLoop(
+        study,
+        objective,
+        Budget(target),
+        max_failures=max_failures,
+        timeout=timeout,
+        on_trial=on_trial,
     )
-
-
-def _all_tried(study: optuna.Study, space: SearchSpace) -> int | None:
-    """Return the number of a space's architectures if a study has tried them all, else None."""
-    trials = [record.read_trial(t) for t in study.get_trials(deepcopy=False)]
-    tried = {t.architecture for t in trials if t.state in {"COMPLETE", "PRUNED"} and not t.recipe}
-    count = count_architectures(space, most=_MOST_COUNTED)
-    return count if count is not None and len(tried) >= count else None
-
-
-def _none_fits(tally: _Tally, settings: RunSettings) -> str:
-    """Say that candidates are over the limits, and what to do."""
-    limits = ", ".join(f"{name} {limit:g}" for name, limit in settings.limits.items())
-    before = f", or were tried before ({tally.repeats} of them)" if tally.repeats else ""
-    return (
-        f"{tally.refused + tally.repeats} candidates in a row are over the limits"
-        f" ({limits}){before}; raise them, or take a space with smaller networks"
-    )
+    with handling(loop.signals.handle):
+        loop.run()
+    if problem := loop.tally.problem(objective.settings):
+        raise FlatsearchError(problem)
+    return loop.tally.exhaustion()

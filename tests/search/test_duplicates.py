@@ -14,8 +14,9 @@ from flatsearch import FlatnessObjective, RunSettings, record
 from flatsearch.analysis.summary import summarise
 from flatsearch.search.duplicates import TrainedNetworks
 from flatsearch.search.liveness import this_process
-from flatsearch.search.loop import _Tally, run_study
+from flatsearch.search.loop import run_study
 from flatsearch.search.study import open_study
+from flatsearch.search.tally import Tally
 from flatsearch.search.trial_budget import finished_count
 from flatsearch.spaces.space import Architecture
 from tests.fakes import Tiny
@@ -292,24 +293,24 @@ def test_the_saved_model_is_taken_over(digits: ImageData, tmp_path: Path) -> Non
 
 def test_failures_are_counted_in_a_row_and_twins_are_none() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
-    tally = _Tally()
+    tally = Tally(Few(), 3)
 
     def count(state: TrialState, same: int | None = None) -> None:
         trial = study.ask()
         if same is not None:
             trial.set_user_attr("flatsearch:same_as", same)
         study.tell(trial, (0.5, 0.5) if state == TrialState.COMPLETE else None, state=state)
-        tally.count(study.trials[trial.number])
+        tally.count(study, study.trials[trial.number])
 
     for _ in range(3):
         count(TrialState.FAIL)
         count(TrialState.COMPLETE, same=0)
-    assert (tally.failures, tally.repeats) == (0, 3)
+    assert (tally.failures, tally.duplicates) == (0, 3)
     for _ in range(300):
         count(TrialState.FAIL, same=0)
     assert not tally.stuck
     count(TrialState.COMPLETE)
-    assert (tally.failures, tally.repeats) == (0, 0)
+    assert (tally.failures, tally.duplicates) == (0, 0)
     for _ in range(3):
         count(TrialState.FAIL)
     assert tally.stuck
