@@ -196,8 +196,9 @@ class FlatnessObjective:
         earlier = self._find_earlier(trial, candidate, control)
         if earlier is not None:
             return self._take_over(trial, earlier)
-        cost = self._admit(trial, candidate)
-        trained = self._train(trial, candidate, control, cost)
+        model = self._candidates.build(candidate)
+        cost = self._admit(trial, model)
+        trained = self._train(trial, candidate, model, control, cost)
         return self._record(trial, candidate, trained, cost)
 
     def _propose(self, trial: optuna.Trial) -> Candidate:
@@ -239,14 +240,11 @@ class FlatnessObjective:
             raise _pruned(trial, f"{same}: {record.read_trial(earlier).failure or 'pruned'}")
         return tuple(earlier.values)
 
-    def _admit(self, trial: optuna.Trial, candidate: Candidate) -> dict[str, float | int]:
+    def _admit(self, trial: optuna.Trial, model: nn.Module) -> dict[str, float | int]:
         """Record what a candidate costs; it goes no further if that is too much."""
         limits = self.settings.limits
         cost = measure_cost(
-            self._candidates.build(candidate),
-            self.data.in_channels,
-            self.data.image_size,
-            {*limits, *self.metric_names},
+            model, self.data.in_channels, self.data.image_size, {*limits, *self.metric_names}
         )
         record.write_final(trial, cost)
         record.write_limits(trial, excess(cost, limits))
@@ -258,31 +256,35 @@ class FlatnessObjective:
         self,
         trial: optuna.Trial,
         candidate: Candidate,
+        model: nn.Module,
         control: Control,
         cost: dict[str, float | int],
     ) -> _Trained:
         """Train and measure, once more with every batch in two halves if memory runs out."""
         try:
-            return self._train_once(trial, candidate, control, cost)
+            return self._train_once(trial, candidate, model, control, cost)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error)
         # Outside of the handler: the traceback there keeps tensors alive.
         record.write_retry(trial, reason)
+        model.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._train_once(trial, candidate, control, cost, accumulate=2)
+        again = self._candidates.build(candidate)
+        return self._train_once(trial, candidate, again, control, cost, accumulate=2)
 
     def _train_once(
         self,
         trial: optuna.Trial,
         candidate: Candidate,
+        model: nn.Module,
         control: Control,
         cost: dict[str, float | int],
         accumulate: int = 1,
     ) -> _Trained:
-        model, settings = self._candidates.build(candidate), candidate.settings
+        settings = candidate.settings
         # Objectives that no epoch changes: a pruner that ranks by all objectives needs them too.
         fixed = {name: cost[name] for name in self.metric_names if name in cost}
         metrics: dict[str, float] = {}

@@ -16,7 +16,10 @@ from flatsearch.search.liveness import fail_dead_trials, is_dead, this_process
 if TYPE_CHECKING:
     from pathlib import Path
 
-CHILD = "from flatsearch.search.liveness import this_process; print(this_process(), flush=True); input()"
+CHILD = (
+    "from flatsearch.search.liveness import this_process;"
+    " print(this_process(), flush=True); input()"
+)
 
 
 def test_a_process_lives_until_it_is_killed() -> None:

@@ -68,7 +68,7 @@ def test_a_resumed_study_does_not_repeat_its_suggestions(
         ({"epochs": 3}, "epochs=1 (not 3)"),
         ({"settings": RunSettings(lr=0.5)}, "lr=0.1 (not 0.5)"),
         ({"objectives": ["accuracy"]}, "objectives=accuracy,flatness (not accuracy)"),
-        ({"space": "resnet_small"}, "space=tests.test_objective:Tiny (not resnet_small)"),
+        ({"space": "resnet_small"}, "space=tests.fakes:Tiny (not resnet_small)"),
     ],
 )
 def test_other_settings_are_refused_by_name(
