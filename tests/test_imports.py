@@ -17,8 +17,9 @@ SPACES = ROOT.parent / "search_spaces"
 # Lowest first: a line imports only the lines above it, and a package itself.
 LINES = """
 errors, pareto, networks
-settings, device, flatness, spaces, data
-training, record, export, signals
+signals, device, flatness, spaces, data
+settings
+training, record, export
 pruners
 search, analysis
 retrain

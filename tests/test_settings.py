@@ -21,6 +21,7 @@ from flatsearch.settings import (
     setting,
     settings_table,
 )
+from flatsearch.signals.table import PROXIES
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"objectives": ()}, "`objectives` must name at least 1 of: accuracy, flatness, "),
@@ -55,6 +56,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_batch_latency": 0}, "`max_batch_latency` must be above 0 but got 0"),
     ({"duplicates": "keep"}, "unknown way with duplicates 'keep'; known: retrain, reuse"),
     ({"layers": "every"}, "unknown layers 'every'; known: all, last"),
+    (
+        {"signals": ("nwott",)},
+        "unknown signal to record 'nwott' (did you mean 'nwot'?); known: exp",
+    ),
+    ({"signals": ("nwot", "nwot")}, "`signals` has a name twice: nwot, nwot"),
     ({"tune_recipe": "yes"}, "`tune_recipe` must be True or False but got 'yes'"),
 ]
 REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
@@ -76,6 +82,8 @@ REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
 ]
 ACCEPTED: list[dict[str, Any]] = [
     {"epochs": 1, "batch_size": 2, "probe_size": 1, "seed": 0, "image_size": 4},
+    {"signals": ()},
+    {"signals": tuple(PROXIES)},
     {"weight_decay": 0, "momentum": 0.01, "validation_fraction": 0.99, "lr": 1e-9},
     *({"augment": name} for name in AUGMENTATIONS),
     *({"objectives": (name,)} for name in OBJECTIVES),

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from flatsearch.errors import COUNT, FRACTION, IMAGE_SIZE, SEED, Range
 from flatsearch.settings.fields import SettingsRecord, setting
 from flatsearch.settings.values import Choice, Names, Quantity, Switch
+from flatsearch.signals.table import PROXIES
 
 __all__ = ["AUGMENTATIONS", "COSTS", "DUPLICATES", "LAYERS", "OBJECTIVES", "RunSettings"]
 
@@ -141,6 +142,16 @@ class RunSettings(Limits):
         more="reuse takes its result over and does not count as a trial; retrain trains it with"
         " other random numbers",
         group=SEARCH,
+    )
+    signals: tuple[str, ...] = setting(
+        (),
+        Names("signal to record", PROXIES),
+        "scores of others to record of every candidate beside what is recorded anyway,"
+        " comma-separated",
+        more="The pruner learns from them too; all but gradient_norm and weight_movement are"
+        " computed before training",
+        group=_MEASURING,
+        metavar="NAMES",
     )
     min_accuracy: float | None = setting(
         None,

@@ -114,13 +114,32 @@ def _entropies(model: nn.Module, x: Tensor) -> list[float]:
 
 
 def expressivity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
-    """Return the sum of the blocks' entropies, equation 4."""
+    """Return the sum of the blocks' entropies, equation 4.
+
+        sum_l S_l,   S_l the `entropy` of the map of block l
+
+    Args:
+        model: Put into train mode.
+        x: Images, whose shape alone matters.
+        y: Not looked at.
+    """
     del y
     return sum(_entropies(model, x))
 
 
 def progressivity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
-    """Return the smallest growth of the entropy from one block to the next, equation 5."""
+    """Return the smallest growth of the entropy from one block to the next, equation 5.
+
+        min_l ( S_l - S_{l-1} ),   S_l the `entropy` of the map of block l
+
+    Args:
+        model: Put into train mode.
+        x: Images, whose shape alone matters.
+        y: Not looked at.
+
+    Returns:
+        The least growth; 0 with a single block.
+    """
     del y
     values = _entropies(model, x)
     return min((b - a for a, b in pairwise(values)), default=0.0)
@@ -158,7 +177,7 @@ def trainability(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
     Args:
         model: Put into train mode.
         x: Images, whose shape alone matters.
-        y: Not used: there are no labels.
+        y: Not looked at.
 
     Returns:
         The mean over the blocks but the first whose positions fit those of the one before.

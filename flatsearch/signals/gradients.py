@@ -1,8 +1,7 @@
-"""Signals made of loss gradients in the weights.
+"""Signals made of loss gradients in the weights, in train mode, on an untrained network.
 
-Those of an untrained network are in train mode and sum over the layers that have a kernel or
-matrix (parameters of two or more dimensions); biases and normalisations are left out, as in the
-papers' code.
+All sum over the layers that have a kernel or matrix (parameters of two or more dimensions);
+biases and normalisations are left out, as in the papers' code.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatsearch.networks.inference import eval_mode
-
-__all__ = ["gradient_norm", "snip", "total_norm", "zico"]
+__all__ = ["gradient_norm", "snip", "zico"]
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:
@@ -39,25 +36,6 @@ def gradient_norm(model: nn.Module, x: Tensor, y: Tensor) -> float:
     Abdelfattah et al., "Zero-Cost Proxies for Lightweight NAS", ICLR 2021, arXiv 2101.08134.
     """
     return sum(float(g.double().norm()) for g in _gradients(model, x, y))
-
-
-def total_norm(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Return |dL/dw|, the Euclidean norm over all weights of the mean cross-entropy's gradient.
-
-    Of the network as it predicts: in eval mode, and with biases and normalisations. The model is
-    left as it is.
-
-    Example:
-        >>> model = nn.Linear(1, 2)
-        >>> _ = [nn.init.zeros_(p) for p in model.parameters()]  # dL/dlogits = (-1/2, 1/2)
-        >>> round(total_norm(model, torch.ones(1, 1), torch.tensor([0])), 6)
-        1.0
-    """
-    weights = [p for p in model.parameters() if p.requires_grad]
-    with eval_mode(model):
-        loss = F.cross_entropy(model(x).float(), y)
-        found = torch.autograd.grad(loss, weights, allow_unused=True)
-    return math.sqrt(sum(float(g.double().square().sum()) for g in found if g is not None))
 
 
 def snip(model: nn.Module, x: Tensor, y: Tensor) -> float:

@@ -1,61 +1,23 @@
 """The one table of signals: everything a trial can be judged by before it has ended.
 
-The recorder, the pruner, the correlations of a study, the reports and the experiments read
-`SIGNALS`; adding a signal is adding a row. Signals with a function, `PROXIES`, cost something and
-are recorded where a study asks for them (the setting `signals`); the others are there anyway.
+The settings, the recorder, the pruner, the correlations of a study, the reports and the experiments
+read `SIGNALS`; adding a signal is adding a row. Signals with a function are proxies: they cost
+something and are recorded where a study asks for them (the setting `signals`, with the names of
+`PROXIES`); the others are there anyway.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import math
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import torch
-from torch import Tensor, nn
-
-from flatsearch.errors import SettingsError, unknown_name
-from flatsearch.signals import aznas, curve, gradients, synflow, units
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
-__all__ = [
-    "FLATNESS",
-    "PRIOR",
-    "PROXIES",
-    "SIGNALS",
-    "ProxyInput",
-    "Signal",
-    "choose",
-    "measure",
-    "signals_table",
-]
+__all__ = ["FLATNESS", "PRIOR", "PROXIES", "SIGNALS", "Signal", "signals_table"]
 
 Group: TypeAlias = Literal["training", "size", "flatness", "proxy"]
 UNTRAINED = "untrained_"
-# A proxy looks at the first images of the probe; the papers use batches of 64 or 128.
-_MOST_IMAGES = 128
-
-
-@dataclass(frozen=True)
-class ProxyInput:
-    """What a proxy looks at.
-
-    Attributes:
-        model: The network as it is now; no proxy changes it.
-        inputs: Normalised training images (N, C, H, W), on the model's device.
-        targets: Their classes (N,).
-        initial: The parameters before training, by name; empty for an untrained network.
-    """
-
-    model: nn.Module
-    inputs: Tensor
-    targets: Tensor
-    initial: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +36,9 @@ class Signal:
         cost: The work of computing it, in words.
         source: The publication it comes from; empty for plain counts and metrics.
         prior: The coefficient that the calibrated rule starts from, between normal scores.
-        function: The function from a network to the value; None if it is recorded anyway.
+        function: The function of a proxy, as "module.name" in this package. It takes (model,
+            images, classes) if its value is known untrained, a `ProxyInput` otherwise. Empty for
+            what is recorded anyway.
     """
 
     name: str
@@ -85,28 +49,12 @@ class Signal:
     cost: str
     source: str = ""
     prior: float = 0.0
-    function: Callable[[ProxyInput], float] | None = None
+    function: str = ""
 
     @property
     def label(self) -> str:
         """The name, with a minus sign if smaller values are better."""
         return f"-{self.name}" if self.sign < 0 else self.name
-
-
-def _on_copy(
-    function: Callable[[nn.Module, Tensor, Tensor], float],
-) -> Callable[[ProxyInput], float]:
-    """Give a function its own copy of the model, to do with as it likes, and no randomness."""
-
-    def on_copy(given: ProxyInput) -> float:
-        model = copy.deepcopy(given.model)
-        for parameter in model.parameters():
-            parameter.grad = None
-        with torch.random.fork_rng(devices=[given.inputs.device] if given.inputs.is_cuda else []):
-            torch.manual_seed(0)
-            return function(model, given.inputs, given.targets)
-
-    return on_copy
 
 
 _FREE = "nothing: it is there anyway"
@@ -133,17 +81,17 @@ def _flatness(name: str, words: str) -> list[Signal]:
     ]
 
 
-def _untrained(
-    name: str,
-    words: str,
-    cost: str,
-    source: str,
-    function: Callable[[nn.Module, Tensor, Tensor], float],
-) -> Signal:
+def _epoch(function: str, cost: str, source: str) -> Signal:
+    """Return a score of the network in training, whose good direction is for the data to say."""
+    name = function.partition(".")[2]
+    words = name.replace("_", " ")
+    return Signal(name, words, "proxy", "epoch", 0, cost, source, function=function)
+
+
+def _untrained(function: str, words: str, cost: str, source: str) -> Signal:
     """Return a score of the untrained network, of which its paper says: the larger the better."""
-    return Signal(
-        UNTRAINED + name, words, "proxy", "untrained", 1, cost, source, function=_on_copy(function)
-    )
+    name = UNTRAINED + function.partition(".")[2]
+    return Signal(name, words, "proxy", "untrained", 1, cost, source, function=function)
 
 
 # Priors: what is free counts as its papers say, a little each, and flatness not at all until the
@@ -158,100 +106,31 @@ _ROWS = (
     *_flatness("flatness", "relative flatness"),
     *_flatness("hessian_trace", "Hessian trace"),
     *_flatness("noise_loss", "rise of the loss under weight noise"),
-    Signal(
-        "weight_movement",
-        "weight movement",
-        "proxy",
-        "epoch",
-        0,
-        _COPY,
-        _NAGARAJAN,
-        function=lambda given: curve.weight_movement(given.model, given.initial),
-    ),
-    Signal(
-        "gradient_norm",
-        "gradient norm",
-        "proxy",
-        "epoch",
-        0,
-        _PASSES,
-        function=lambda given: gradients.total_norm(given.model, given.inputs, given.targets),
-    ),
-    _untrained("nwot", "nwot", _PASS, _MELLOR, units.nwot),
-    _untrained("synflow", "synflow", "two passes of one image", _TANAKA, synflow.synflow),
-    _untrained("snip", "snip", _PASSES, _LEE, gradients.snip),
-    _untrained(
-        "gradient_norm", "initial gradient norm", _PASSES, _ABDELFATTAH, gradients.gradient_norm
-    ),
-    _untrained("zico", "ZiCo", _PASSES, _LI, gradients.zico),
-    _untrained("expressivity", "expressivity", _PASS, _AZ_NAS, aznas.expressivity),
-    _untrained("progressivity", "progressivity", _PASS, _AZ_NAS, aznas.progressivity),
-    _untrained("trainability", "trainability", _PASSES, _AZ_NAS, aznas.trainability),
+    _epoch("training.weight_movement", _COPY, _NAGARAJAN),
+    _epoch("training.gradient_norm", _PASSES, ""),
+    _untrained("units.nwot", "nwot", _PASS, _MELLOR),
+    _untrained("synflow.synflow", "synflow", "two passes of one image", _TANAKA),
+    _untrained("gradients.snip", "snip", _PASSES, _LEE),
+    _untrained("gradients.gradient_norm", "initial gradient norm", _PASSES, _ABDELFATTAH),
+    _untrained("gradients.zico", "ZiCo", _PASSES, _LI),
+    _untrained("aznas.expressivity", "expressivity", _PASS, _AZ_NAS),
+    _untrained("aznas.progressivity", "progressivity", _PASS, _AZ_NAS),
+    _untrained("aznas.trainability", "trainability", _PASSES, _AZ_NAS),
 )
 
 SIGNALS: Mapping[str, Signal] = {row.name: row for row in _ROWS}
 FLATNESS = tuple(row.name for row in _ROWS if row.group == "flatness")
 PRIOR = {row.name: row.prior for row in _ROWS}
-PROXIES: Mapping[str, Signal] = {row.name: row for row in _ROWS if row.function is not None}
 
 
-def choose(names: Iterable[str]) -> tuple[Signal, ...]:
-    """Return the proxies of these names, each once, in the order of the table.
-
-    Args:
-        names: Names of `PROXIES`; "untrained_" may be left out where that leaves one.
-
-    Raises:
-        SettingsError: If there is no proxy of a name.
-
-    Example:
-        >>> [signal.name for signal in choose(["synflow", "gradient_norm", "untrained_nwot"])]
-        ['gradient_norm', 'untrained_nwot', 'untrained_synflow']
-    """
-    chosen = set()
-    for name in names:
-        full = name if name in PROXIES else UNTRAINED + name
-        if full not in PROXIES:
-            raise SettingsError(unknown_name("signal to record", name, map(_short, PROXIES)))
-        chosen.add(full)
-    return tuple(row for row in _ROWS if row.name in chosen)
-
-
-def _short(name: str) -> str:
+def _asked_for(name: str) -> str:
+    """Return a name without "untrained_", where that leaves one."""
     short = name.removeprefix(UNTRAINED)
-    return name if short in PROXIES else short
+    return name if short in SIGNALS else short
 
 
-def measure(signals: Iterable[Signal], given: ProxyInput) -> dict[str, float]:
-    """Return the values of proxies by their names; infinite where nothing gets through.
-
-    Args:
-        signals: From `choose`.
-        given: What they look at, of which the first images are taken.
-
-    Returns:
-        The values; NaN where a proxy cannot be computed for a network.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(2, 2))
-        >>> given = ProxyInput(model, torch.ones(4, 1, 3, 3), torch.tensor([0, 1, 0, 1]))
-        >>> measure(choose(["nwot"]), given)
-        {'untrained_nwot': -inf}
-    """
-    few = dataclasses.replace(
-        given, inputs=given.inputs[:_MOST_IMAGES], targets=given.targets[:_MOST_IMAGES]
-    )
-    functions = {row.name: row.function for row in signals if row.function is not None}
-    return {name: _value(name, function, few) for name, function in functions.items()}
-
-
-def _value(name: str, function: Callable[[ProxyInput], float], given: ProxyInput) -> float:
-    try:
-        return function(given)
-    except RuntimeError as error:
-        # An operation without a derivative, or no memory, is no reason to lose a candidate.
-        warnings.warn(f"{name} could not be computed: {error}", stacklevel=3)
-        return math.nan
+# By the names that a study asks for them.
+PROXIES: Mapping[str, Signal] = {_asked_for(row.name): row for row in _ROWS if row.function}
 
 
 def signals_table() -> list[dict[str, str]]:

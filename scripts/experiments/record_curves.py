@@ -48,8 +48,9 @@ from flatsearch.errors import DivergedError, FlatsearchError, NonFiniteError
 from flatsearch.networks.cost import count_flops, count_parameters
 from flatsearch.search.recipe import suggest_recipe
 from flatsearch.settings import RunSettings
-from flatsearch.signals import table as signals
 from flatsearch.signals.curve import tse
+from flatsearch.signals.proxies import ProxyInput, measure
+from flatsearch.signals.table import PROXIES, SIGNALS
 from flatsearch.spaces.space import build_model, suggest_checked
 from flatsearch.training.evaluation import evaluate
 from flatsearch.training.trainer import train
@@ -154,20 +155,20 @@ def zero_cost(table: Table, architecture, data: ImageData, device) -> dict[str, 
     x, y = data.probe.tensors()
     if table.space == "nasbench201" and x.shape[-1] != 32:
         x = torch.nn.functional.interpolate(x, size=32, mode="bilinear")
-    found = signals.measure(proxies("untrained"), signals.ProxyInput(model, x, y))
+    found = measure(proxies("untrained"), ProxyInput(model, x, y))
     return {
         "z.parameters": float(count_parameters(model)),
         "z.flops": float(count_flops(model, x.shape[1], x.shape[2])),
-        **{tables.column_of(signals.SIGNALS[name]): value for name, value in found.items()},
+        **{tables.column_of(SIGNALS[name]): value for name, value in found.items()},
     }
 
 
-def proxies(first: str) -> list[signals.Signal]:
-    """Return the proxies that are known untrained, or after an epoch."""
-    return [proxy for proxy in signals.PROXIES.values() if proxy.first == first]
+def proxies(first: str) -> list[str]:
+    """Return the names of the proxies that are known untrained, or after an epoch."""
+    return [name for name, signal in PROXIES.items() if signal.first == first]
 
 
-def measure(model, data: ImageData) -> dict:
+def measure_flatness(model, data: ImageData) -> dict:
     """Return everything about flatness, on the probe."""
     probe = data.probe.tensors()
     last = flatsearch.relative_flatness(model, probe)
@@ -208,10 +209,10 @@ def record(table: Table, data: ImageData, job, device) -> list[dict]:
         for epoch in train(model, data, settings, seed=index):
             losses.append(epoch.train_loss)
             started = time.perf_counter()
-            given = signals.ProxyInput(model, *data.probe.tensors(), initial)
+            given = ProxyInput(model, *data.probe.tensors(), initial)
             row = {"epoch": epoch.epoch, **dataclasses.asdict(epoch), "tse": tse(losses)}
-            row |= signals.measure(proxies("epoch"), given)
-            row |= measure(model, data)
+            row |= measure(proxies("epoch"), given)
+            row |= measure_flatness(model, data)
             row["measure_seconds"] = time.perf_counter() - started
             rows.append({**shared, **row})
         final = dict(zip(("test_loss", "test_accuracy"), evaluate(model, data.test), strict=True))
