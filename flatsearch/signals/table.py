@@ -59,6 +59,7 @@ class Signal:
 
 _FREE = "nothing: it is there anyway"
 _PASS, _PASSES = "a forward pass", "a forward and a backward pass"
+_TANGENTS = "two forward passes of 64 images per layer"
 _COPY = "no pass; a copy of the weights is kept"
 
 _ABDELFATTAH = "Abdelfattah et al., Zero-Cost Proxies, ICLR 2021, arXiv 2101.08134"
@@ -70,6 +71,7 @@ _NAGARAJAN = "Nagarajan and Kolter, Distance from Initialization, 2019, arXiv 19
 _PETZKA = "Petzka et al., Relative Flatness and Generalization, NeurIPS 2021, arXiv 2001.00939"
 _RU = "Ru et al., Speedy Performance Estimation, NeurIPS 2021, arXiv 2006.04492"
 _TANAKA = "Tanaka et al., SynFlow, NeurIPS 2020, arXiv 2006.05467"
+_TYBL = "Týbl and Neumann, VKDNW, CVPR 2025, arXiv 2502.04975"
 
 
 def _flatness(name: str, words: str) -> list[Signal]:
@@ -113,6 +115,8 @@ _ROWS = (
     _untrained("gradients.snip", "snip", _PASSES, _LEE),
     _untrained("gradients.gradient_norm", "initial gradient norm", _PASSES, _ABDELFATTAH),
     _untrained("gradients.zico", "ZiCo", _PASSES, _LI),
+    _untrained("fisher.vkdnw", "VKDNW", _TANGENTS, _TYBL),
+    _untrained("fisher.vkdnw_entropy", "VKDNW entropy", _TANGENTS, _TYBL),
     _untrained("aznas.expressivity", "expressivity", _PASS, _AZ_NAS),
     _untrained("aznas.progressivity", "progressivity", _PASS, _AZ_NAS),
     _untrained("aznas.trainability", "trainability", _PASSES, _AZ_NAS),

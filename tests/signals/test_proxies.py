@@ -13,7 +13,7 @@ from torch import nn
 
 import flatsearch
 from flatsearch.errors import SettingsError
-from flatsearch.signals import aznas
+from flatsearch.signals import aznas, fisher
 from flatsearch.signals.curve import with_tse
 from flatsearch.signals.proxies import ProxyInput, measure
 from flatsearch.signals.table import PROXIES
@@ -190,6 +190,56 @@ def test_a_proxy_looks_at_the_first_images_alone() -> None:
         == few
         != compute("snip", ProxyInput(net, x[:64], y[:64]))
     )
+
+
+class Small(nn.Module):
+    """Four layers, with a normalisation, an activation in place and a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(True))
+        self.branch = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.SiLU(), nn.Conv2d(3, 3, 1))
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head((x + self.branch(x)).mean((2, 3)))
+
+
+def test_fisher_information_is_the_covariance_of_the_score() -> None:
+    torch.manual_seed(0)
+    net, x = Small().double(), torch.randn(5, 1, 6, 6, dtype=torch.float64)
+    net.eval()
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    expected = torch.zeros(4, 4, dtype=torch.float64)
+    for image in x:  # E_c [ grad log p_c (grad log p_c)' ], class by class
+        log_p = net(image[None])[0].log_softmax(0)
+        for value in log_p:
+            gradients = torch.autograd.grad(value, weights, retain_graph=True)
+            score = torch.stack([g.flatten()[0] for g in gradients])
+            expected += float(value.detach().exp()) * torch.outer(score, score) / len(x)
+    found = fisher.fisher_information(net, x)
+    assert not found.requires_grad
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_vkdnw_is_the_entropy_of_deciles(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Eleven eigenvalues 0, 1, ..., 10 have the deciles 1, ..., 9.
+    information = torch.diag(torch.arange(11.0, dtype=torch.float64))
+    monkeypatch.setattr(fisher, "fisher_information", lambda model, x: information)
+    net, x = Small(), torch.zeros(2, 1, 6, 6)
+    expected = -sum(k / 45 * math.log(k / 45) for k in range(1, 10))
+    assert fisher.vkdnw_entropy(net, x) == pytest.approx(expected)
+    assert fisher.vkdnw(net, x) == pytest.approx(4 + expected)
+    information.zero_()
+    assert fisher.vkdnw_entropy(net, x) == 0
+
+
+def test_vkdnw_of_a_network() -> None:
+    torch.manual_seed(0)
+    given = ProxyInput(Small(), torch.zeros(2, 1, 6, 6), torch.tensor([0, 1]))
+    assert 0 < compute("vkdnw_entropy", given) < math.log(9)
+    assert compute("vkdnw", given) == 4 + compute("vkdnw_entropy", given)
 
 
 def chain(*weights: float) -> nn.Sequential:
