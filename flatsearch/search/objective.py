@@ -26,6 +26,8 @@ from flatsearch.search.liveness import this_process
 from flatsearch.search.measurements import measure_all, metrics_of
 from flatsearch.search.trial_files import TrialFiles
 from flatsearch.settings import RunSettings
+from flatsearch.signals.proxies import ProxyInput, initial_weights, measure
+from flatsearch.signals.table import PROXIES
 from flatsearch.spaces.registry import load_space, space_identity
 from flatsearch.training.trainer import EpochResult, is_out_of_memory, train
 
@@ -57,11 +59,11 @@ class FlatnessObjective:
     """An Optuna objective that trains a candidate and measures its relative flatness.
 
     Every epoch is recorded with validation accuracy and loss, running training loss, flatness,
-    Hessian trace and seconds; the study's pruner is asked after each. A candidate whose training
-    diverges is pruned, with the reason in the record, so that samplers learn to avoid it. A
-    candidate that is the same network as an earlier one (and has the same recipe) takes over its
-    result, unless the settings ask to train it again. One that runs out of memory is trained once
-    more with every batch in two halves.
+    Hessian trace, seconds and the `signals` that the settings ask for; the study's pruner is asked
+    after each. A candidate whose training diverges is pruned, with the reason in the record, so
+    that samplers learn to avoid it. A candidate that is the same network as an earlier one (and has
+    the same recipe) takes over its result, unless the settings ask to train it again. One that runs
+    out of memory is trained once more with every batch in two halves.
 
     Args:
         space: A search space, or its name.
@@ -124,6 +126,8 @@ class FlatnessObjective:
         self._files: TrialFiles | None = None
         if artifact_store is not None:
             self._files = TrialFiles(artifact_store, data, self.space_reference)
+        self._untrained = [n for n in settings.signals if PROXIES[n].first == "untrained"]
+        self._every_epoch = [n for n in settings.signals if PROXIES[n].first == "epoch"]
         self._on_epoch = on_epoch
         self._probe = self.data.probe.tensors()
         # A network that is to be trained again does not wait for others that train it.
@@ -250,6 +254,7 @@ class FlatnessObjective:
         record.write_limits(trial, excess(cost, limits))
         if reason := over_limit(cost, limits):
             raise _pruned(trial, reason)
+        record.write_final(trial, measure(self._untrained, ProxyInput(model, *self._probe)))
         return cost
 
     def _train(
@@ -288,6 +293,7 @@ class FlatnessObjective:
         # Objectives that no epoch changes: a pruner that ranks by all objectives needs them too.
         fixed = {name: cost[name] for name in self.metric_names if name in cost}
         metrics: dict[str, float] = {}
+        initial = initial_weights(model) if self._every_epoch else {}
         for epoch in train(
             model,
             self.data,
@@ -298,6 +304,7 @@ class FlatnessObjective:
         ):
             flatness = relative_flatness(model, self._probe)
             metrics = metrics_of(epoch, flatness)
+            metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
             if settings.measures_all(epoch.epoch):
                 every, layers = measure_all(model, self._probe, self.data.num_classes)
                 record.write_layers(trial, layers)

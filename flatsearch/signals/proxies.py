@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from flatsearch.signals.table import Signal
 
-__all__ = ["ProxyInput", "measure"]
+__all__ = ["ProxyInput", "initial_weights", "measure"]
 
 # A proxy looks at the first images of the probe; the papers use batches of 64 or 128.
 _MOST_IMAGES = 128
@@ -41,6 +41,11 @@ class ProxyInput:
     inputs: Tensor
     targets: Tensor
     initial: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def initial_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the parameters by name, for `ProxyInput.initial`."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
 def measure(names: Iterable[str], given: ProxyInput) -> dict[str, float]:

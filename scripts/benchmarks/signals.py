@@ -25,7 +25,7 @@ import optuna
 import torch
 
 import flatsearch
-from flatsearch.signals.proxies import ProxyInput, measure
+from flatsearch.signals.proxies import ProxyInput, initial_weights, measure
 from flatsearch.signals.table import PROXIES
 from flatsearch.spaces.space import build_model, suggest_checked
 
@@ -58,7 +58,7 @@ def train_step(model, x, y) -> None:
 
 def costs(model, x, y) -> dict[str, float]:
     """Return the cost of everything for one network, in images of training."""
-    given = ProxyInput(model, x, y, {n: p.detach().clone() for n, p in model.named_parameters()})
+    given = ProxyInput(model, x, y, initial_weights(model))
     functions = {name: lambda name=name: measure([name], given) for name in PROXIES}
     functions["flatness"] = lambda: flatsearch.relative_flatness(model, (x, y))
     functions["flatness_all"] = lambda: flatsearch.relative_flatness(model, (x, y), layers="all")

@@ -49,7 +49,7 @@ from flatsearch.networks.cost import count_flops, count_parameters
 from flatsearch.search.recipe import suggest_recipe
 from flatsearch.settings import RunSettings
 from flatsearch.signals.curve import tse
-from flatsearch.signals.proxies import ProxyInput, measure
+from flatsearch.signals.proxies import ProxyInput, initial_weights, measure
 from flatsearch.signals.table import PROXIES, SIGNALS
 from flatsearch.spaces.space import build_model, suggest_checked
 from flatsearch.training.evaluation import evaluate
@@ -203,7 +203,7 @@ def record(table: Table, data: ImageData, job, device) -> list[dict]:
         architecture, in_channels=data.in_channels, num_classes=data.num_classes,
         image_size=data.image_size,
     ).to(device)  # fmt: skip
-    initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+    initial = initial_weights(model)
     rows, losses = [], []
     try:
         for epoch in train(model, data, settings, seed=index):
