@@ -6,22 +6,30 @@ Arguments are handed to pytest: ``python3 scripts/check.py -k pruner``.
 from __future__ import annotations
 
 import sys
+from subprocess import PIPE, STDOUT, Popen
 
 import environment
-
-CHECKS = (
-    ("lint", "ruff", ("check", ".")),
-    ("format", "ruff", ("format", "--check", ".")),
-    ("types", "mypy", ()),
-    ("tests and doctests", "pytest", tuple(sys.argv[1:])),
-)
 
 if __name__ == "__main__":
     programs = environment.ensure("test")
     failed = []
-    for name, program, arguments in CHECKS:
+
+    def check(name: str, program: str, *arguments: str) -> None:
+        """Run a check, and remember its name if it fails."""
         print(f"== {name}", flush=True)
         if environment.run(programs, program, *arguments, cwd=environment.ROOT):
             failed.append(name)
+
+    check("lint", "ruff", "check", ".")
+    check("format", "ruff", "format", "--check", ".")
+    # Beside the tests, which leave a core idle now and then; what it says is shown after them.
+    mypy = environment.path_of(programs, "mypy")
+    types = Popen([mypy], cwd=environment.ROOT, stdout=PIPE, stderr=STDOUT, text=True)
+    processes = ("--numprocesses=logical", "--maxprocesses=8", "--dist=worksteal")
+    check("tests and doctests", "pytest", *processes, *sys.argv[1:])
+    print("== types", flush=True)
+    print(types.communicate()[0], end="", flush=True)
+    if types.returncode:
+        failed.append("types")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

