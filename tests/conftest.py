@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from flatsearch.data.splits import ImageData
 
 torch.set_num_threads(1)  # the same numbers on every machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
