@@ -19,14 +19,13 @@ from flatsearch.search.trial_budget import finished_count
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from flatsearch.data.splits import ImageData
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> optuna.storages.BaseStorage:
-    return open_storage(f"sqlite:///{tmp_path}/s.db")
+def storage() -> optuna.storages.BaseStorage:
+    return optuna.storages.InMemoryStorage()
 
 
 def quick(data: ImageData, **options: object) -> FlatnessObjective:

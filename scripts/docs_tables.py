@@ -1,0 +1,132 @@
+"""The tables of the documentation that are made from the code and from recorded results.
+
+    python scripts/docs_tables.py
+
+Writes each table into the pages of docs/ that have a line ``<!-- table: NAME -->`` for it, between
+that line and ``<!-- end -->``. A test tells when a page is not up to date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatsearch.settings import settings_table
+from flatsearch.signals.table import signals_table
+from flatsearch.spaces.registry import load_space, space_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "scripts" / "results"
+BLOCK = re.compile(r"(<!-- table: ([\w -]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def result(name: str) -> Any:
+    """Return what a benchmark or an experiment has recorded."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def signals() -> str:
+    """Return the signals that a trial can be judged by."""
+    rows = signals_table()
+    return markdown(rows[0], ([f"`{row.pop('signal')}`", *row.values()] for row in rows))
+
+
+def spaces() -> str:
+    """Return the search spaces with the first lines of their descriptions."""
+    described = ((name, inspect.getdoc(load_space(name)) or "") for name in space_names())
+    return markdown(
+        ("name", "networks"), ([f"`{name}`", text.splitlines()[0]] for name, text in described)
+    )
+
+
+def ratio(row: dict[str, Any] | None, key: str = "over_forward") -> str:
+    """Return how many forward passes something takes."""
+    if row is None or "Unsuitable" in row.get("note", ""):
+        return "-"
+    if "note" in row:
+        return str(row["note"])
+    digits = 0 if row[key] >= 20 else 1
+    error = row.get("trace_relative_error") or 0
+    return f"{row[key]:.{digits}f}" + (f" ({error:.0%} off)" if error > 0.01 else "")
+
+
+def measure(layers: str) -> Callable[[], str]:
+    """Return a function for the table of what measuring costs."""
+
+    def table() -> str:
+        found = [row for row in result("measure-cpu")["rows"] if row["layers"] == layers]
+        nets = list(dict.fromkeys(row["net"] for row in found))
+        by = {(row["method"], row["net"]): row for row in found}
+        ours = [by["flatsearch", net] for net in nets]
+        rows = [["multiply-adds, the floor", *(ratio(row, "floor_over_forward") for row in ours)]]
+        for method in dict.fromkeys(row["method"] for row in found):
+            name = f"**{method}**" if method == "flatsearch" else method
+            rows.append([name, *(ratio(by.get((method, net))) for net in nets)])
+        return markdown(["", *nets], rows)
+
+    return table
+
+
+def decisions() -> str:
+    """Return the milliseconds of a pruner's decision by the number of finished trials."""
+    found = result("pruning-cpu")["decision_ms"]
+    rows = [[name, *(f"{ms:.2g}" for ms in times.values())] for name, times in found.items()]
+    return markdown(["", *(f"{int(n):,}" for n in next(iter(found.values())))], rows)
+
+
+def share(value: float) -> str:
+    """Return a share of the epochs, or that it was not reached."""
+    return f"{value:.2f}" if math.isfinite(value) else "never"
+
+
+def replays() -> str:
+    """Return how soon pruned studies are as good as unpruned ones, on the recorded curves."""
+    names = ("none", "successive halving", "hyperband", "calibrated")
+    rows = []
+    for table, found in result("replays")["tables"].items():
+        reached = [share(found[name]["epochs to the unpruned regret"][0]) for name in names]
+        spent, regret = (
+            found["calibrated"][f"{what} of the same trials"][0] for what in ("epochs", "regret")
+        )
+        unpruned = found["none"]["regret of the same trials"][0]
+        rows.append([table, *reached, f"{spent:.2f}", f"{regret:.3g}", f"{unpruned:.3g}"])
+    same = ("calibrated, same trials: epochs", "its regret", "unpruned regret")
+    return markdown(("table and objectives", *names, *same), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings_table,
+    "signals": signals,
+    "spaces": spaces,
+    "measure last": measure("last"),
+    "measure all": measure("all"),
+    "decisions": decisions,
+    "replays": replays,
+}
+
+
+def filled(text: str) -> str:
+    """Return a page with its tables as they are now."""
+    return BLOCK.sub(lambda block: f"{block[1]}\n{TABLES[block[2]]()}\n", text)
+
+
+if __name__ == "__main__":
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        if (new := filled(text)) != text:
+            page.write_text(new)
+            print(f"updated {page.relative_to(ROOT)}")
