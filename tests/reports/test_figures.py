@@ -200,9 +200,9 @@ def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 def test_two_thousand_trials_are_quick_and_small() -> None:
     study = large_study(2000)
-    start = time.perf_counter()
+    start = time.process_time()
     found = drawn(study)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert set(found) == {"front", "epochs", "gap", "layers", "budget"}
     assert seconds < 10
     sizes = {name: len(figure.to_json()) for name, figure in found.items()}
