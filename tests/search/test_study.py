@@ -19,7 +19,6 @@ from flatsearch.search.trial_budget import finished_count
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
-
     from flatsearch.data.splits import ImageData
 
 
