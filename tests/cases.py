@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from flatsearch import Architecture, record
+from flatsearch import Architecture, mark_pruned, record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,20 +28,23 @@ def add(
     state: TrialState = TrialState.COMPLETE,
     gap: float = 0.0,
     soft: bool = False,
+    diverged: bool = False,
     constraint: float | None = None,
     words: str = "3",
 ) -> None:
     """Add a trial with (accuracy, flatness) by epoch."""
     trial = study.ask()
-    record.write_architecture(trial, Architecture("toy", {"kernel": words}))
+    record.write_trial(trial, architecture=Architecture("toy", {"kernel": words}))
     for step, (accuracy, flatness) in enumerate(curve):
         record.write_step(trial, step, {"accuracy": accuracy, "flatness": flatness})
     last = dict(zip(("accuracy", "flatness"), curve[-1], strict=True))
-    record.write_final(trial, {**last, "train_accuracy": curve[-1][0] + gap})
+    record.write_trial(trial, metrics={**last, "train_accuracy": curve[-1][0] + gap})
+    if diverged:
+        record.write_trial(trial, failure="training diverged", diverged=True)
     if soft:
-        record.write_pruned(trial, pruned=True)
+        mark_pruned(trial, pruned=True)
     if constraint is not None:
-        trial.set_constraint("c", constraint)
+        record.write_constraints(trial, {"c": constraint})
     values = [last[name] for name in study.metric_names or ()]
     if state == TrialState.COMPLETE:
         study.tell(trial, values)

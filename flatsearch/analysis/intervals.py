@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from flatsearch.record.decisions import stands_for
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -113,7 +111,7 @@ def bootstrap_weights(own: _Array, times: int = _RESAMPLES) -> _Array:
 
 def trial_weights(trials: Sequence[TrialRecord]) -> _Array:
     """Return the trials' weights, then those of resamples of the trials, (1 + resamples, n)."""
-    return bootstrap_weights(np.array([stands_for(trial.decisions) for trial in trials], float))
+    return bootstrap_weights(np.array([trial.weight for trial in trials], float))
 
 
 def tau_with_interval(x: _Array, y: _Array, weights: _Array | None = None) -> _Interval | None:

@@ -10,7 +10,6 @@ from scipy import stats
 
 from flatsearch.analysis.intervals import trial_weights
 from flatsearch.pareto import is_best
-from flatsearch.record.decisions import AUDITED, first_flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,20 +59,16 @@ def pruning_effect(
     Returns:
         The figures; None if no trial was pruned and no pruner decided on any.
     """
-    own = [t for t in trials if t.same_as is None and not t.over_limit and t.steps]
-    # One that diverged says so; it was not the pruner.
-    pruned = [t for t in own if t.ended_early or (t.state == "PRUNED" and t.failure is None)]
+    own = [t for t in trials if t.own and t.steps]
+    pruned = [t for t in own if t.pruned]
     decided = [decision for t in own for decision in t.decisions]
     if not pruned and not decided:
         return None
-    ended = [t for t in own if t.state in {"COMPLETE", "PRUNED"}]
+    ended = [t for t in own if t.finished]
     whole = epochs or max(len(t.steps) for t in ended)
-    complete = [t for t in ended if t.values is not None and not t.ended_early]
+    complete = [t for t in ended if t.complete]
     # Those that were run on while pruning was suspended are no sample of the pruned ones.
-    flagged = [
-        t for t in complete
-        if (flag := first_flag(t.decisions)) is not None and flag.outcome == AUDITED[0]
-    ]  # fmt: skip
+    flagged = [t for t in complete if t.audited]
     signs = np.array([1.0 if d == "maximize" else -1.0 for d in directions])
     best = next((decision.best for decision in decided), None)
     counted = [t for t in complete if t.feasible or best is not None]
@@ -95,6 +90,6 @@ def pruning_effect(
         wrong=wrong,
         low=low,
         high=high,
-        suspended=sum(any(d.outcome == AUDITED[1] for d in t.decisions) for t in own),
+        suspended=sum(any(d.outcome == "suspended" for d in t.decisions) for t in own),
         best=best,
     )

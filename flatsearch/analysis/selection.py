@@ -58,8 +58,8 @@ def choose(summary: StudySummary, which: str = "best", prefer: str | None = None
         what = f"0 to {len(known) - 1}" if known else "none"
         raise UsageError(f"there is no trial {which!r} in study {summary.name!r}; it has {what}")
     trial = known[which]
-    if trial.same_as is not None:
-        trial = summary.trial(trial.same_as)
+    if trial.duplicate_of is not None:
+        trial = summary.trial(trial.duplicate_of)
     if trial.state in {"RUNNING", "WAITING"}:
         raise UsageError(f"trial {which} is still {trial.state.lower()}")
     if trial.architecture is None:

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from flatsearch import record
 from flatsearch.analysis.correlations import (
     FlatnessGain,
     SignalCorrelation,
@@ -15,11 +14,10 @@ from flatsearch.analysis.correlations import (
     signal_correlations,
 )
 from flatsearch.analysis.pruning import PruningEffect, pruning_effect
+from flatsearch.record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     import optuna
-
-    from flatsearch.record.trial import TrialRecord
 
 __all__ = ["StudySummary", "finite", "summarise"]
 
@@ -33,8 +31,9 @@ class StudySummary:
         metric_names: One per objective.
         directions: "minimize" or "maximize" per objective.
         settings: What all trials share; None if the study is not ours.
-        counts: Trials by state; "REUSED" for those that took over an earlier result, "OVER LIMIT"
-            for those that were not trained for their cost.
+        counts: Trials by state; "DUPLICATE" for those that took over an earlier result,
+            "OVER LIMIT" for those that were not trained for their cost, "DIVERGED" for those whose
+            training left the finite numbers.
         trials: All trials.
         front: Numbers of the Pareto-optimal trials, best first in the first objective; of the
             best trial alone if there is one objective.
@@ -72,9 +71,10 @@ class StudySummary:
                 "metrics": dict(trial.metrics),
                 "epochs": [{"epoch": step + 1, **metrics} for step, metrics in trial.steps.items()],
                 "recipe": dict(trial.recipe) or None,
-                "same_as": trial.same_as,
-                "repeats": trial.repeats,
+                "duplicate_of": trial.duplicate_of,
+                "retrain_of": trial.retrain_of,
                 "failure": trial.failure,
+                "stopped": trial.stopped,
                 "model": trial.artifact,
                 "seconds": trial.seconds,
             }
@@ -115,14 +115,12 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
         The summary.
     """
     frozen = study.get_trials(deepcopy=False)
-    trials = tuple(record.read_trial(trial) for trial in frozen)
+    trials = tuple(map(TrialRecord, frozen))
     directions = tuple(direction.name.lower() for direction in study.directions)
     names = study.metric_names or [f"value {i}" for i in range(len(directions))]
     # A result that was taken over is an earlier trial's: neither a point of its own on the front
     # nor another observation.
-    complete = [
-        t for t in trials if t.values is not None and not t.ended_early and t.same_as is None
-    ]
+    complete = [t for t in trials if t.complete and t.own]
     sign = -1.0 if directions[0] == "maximize" else 1.0
     first = {trial.number: sign * (trial.values or ())[0] for trial in complete}
     if len(directions) > 1:
@@ -131,7 +129,7 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
     else:
         good = [trial.number for trial in complete if trial.feasible]
         best = [min(good, key=first.__getitem__)] if good else []
-    settings = record.read_settings(study)
+    settings = StudyRecord(study).settings
     return StudySummary(
         name=study.study_name,
         metric_names=tuple(names),
@@ -149,6 +147,8 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
 
 
 def _outcome(trial: TrialRecord) -> str:
-    if trial.same_as is not None:
-        return "REUSED"
+    if trial.duplicate:
+        return "DUPLICATE"
+    if trial.diverged:
+        return "DIVERGED"
     return "OVER LIMIT" if trial.over_limit else trial.state

@@ -42,7 +42,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 def _trained_model(options: argparse.Namespace) -> tuple[Path, str, str, str | None]:
     """Return the model file to export, a name for it, what it is, and its architecture."""
-    from flatsearch import record
+    from flatsearch.record import StudyRecord
 
     if options.model is not None:
         return Path(options.model), Path(options.model).stem, "the given model", None
@@ -52,7 +52,7 @@ def _trained_model(options: argparse.Namespace) -> tuple[Path, str, str, str | N
     what = f"trial {number} ({choice.reason})"
     found = choice.trial.architecture
     architecture = None if found is None else found.to_json()
-    trained = record.read_trained(study, number)
+    trained = StudyRecord(study).trained(number)
     if trained is not None and Path(trained).exists():
         return Path(trained), name, f"{what}, after its final training", architecture
     if choice.trial.artifact is None:

@@ -174,9 +174,9 @@ def add_artifacts(parser: argparse.ArgumentParser) -> None:
 
 def artifacts_of(options: argparse.Namespace, study: optuna.Study) -> str:
     """Return where a study's models are: as the command, or the search, was told."""
-    from flatsearch import record
+    from flatsearch.record import StudyRecord
 
-    told = options.artifacts or (record.read_run(study) or {}).get("artifacts")
+    told = options.artifacts or (StudyRecord(study).run or {}).get("artifacts")
     return str(told or DEFAULT_ARTIFACTS)
 
 

@@ -233,9 +233,9 @@ def _run(options: argparse.Namespace) -> int:
     import optuna
     from rich.console import Console
 
-    from flatsearch import record
     from flatsearch.analysis.summary import summarise
     from flatsearch.device import resolve_device
+    from flatsearch.record import write_study
     from flatsearch.reports.dashboard import Publisher
     from flatsearch.reports.progress import Progress
     from flatsearch.reports.terminal import print_summary
@@ -267,7 +267,7 @@ def _run(options: argparse.Namespace) -> int:
     n_trials = options.trials or max(0, DEFAULT_TRIALS - finished)
     progress.announce(study, objective.data, objective.device, finished, n_trials)
     run = {key: getattr(options, key) for key in RUN_OPTIONS}
-    record.write_run(study, {**run, "target": finished + n_trials})
+    write_study(study, run={**run, "target": finished + n_trials})
     publisher = Publisher(progress.say)
     try:
         if n_trials and options.workers > 1:

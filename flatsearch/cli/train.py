@@ -80,20 +80,19 @@ def _train(options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from flatsearch import record
     from flatsearch.data.loading import load_data
     from flatsearch.device import resolve_device
-    from flatsearch.record.study import settings_of
+    from flatsearch.record import StudyRecord
     from flatsearch.reports.progress import epochs_bar
     from flatsearch.reports.terminal import print_final
     from flatsearch.retrain.training import default_epochs, retrain
 
     device = resolve_device(options.device)
     study, choice = choose_trial(options)
-    settings, stored = settings_of(study)
-    run = record.read_run(study) or {}
+    known = StudyRecord(study)
+    settings, run = known.run_settings(), known.run or {}
     data = load_data(
-        options.data or run.get("data") or stored["data"],
+        options.data or run.get("data") or (known.settings or {})["data"],
         image_size=settings.image_size,
         validation_fraction=settings.validation_fraction,
         probe_size=settings.probe_size,

@@ -13,9 +13,6 @@ from flatsearch.cli.options import (
 )
 from flatsearch.cli.run import RUN_OPTIONS, make_objective, run_trials
 from flatsearch.errors import UsageError
-from flatsearch.settings import (
-    RunSettings,
-)
 
 __all__ = ["add_worker"]
 
@@ -41,7 +38,7 @@ def add_worker(parser: argparse.ArgumentParser) -> None:
 def _worker(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from flatsearch import record
+    from flatsearch.record import StudyRecord
     from flatsearch.reports.dashboard import Publisher
     from flatsearch.reports.progress import Progress
     from flatsearch.search.storage import open_storage
@@ -49,8 +46,9 @@ def _worker(options: argparse.Namespace) -> None:
 
     study = load_for_reading(options)
     storage = open_storage(options.storage)
-    run, stored = record.read_run(study), record.read_settings(study)
-    if run is None or stored is None:
+    known = StudyRecord(study)
+    run = known.run
+    if run is None or known.settings is None:
         raise UsageError(
             f"study {study.study_name!r} has not been run by flatsearch; start it with"
             " 'flatsearch run'"
@@ -58,7 +56,7 @@ def _worker(options: argparse.Namespace) -> None:
     for key in RUN_OPTIONS:
         if getattr(options, key, None) is None:
             setattr(options, key, run.get(key))
-    settings = RunSettings.from_dict(stored)
+    settings = known.run_settings()
     # Several workers may share a terminal: lines, no bar.
     progress = Progress(Console(stderr=True, force_terminal=False), settings)
     objective = make_objective(options, settings, progress)

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
 
 from flatsearch.pareto import is_best
 from flatsearch.pruners.metric_view import Annotated
 from flatsearch.pruners.predictor import Observation, Predictor
-from flatsearch.record.decisions import AUDITED, Decision, first_flag, stands_for, write_decision
-from flatsearch.record.trial import FINISHED, read_trial
+from flatsearch.record.decisions import Decision, write_decision
+from flatsearch.record.trial import FINISHED, TrialRecord
 from flatsearch.signals.curve import with_tse
 from flatsearch.signals.table import PRIOR, SIGNALS
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import optuna
-
-    from flatsearch.record.trial import TrialRecord
 
 __all__ = ["CalibratedRule", "as_observation", "tail_probability"]
 
@@ -70,7 +67,7 @@ def as_observation(trial: TrialRecord, final: Sequence[float] | None) -> Observa
     Returns:
         The observation, with the sum of the training losses so far as "tse".
     """
-    flag = first_flag(trial.decisions) if final is not None else None
+    flag = trial.flag if final is not None else None
     return Observation(
         curve=with_tse(trial.steps),
         fixed={name: trial.metrics[name] for name in _UNTRAINED if name in trial.metrics},
@@ -130,15 +127,15 @@ class CalibratedRule:
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         """Decide, and record the decision with its reason."""
-        found = read_trial(trial)
+        found = TrialRecord(trial)
         if not found.steps:
             return False
         step = max(found.steps)
         with self._lock:
             self._update(study)
-            flagged = trial.number in self._flagged or first_flag(found.decisions) is not None
+            flagged = trial.number in self._flagged or found.flag is not None
             decision = self._decide(study, found, step, flagged)
-            if decision.outcome in AUDITED:
+            if decision.runs_on:
                 # Optuna's own copy of a running trial does not see what is written here.
                 self._flagged.add(trial.number)
         write_decision(Annotated(study, trial), decision)
@@ -184,19 +181,19 @@ class CalibratedRule:
         for trial in finished:
             if trial.number in self._seen:
                 continue
-            found = read_trial(trial)
+            found = TrialRecord(trial)
             self._seen.add(trial.number)
-            if found.same_as is None and not found.over_limit:
+            if found.own:
                 self._learn(trial, found)
 
     def _learn(self, trial: optuna.trial.FrozenTrial, found: TrialRecord) -> None:
-        final, flag = None, first_flag(found.decisions)
-        if trial.state == TrialState.COMPLETE and not found.ended_early:
-            final = tuple(s * v for s, v in zip(self._signs, trial.values, strict=True))
+        final, flag = None, found.flag
+        if found.complete:
+            final = tuple(s * v for s, v in zip(self._signs, found.values or (), strict=True))
             # One that is not feasible is no point of a front, and keeps no other from it.
             counts = found.feasible or self._share is not None
             self._finals.append(final if counts else (-math.inf,) * len(final))
-            self._weights.append(stands_for(found.decisions))
+            self._weights.append(found.weight)
             ended = trial.datetime_complete
             self._ended.append(math.inf if ended is None else ended.timestamp())
             self._last_step = max(self._last_step, *found.steps, 0)

@@ -18,7 +18,7 @@ from flatsearch.errors import unknown_name
 from flatsearch.pruners.calibrated import CalibratedRule
 from flatsearch.pruners.metric_view import MetricView, metric_curve
 from flatsearch.pruners.percentile import FinishedMetric
-from flatsearch.record.trial import read_steps
+from flatsearch.record.trial import TrialRecord
 from flatsearch.signals.table import SIGNALS
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class FlatnessPruner(BasePruner):
         return steps[step] > others[len(others) - 1 - math.floor(below)]
 
     def _ask_calibrated(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
-        steps = sorted(read_steps(trial.user_attrs))
+        steps = list(TrialRecord(trial).steps)
         if not steps or not self._is_due(steps):
             return False
         if study not in self._rules:

@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from flatsearch.record.trial import FINISHED, read_steps
+from flatsearch.record.trial import FINISHED, TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
@@ -47,7 +47,7 @@ def metric_curve(trial: FrozenTrial, metric: str | None) -> Curve:
     """
     if metric is None:
         return dict(sorted(trial.intermediate_values.items()))
-    steps = read_steps(trial.user_attrs)
+    steps = TrialRecord(trial).steps
     return {step: values[metric] for step, values in steps.items() if metric in values}
 
 
@@ -333,6 +333,6 @@ def _losses(trial: FrozenTrial, metric: Mapping[str, str]) -> dict[int, _Array]:
     """Return the metrics, turned so that smaller is better, at every step that has all of them."""
     return {
         step: np.array([values[n] * (-1 if d == "maximize" else 1) for n, d in metric.items()])
-        for step, values in read_steps(trial.user_attrs).items()
+        for step, values in TrialRecord(trial).steps.items()
         if all(name in values for name in metric)
     }

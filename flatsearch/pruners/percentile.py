@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from optuna.trial import TrialState
 
 from flatsearch.pruners.metric_view import metric_curve
-from flatsearch.record.trial import FINISHED, is_reuse
+from flatsearch.record.trial import FINISHED, TrialRecord
 
 if TYPE_CHECKING:
     import optuna
@@ -36,7 +36,8 @@ class FinishedMetric:
                 if trial.number in self._seen:
                     continue
                 self._seen.add(trial.number)
-                self.complete += trial.state == TrialState.COMPLETE and not is_reuse(trial)
+                duplicate = TrialRecord(trial).duplicate
+                self.complete += trial.state == TrialState.COMPLETE and not duplicate
                 for step, value in metric_curve(trial, metric).items():
                     if not math.isnan(value):
                         bisect.insort(self._at_step.setdefault(step, []), value)

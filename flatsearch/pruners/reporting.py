@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
-from flatsearch.record.constraints import write_pruned
+from flatsearch.record.constraints import PRUNED_SOFTLY, write_constraints
 from flatsearch.record.trial import write_step
 
 if TYPE_CHECKING:
@@ -93,4 +93,4 @@ def mark_pruned(trial: optuna.Trial, *, pruned: bool) -> None:
         >>> [trial.number for trial in study.best_trials]
         [1]
     """
-    write_pruned(trial, pruned=pruned)
+    write_constraints(trial, {PRUNED_SOFTLY: float(pruned)})

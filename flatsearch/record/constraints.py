@@ -1,84 +1,78 @@
-"""Optuna constraints of a trial: limits, the least accuracy, soft pruning."""
+"""Optuna's constraints of a trial, by name, in Optuna 4 and 5 alike.
+
+Optuna 5 stores every constraint as a system attribute of its own. Optuna 4 knows only a list
+without names. There both are stored, so that a study means the same under either; the list has the
+values in the order of their names.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from optuna.samplers import GPSampler
-from optuna.trial import TrialState
+import optuna
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import optuna
-
 __all__ = [
-    "is_feasible",
-    "is_over_limit",
-    "mirror_constraints",
-    "write_limits",
-    "write_minimum",
-    "write_pruned",
+    "HAS_NAMED",
+    "LIMIT",
+    "MIN_ACCURACY",
+    "PRUNED_SOFTLY",
+    "is_named",
+    "named_values",
+    "read_constraints",
+    "write_constraints",
 ]
 
-_LIMIT = "flatsearch:max_"
-_MIN_ACCURACY = "flatsearch:min_accuracy"
+# By how much a candidate is over a limit of its cost, as a fraction of the limit; the cost's name
+# follows. Samplers learn from them where the limits are.
+LIMIT = "flatsearch:max_"
+# By how much the accuracy falls short of the least that counts.
+MIN_ACCURACY = "flatsearch:min_accuracy"
+# 1 for a trial that was pruned and is told as complete, 0 for the others: all trials of such a
+# study have it, since samplers want the same constraints everywhere.
 PRUNED_SOFTLY = "flatsearch:pruned"
+_KEY = "constraints"
+# Whether this Optuna has constraints by name, as Optuna 5 does.
+HAS_NAMED = hasattr(optuna.Trial, "set_constraint")
 
 
-def write_limits(trial: optuna.Trial, excess: Mapping[str, float]) -> None:
-    """Store how far a candidate is over each limit, as a fraction of it, as Optuna's constraints.
+def write_constraints(trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
+    """Store constraints of a running trial.
 
-    Samplers learn from them where the limits are, and the best trials are those that keep them.
+    Args:
+        trial: The trial.
+        constraints: Values by name; one above 0 is violated.
     """
-    for name, value in excess.items():
-        trial.set_constraint(f"{_LIMIT}{name}", value)
+    for name, value in constraints.items():
+        if HAS_NAMED:
+            trial.set_constraint(name, value)
+        else:
+            trial.storage.set_trial_system_attr(trial._trial_id, f"{_KEY}:{name}", float(value))
+    if not HAS_NAMED:
+        trial.storage.set_trial_system_attr(trial._trial_id, _KEY, named_values(trial))
 
 
-def write_minimum(trial: optuna.Trial, accuracy: float, least: float) -> None:
-    """Store as a constraint by how much an accuracy falls short of the least that counts."""
-    trial.set_constraint(_MIN_ACCURACY, least - accuracy)
-
-
-def write_pruned(trial: optuna.Trial, *, pruned: bool) -> None:
-    """Store whether a trial that is told as complete was pruned, as a constraint.
-
-    All trials of a study have to have it: samplers want the same constraints everywhere.
-    """
-    trial.set_constraint(PRUNED_SOFTLY, float(pruned))
-
-
-def mirror_constraints(trial: optuna.Trial) -> None:
-    """Store the constraints' values once more where optuna-dashboard reads them.
-
-    It knows only the list that older versions of Optuna had. Optuna reads both, so that every
-    value counts twice: TPE and NSGA-II, which add up what is violated, propose the same; GP, which
-    multiplies probabilities, would keep further away, so that its studies have no list. Samplers
-    want the same number of constraints everywhere: the first complete trial decides for all.
-    """
-    # In the order of their names, which is the same in every trial.
-    named = sorted(trial.constraints.items())
-    values = [value for name, value in named if not is_mirrored(name)]
-    complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    first = next((t.constraints for t in complete if t.constraints), None)
-    if first is None:
-        wanted = not isinstance(trial.study.sampler, GPSampler)
+def read_constraints(trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, float]:
+    """Return a trial's constraints by name; the entries of a list are named by their places."""
+    if HAS_NAMED:
+        return dict(trial.constraints)
+    stored: Mapping[str, Any]
+    if isinstance(trial, optuna.trial.FrozenTrial):
+        stored = trial.system_attrs
     else:
-        wanted = any(map(is_mirrored, first))
-    if values and wanted:
-        trial.storage.set_trial_system_attr(trial._trial_id, "constraints", values)
+        stored = trial.storage.get_trial_system_attrs(trial._trial_id)
+    listed = {str(place): value for place, value in enumerate(stored.get(_KEY) or ())}
+    named = {key[len(_KEY) + 1 :]: v for key, v in stored.items() if key.startswith(f"{_KEY}:")}
+    return {**listed, **named}
 
 
-def is_mirrored(name: str) -> bool:
-    """Return whether a constraint is an entry of the list: Optuna names it by its place."""
-    return name.isdecimal()
+def is_named(name: str) -> bool:
+    """Return whether a constraint is none of a list, which Optuna names by their places."""
+    return not name.isdecimal()
 
 
-def is_feasible(trial: optuna.Trial | optuna.trial.FrozenTrial) -> bool:
-    """Return whether a trial keeps all of its constraints."""
-    return all(value <= 0 for value in trial.constraints.values())
-
-
-def is_over_limit(trial: optuna.trial.FrozenTrial) -> bool:
-    """Return whether a trial's candidate costs more than the study allows."""
-    return any(v > 0 for key, v in trial.constraints.items() if key.startswith(_LIMIT))
+def named_values(trial: optuna.Trial | optuna.trial.FrozenTrial) -> list[float]:
+    """Return the named constraints in the order of their names, which is the same in all trials."""
+    return [value for name, value in sorted(read_constraints(trial).items()) if is_named(name)]

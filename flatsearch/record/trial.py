@@ -1,121 +1,245 @@
-"""The schema of what a study stores: the only writer and reader of its attributes.
+"""What is stored of a trial.
 
-A trial holds one attribute per reported step, ``flatsearch:step:N``, with that step's metrics,
-and flat attributes for the architecture, its recipe, size and final metrics, which
-optuna-dashboard can plot. Nothing is stored as Optuna intermediate values except a
-single-objective study's own objective: a pruned trial's last intermediate value becomes its
-value, and Optuna's samplers rank pruned trials by it, so any other metric there would steer
-the search; in a multi-objective study they would make the default sampler fail.
+A trial holds one attribute per reported step, ``flatsearch:step:N``, with that step's metrics, and
+one per fact of `TrialRecord`. Architecture, recipe and final metrics are shown a second time
+without the prefix, where people look for them and optuna-dashboard draws them. Nothing is stored as
+Optuna intermediate values except a single-objective study's own objective: a pruned trial's last
+intermediate value becomes its value, and Optuna's samplers rank pruned trials by it, so any other
+metric there would steer the search; in a multi-objective study they would make the default sampler
+fail.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import optuna
 from optuna.trial import TrialState
 
-from flatsearch.errors import SpaceError, UsageError
-from flatsearch.record.constraints import PRUNED_SOFTLY, is_feasible, is_mirrored, is_over_limit
+from flatsearch.record.constraints import LIMIT, PRUNED_SOFTLY, read_constraints
 from flatsearch.record.decisions import Decision, read_decisions
-from flatsearch.record.numbers import is_number, to_json
+from flatsearch.record.facts import PREFIX, Fact, Record, from_numbers, to_numbers, write
 from flatsearch.spaces.space import Architecture
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from flatsearch.record.facts import TakesAttributes
 
-    import optuna
-
-__all__ = [
-    "FINISHED",
-    "TrialRecord",
-    "is_finished",
-    "is_late",
-    "is_reuse",
-    "network_of",
-    "read_step",
-    "read_steps",
-    "read_trial",
-    "worker_of",
-    "write_architecture",
-    "write_artifact",
-    "write_failure",
-    "write_final",
-    "write_late",
-    "write_layers",
-    "write_network",
-    "write_recipe",
-    "write_repeat",
-    "write_retry",
-    "write_reuse",
-    "write_step",
-    "write_worker",
-]
+__all__ = ["FINISHED", "TrialRecord", "write_step", "write_trial"]
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_STEP = "flatsearch:step:"
-_ARCHITECTURE = "architecture"
-_ARTIFACT = "flatsearch:model"
-_FAILURE = "failure"
-_NETWORK = "flatsearch:network"
-_RECIPE = "recipe"
-_WORKER = "flatsearch:worker"
-_RETRY = "flatsearch:retried"
-_LATE = "flatsearch:late"
-_TRACEBACK = "flatsearch:traceback"
+_STEP = f"{PREFIX}step:"
 # Some databases keep 64 kilobytes of a text.
 _LONGEST_TRACE = 20_000
-_SAME_AS = "flatsearch:same_as"
-_LAYERS = "flatsearch:layers"
-_REPEATS = "flatsearch:repeats"
+_LONGEST_REASON = 500
+_NOT_FINITE = ("nan", "inf", "-inf")
 
 
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as the record holds it.
+# Earlier versions stored the following without the prefix, as other people's objectives do.
+
+
+def _flat_architecture(trial: TrialRecord) -> Architecture | None:
+    stored = trial.attributes.get("architecture")
+    # An attribute of that name may be somebody's own; ours is JSON.
+    if not isinstance(stored, str) or not stored.startswith("{"):
+        return None
+    return Architecture.from_json(stored)
+
+
+def _flat_numbers(trial: TrialRecord) -> Mapping[str, float]:
+    return {
+        name: float(value)
+        for name, value in trial.attributes.items()
+        if ":" not in name
+        and (
+            (isinstance(value, (int, float)) and not isinstance(value, bool))
+            or value in _NOT_FINITE
+        )
+    }
+
+
+def _flat_failure(trial: TrialRecord) -> str | None:
+    return None if trial.pruned_softly else trial.attributes.get("failure")
+
+
+def _flat_stopped(trial: TrialRecord) -> str | None:
+    return trial.attributes.get("failure") if trial.pruned_softly else None
+
+
+def _flat_diverged(trial: TrialRecord) -> bool:
+    # The pruner gave no reason then, and a trial that took over a result has that one's.
+    return trial.state == "PRUNED" and trial.own and "failure" in trial.attributes
+
+
+def _first_words(reason: str) -> str:
+    return " ".join(reason.split())[:_LONGEST_REASON]
+
+
+class TrialRecord(Record):
+    """What is known of a trial, ours or not; read from Optuna's trial when it is looked at.
+
+    Args:
+        trial: A trial of any state.
 
     Attributes:
-        number: Optuna's trial number.
+        number: Optuna's number of the trial.
         state: "COMPLETE", "PRUNED", "FAIL", "RUNNING" or "WAITING".
-        values: The objective values; None unless complete.
+        values: The objective values; None unless Optuna's state is COMPLETE.
         params: Optuna's parameters.
-        architecture: None if the trial ended before one was suggested.
+        seconds: The time from start to end; None while running.
+        worker: The process that runs the trial, see `flatsearch.search.liveness`.
+        architecture: The architecture; None if the trial ended before one was suggested.
+        recipe: The training settings that were suggested with the architecture; empty for none.
+        network: What tells this candidate from others: equal for equal networks and recipes.
+        duplicate_of: The number of the earlier trial of the same network whose result this one took
+            over instead of training, if any.
+        retrain_of: The number of the earlier trial of the same network, which this one trained
+            again, if any.
+        retried: Why the trial was trained once more, with every batch in two halves; None mostly.
         metrics: Final metrics and sizes by name.
-        steps: The metrics of every reported step, by step (0 is the first epoch).
-        failure: Why the trial did not complete, where it did not.
-        artifact: Identifier of the saved model in the artifact store, if any.
-        seconds: From start to end; None while running.
-        recipe: Training settings that were suggested with the architecture; empty for none.
-        same_as: Number of the earlier trial whose result this one took over, if any.
-        repeats: Number of the earlier trial whose network this one trained again, if any.
-        feasible: Whether it keeps every constraint; one that does not is never on the front.
-        ended_early: Whether it was pruned softly: told as complete, with a violated constraint.
-        over_limit: Whether it costs more than the study allows, and was not trained.
-        decisions: What a pruner that records its decisions decided, by step.
-        layers: Relative flatness of every convolution by name, in order of execution, where it was
-            measured last.
-        halved: Whether it was trained with every batch in two halves, for want of memory.
+        layers: The relative flatness of every convolution by name, in order of execution, where it
+            was measured last.
+        artifact: The identifier of the saved model in the artifact store, if any.
+        failure: Why the trial came to no result, where it was not the pruner.
+        traceback: The traceback of the exception that it failed with.
+        stopped: Why the pruner stopped the trial, if the objective says so.
+        diverged: Whether training left the finite numbers.
+        late: Whether the trial failed for want of time or budget, which is no fault of the
+            candidate.
     """
 
-    number: int
-    state: str
-    values: tuple[float, ...] | None
-    params: Mapping[str, Any]
-    architecture: Architecture | None
-    metrics: Mapping[str, float]
-    steps: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    failure: str | None = None
-    artifact: str | None = None
-    seconds: float | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    same_as: int | None = None
-    repeats: int | None = None
-    feasible: bool = True
-    ended_early: bool = False
-    over_limit: bool = False
-    decisions: tuple[Decision, ...] = ()
-    layers: Mapping[str, float] = field(default_factory=dict)
-    halved: bool = False
+    worker = Fact[str | None]()
+    architecture = Fact[Architecture | None](
+        _flat_architecture,
+        encode=Architecture.to_json,
+        decode=Architecture.from_json,
+        public=lambda stored: {"architecture": stored},
+    )
+    recipe = Fact[Mapping[str, Any]](
+        lambda trial: trial.attributes.get("recipe") or {},
+        public=lambda stored: {"recipe": stored},
+    )
+    network = Fact[str | None]()
+    duplicate_of = Fact[int | None](lambda trial: trial.attributes.get("flatsearch:same_as"))
+    retrain_of = Fact[int | None](lambda trial: trial.attributes.get("flatsearch:repeats"))
+    retried = Fact[str | None](encode=_first_words)
+    metrics = Fact[Mapping[str, float]](
+        _flat_numbers, encode=to_numbers, decode=from_numbers, public=dict
+    )
+    layers = Fact[Mapping[str, float]](
+        lambda _: {},
+        encode=lambda values: to_numbers({name: float(f"{v:.6g}") for name, v in values.items()}),
+        decode=from_numbers,
+    )
+    artifact = Fact[str | None](key="model")
+    failure = Fact[str | None](_flat_failure)
+    traceback = Fact[str | None](encode=lambda trace: trace[-_LONGEST_TRACE:])
+    stopped = Fact[str | None](_flat_stopped)
+    diverged = Fact[bool](_flat_diverged)
+    late = Fact[bool](lambda _: False)
+
+    def __init__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
+        super().__init__(f"trial {trial.number}", trial.user_attrs)
+        self.trial = trial
+        self.number = trial.number
+        self.params: Mapping[str, Any] = trial.params
+        self.state = "RUNNING"
+        self.values: tuple[float, ...] | None = None
+        self.seconds: float | None = None
+        if isinstance(trial, optuna.trial.FrozenTrial):
+            self.state = trial.state.name
+            if trial.state == TrialState.COMPLETE:
+                self.values = tuple(trial.values)
+            if trial.duration is not None:
+                self.seconds = trial.duration.total_seconds()
+
+    @cached_property
+    def constraints(self) -> dict[str, float]:
+        """The values of Optuna's constraints by name; one above 0 is violated."""
+        return read_constraints(self.trial)
+
+    @cached_property
+    def steps(self) -> Mapping[int, Mapping[str, float]]:
+        """The metrics of every reported step in ascending order; 0 is the first epoch."""
+        keys = {int(k[len(_STEP) :]): k for k in self.attributes if k.startswith(_STEP)}
+        return {step: from_numbers(self.attributes[keys[step]]) for step in sorted(keys)}
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What a pruner that says why decided, by step."""
+        return read_decisions(self.attributes)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the trial keeps every constraint; one that does not is never on the front."""
+        return all(value <= 0 for value in self.constraints.values())
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether the candidate costs more than the study allows, and was not trained."""
+        return any(v > 0 for name, v in self.constraints.items() if name.startswith(LIMIT))
+
+    @property
+    def duplicate(self) -> bool:
+        """Whether the trial took over the result of an earlier one of the same network."""
+        return self.duplicate_of is not None
+
+    @property
+    def own(self) -> bool:
+        """Whether the trial is an observation of its own: no duplicate, and not over a limit."""
+        return not self.duplicate and not self.over_limit
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial counts towards the budget: it was trained, to the end or not."""
+        return self.state in {"COMPLETE", "PRUNED"} and self.own
+
+    @property
+    def pruned_softly(self) -> bool:
+        """Whether the trial was pruned and is told as complete, with a violated constraint."""
+        return self.constraints.get(PRUNED_SOFTLY, 0.0) > 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the trial has the values of its last epoch: those of a pruned one are earlier."""
+        return self.values is not None and not self.pruned_softly
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the pruner stopped the trial, in either way."""
+        hard = self.state == "PRUNED" and not self.diverged and not self.over_limit
+        return hard or self.pruned_softly
+
+    @property
+    def halved(self) -> bool:
+        """Whether the trial was trained with every batch in two halves, for want of memory."""
+        return self.retried is not None
+
+    @property
+    def flag(self) -> Decision | None:
+        """The decision by which the trial was flagged and run on all the same, if any."""
+        return next((decision for decision in self.decisions if decision.runs_on), None)
+
+    @property
+    def audited(self) -> bool:
+        """Whether the trial would have been pruned, and was run on for the audit."""
+        return self.flag is not None and self.flag.outcome == "audited"
+
+    @property
+    def weight(self) -> float:
+        """How many trials this one stands for: 1, or 1/chance if it was audited."""
+        return 1.0 if self.flag is None else 1.0 / self.flag.chance
+
+
+def write_trial(trial: TakesAttributes, **facts: Any) -> None:
+    """Store facts of a running trial.
+
+    Args:
+        trial: The trial.
+        **facts: Values of `TrialRecord`'s attributes by their names, those from `worker` on.
+    """
+    write(TrialRecord, trial, facts)
 
 
 def write_step(trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> None:
@@ -123,7 +247,7 @@ def write_step(trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> 
 
     Args:
         trial: The running trial.
-        step: 0 for the first.
+        step: The number of the step, 0 for the first.
         metrics: Numbers by name.
 
     Raises:
@@ -135,173 +259,9 @@ def write_step(trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> 
     if not metrics:
         raise ValueError("report at least one metric, for example accuracy=0.9")
     try:
-        values = {name: to_json(value) for name, value in metrics.items()}
+        values = to_numbers(metrics)
     except (TypeError, ValueError):
         raise TypeError(f"metrics must be numbers but got {dict(metrics)}") from None
     key = f"{_STEP}{step}"
     # Metrics may come one after the other; of one that comes twice the last value counts.
     trial.set_user_attr(key, {**trial.user_attrs.get(key, {}), **values})
-
-
-def read_step(attributes: Mapping[str, Any], step: int) -> dict[str, float] | None:
-    """Return one step's metrics from a trial's user attributes, or None if not reported."""
-    values = attributes.get(f"{_STEP}{step}")
-    return None if values is None else {name: float(value) for name, value in values.items()}
-
-
-def read_steps(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Return every reported step's metrics in ascending order of step."""
-    steps = sorted(int(key[len(_STEP) :]) for key in attributes if key.startswith(_STEP))
-    return {step: read_step(attributes, step) or {} for step in steps}
-
-
-def write_layers(trial: optuna.Trial, flatness: Mapping[str, float]) -> None:
-    """Store the flatness of every convolution by name; of several times the last one counts."""
-    trial.set_user_attr(_LAYERS, {name: to_json(float(f"{v:.6g}")) for name, v in flatness.items()})
-
-
-def write_architecture(trial: optuna.Trial, architecture: Architecture) -> None:
-    """Store the architecture before anything can go wrong with it."""
-    trial.set_user_attr(_ARCHITECTURE, architecture.to_json())
-
-
-def write_recipe(trial: optuna.Trial, recipe: Mapping[str, Any]) -> None:
-    """Store the training settings that were suggested with the architecture."""
-    trial.set_user_attr(_RECIPE, dict(recipe))
-
-
-def write_worker(trial: optuna.Trial, worker: str) -> None:
-    """Store which process runs a trial."""
-    trial.set_user_attr(_WORKER, worker)
-
-
-def worker_of(trial: optuna.trial.FrozenTrial) -> str | None:
-    """Return what `write_worker` stored, or None."""
-    return trial.user_attrs.get(_WORKER)
-
-
-def write_network(trial: optuna.Trial, key: str) -> None:
-    """Store what tells this candidate from others: equal for equal networks and recipes."""
-    trial.set_user_attr(_NETWORK, key)
-
-
-def network_of(trial: optuna.trial.FrozenTrial) -> str | None:
-    """Return what `write_network` stored, or None."""
-    return trial.user_attrs.get(_NETWORK)
-
-
-def write_reuse(trial: optuna.Trial, earlier: optuna.trial.FrozenTrial) -> None:
-    """Take over an earlier trial's result and say so; steps are not copied.
-
-    Pruners compare steps between trials, where the same curve must not count twice. But an
-    intermediate value is what a sampler ranks a pruned trial by; the last one is reported.
-    """
-    trial.set_user_attr(_SAME_AS, earlier.number)
-    found = read_trial(earlier)
-    write_final(trial, found.metrics)
-    if found.artifact is not None:
-        write_artifact(trial, found.artifact)
-    for name, value in earlier.constraints.items():
-        if not is_mirrored(name):
-            trial.set_constraint(name, value)
-    step = earlier.last_step
-    if step is not None and earlier.state == TrialState.PRUNED:
-        trial.report(earlier.intermediate_values[step], step)
-
-
-def write_retry(trial: optuna.Trial, reason: str) -> None:
-    """Store why a trial was trained once more, with half the batch at a time."""
-    trial.set_user_attr(_RETRY, " ".join(reason.split())[:500])
-
-
-def write_repeat(trial: optuna.Trial, earlier: int) -> None:
-    """Store that an earlier trial's network is being trained again."""
-    trial.set_user_attr(_REPEATS, earlier)
-
-
-def write_final(trial: optuna.Trial, metrics: Mapping[str, float | int]) -> None:
-    """Store final metrics and sizes as flat numbers."""
-    for name, value in metrics.items():
-        trial.set_user_attr(name, value if isinstance(value, int) else to_json(value))
-
-
-def write_failure(trial: optuna.Trial, reason: str, trace: str | None = None) -> None:
-    """Store in one line why a trial does not complete, and the traceback if there is one."""
-    trial.set_user_attr(_FAILURE, reason)
-    if trace is not None:
-        trial.set_user_attr(_TRACEBACK, trace[-_LONGEST_TRACE:])
-
-
-def write_late(trial: optuna.Trial, reason: str) -> None:
-    """Store that a trial fails for want of time or budget, which is no fault of the candidate."""
-    write_failure(trial, reason)
-    trial.set_user_attr(_LATE, True)
-
-
-def is_late(trial: optuna.trial.FrozenTrial) -> bool:
-    """Return whether `write_late` has been called on a trial."""
-    return bool(trial.user_attrs.get(_LATE))
-
-
-def is_reuse(trial: optuna.trial.FrozenTrial) -> bool:
-    """Return whether a trial took over an earlier one's result."""
-    return _SAME_AS in trial.user_attrs
-
-
-def is_finished(trial: optuna.trial.FrozenTrial) -> bool:
-    """Return whether a trial counts towards the budget: it was trained, to the end or not."""
-    return trial.state in FINISHED and not is_over_limit(trial) and not is_reuse(trial)
-
-
-def write_artifact(trial: optuna.Trial, identifier: str) -> None:
-    """Store the saved model's identifier in the artifact store."""
-    trial.set_user_attr(_ARTIFACT, identifier)
-
-
-def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
-    """Return what the record holds on a trial, ours or not.
-
-    Raises:
-        UsageError: If it was written by another version, in a way that cannot be read.
-    """
-    attributes = trial.user_attrs
-    stored = attributes.get(_ARCHITECTURE)
-    metrics = {
-        name: float(value)
-        for name, value in attributes.items()
-        if ":" not in name and (is_number(value) or value in ("nan", "inf", "-inf"))
-    }
-    values = trial.values if trial.state == TrialState.COMPLETE else None
-    return TrialRecord(
-        number=trial.number,
-        state=trial.state.name,
-        values=tuple(values) if values is not None else None,
-        params=trial.params,
-        architecture=_read_architecture(stored, trial.number),
-        metrics=metrics,
-        steps=read_steps(attributes),
-        failure=attributes.get(_FAILURE),
-        artifact=attributes.get(_ARTIFACT),
-        seconds=trial.duration.total_seconds() if trial.duration else None,
-        recipe=attributes.get(_RECIPE) or {},
-        same_as=attributes.get(_SAME_AS),
-        repeats=attributes.get(_REPEATS),
-        feasible=is_feasible(trial),
-        over_limit=is_over_limit(trial),
-        ended_early=trial.constraints.get(PRUNED_SOFTLY, 0.0) > 0,
-        decisions=tuple(read_decisions(trial)),
-        layers={k: float(v) for k, v in (attributes.get(_LAYERS) or {}).items()},
-        halved=_RETRY in attributes,
-    )
-
-
-def _read_architecture(stored: object, number: int) -> Architecture | None:
-    # An attribute of that name may be somebody's own; ours is JSON.
-    if not isinstance(stored, str) or not stored.startswith("{"):
-        return None
-    try:
-        return Architecture.from_json(stored)
-    except SpaceError as error:
-        raise UsageError(
-            f"the record of trial {number} is damaged, or of another version of flatsearch: {error}"
-        ) from None

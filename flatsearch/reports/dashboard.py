@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from flatsearch import record
 from flatsearch.analysis.summary import summarise
 from flatsearch.errors import UsageError
+from flatsearch.record import StudyRecord, write_study
 from flatsearch.reports.figures import figures
 from flatsearch.reports.markdown import MARK, MOST_TRIALS, study_note, trial_note
 from flatsearch.search.storage import open_storage
@@ -68,11 +68,11 @@ def publish(study: optuna.Study, summary: StudySummary) -> None:
     _write_note(study, study_note(summary))
     noted = summary.front[:MOST_TRIALS]
     # Those that were on the front at an earlier time are told that they no longer are.
-    numbers = {*noted, *record.read_noted(study)}
+    numbers = {*noted, *StudyRecord(study).noted}
     for trial in summary.trials:
         if trial.number in numbers:
             _write_note(_handle(study, trial.number), trial_note(summary, trial))
-    record.write_noted(study, noted)
+    write_study(study, noted=noted)
     for name, figure in figures(summary).items():
         save_plotly_graph_object(study, figure, graph_object_id=f"flatsearch-{name}")
 

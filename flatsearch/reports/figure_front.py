@@ -113,7 +113,7 @@ def texts(summary: StudySummary, trials: Sequence[TrialRecord]) -> list[str]:
         if len(words) > _LONGEST_WORDS:
             words = words[: _LONGEST_WORDS - 3] + "..."
         lines += [words] if words else []
-        if trial.values is None or trial.ended_early:
+        if not trial.complete:
             lines.append(f"stopped after epoch {max(trial.steps, default=-1) + 1}")
         texts.append("<br>".join(map(html.escape, lines)))
     return texts
@@ -125,10 +125,11 @@ def _groups(
     """Return the trials that are drawn as points: the groups' names, trials and markers."""
     front = [summary.trial(number) for number in summary.front]
     numbers = set(summary.front)
-    complete = [t for t in own if t.values is not None and not t.ended_early]
-    # Softly pruned trials are complete, with a violated constraint.
-    pruned = [t for t in own if (t.state == "PRUNED" or t.ended_early) and t.steps]
+    complete = [t for t in own if t.complete]
+    diverged = [t for t in own if t.diverged and t.steps]
+    pruned = [t for t in own if t.pruned and t.steps]
     groups = [
+        ("diverged, before they did", diverged, {"color": GREY, "symbol": "x-open", "size": 6}),
         ("pruned, where they stopped", pruned, {"color": GREY, "symbol": "x", "size": 6}),
         ("infeasible", [t for t in complete if not t.feasible],
          {"color": _ORANGE, "symbol": "circle-open", "size": 7}),
@@ -211,7 +212,7 @@ def history(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
             hoverinfo="text",
         )  # fmt: skip
     y = [v for trace in figure.data for v in trace.y]
-    good = [t for t in own if t.values is not None and not t.ended_early and t.feasible]
+    good = [t for t in own if t.complete and t.feasible]
     better = np.fmax if summary.directions[0] == "maximize" else np.fmin
     best = better.accumulate([_reached(t, [name])[0] for t in good]).tolist() if good else []
     # A line needs its corners only.

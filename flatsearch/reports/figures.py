@@ -77,7 +77,7 @@ def figures(summary: StudySummary) -> dict[str, Figure]:
         import plotly.graph_objects  # noqa: F401 - the functions below import what they use
     except ImportError:
         raise UsageError("figures need plotly: pip install 'flatsearch[dashboard]'") from None
-    own = [t for t in summary.trials if t.same_as is None and not t.over_limit]
+    own = [t for t in summary.trials if t.own]
     drawn = {
         "front": front(summary, own) if len(summary.metric_names) > 1 else history(summary, own),
         "epochs": _epochs(summary, own),
@@ -147,7 +147,7 @@ def _gap(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     needed = ("flatness", "train_accuracy", "accuracy")
     trials = [
         t for t in own
-        if t.values is not None and not t.ended_early
+        if t.complete
         and all(math.isfinite(t.metrics.get(name, math.nan)) for name in needed)
     ]  # fmt: skip
     if len(trials) < 2:
@@ -199,11 +199,8 @@ def _budget(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     """Draw the epochs spent, and what they would be if every trial had been run to the end."""
     import plotly.graph_objects as go
 
-    ended = [t for t in own if t.state in {"COMPLETE", "PRUNED"} and t.steps]
-    # One that diverged could not have gone on.
-    pruned = {
-        t.number for t in ended if t.ended_early or (t.state == "PRUNED" and t.failure is None)
-    }
+    ended = [t for t in own if t.finished and t.steps]
+    pruned = {t.number for t in ended if t.pruned}
     if not pruned:
         return None
     whole = (summary.settings or {}).get("epochs") or max(len(t.steps) for t in ended)

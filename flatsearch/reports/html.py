@@ -132,7 +132,7 @@ def _best(summary: StudySummary) -> list[TrialRecord]:
     good = [
         (sign * t.values[0], t.number, t)
         for t in summary.trials
-        if t.values is not None and t.same_as is None and t.feasible
+        if t.values is not None and t.own and t.feasible
     ]
     return [trial for *_, trial in sorted(good)[:_MOST_TRIALS]]
 

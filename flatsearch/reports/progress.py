@@ -15,7 +15,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from flatsearch import record
+from flatsearch.record import TrialRecord
 from flatsearch.reports.text import value
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Progress:
         """Show a trial's end."""
         self._see(trial)
         if self._bar is not None and self._task is not None:
-            step = 1 if record.is_finished(trial) else 0
+            step = int(TrialRecord(trial).finished)
             self._bar.update(self._task, advance=step, best=self._best_text())
             if trial.state != TrialState.FAIL:
                 return
@@ -134,21 +134,21 @@ class Progress:
 
     def _line(self, trial: optuna.trial.FrozenTrial) -> str:
         text = f"trial {trial.number} {trial.state.name.lower()}"
-        found = record.read_trial(trial)
-        same, failure = found.same_as, found.failure
-        self._same = self._same + 1 if same is not None else 0
+        found = TrialRecord(trial)
+        self._same = self._same + 1 if found.duplicate else 0
         if self._same > _MOST_SAME:
             return ""
         if self._same == _MOST_SAME:
             return "... (more candidates that were tried before are not listed)"
-        if trial.state == TrialState.COMPLETE and same is not None:
-            return f"{text}: the same network as trial {same}, not trained again"
+        if trial.state == TrialState.COMPLETE and found.duplicate:
+            return f"{text}: the same network as trial {found.duplicate_of}, not trained again"
         if trial.state == TrialState.COMPLETE:
             named = zip(self._settings.objectives, trial.values, strict=True)
             return (
                 f"{text}: {', '.join(f'{n} {value(n, v)}' for n, v in named)}; {self._best_text()}"
             )
-        return f"{text}: {failure}" if failure else text
+        reason = found.failure or found.stopped
+        return f"{text}: {reason}" if reason else text
 
     def say(self, text: str) -> None:
         """Print a line."""

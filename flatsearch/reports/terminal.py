@@ -9,7 +9,6 @@ from rich import box
 from rich.bar import Bar
 from rich.table import Table
 
-from flatsearch.record.decisions import AUDITED
 from flatsearch.reports.text import describe, value
 from flatsearch.reports.verdicts import verdicts
 
@@ -55,7 +54,7 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
     sign = -1.0 if summary.directions[0] == "maximize" else 1.0
     complete = [trial for trial in summary.trials if trial.values is not None]
     if not all_trials:
-        complete = [trial for trial in complete if trial.same_as is None]
+        complete = [trial for trial in complete if not trial.duplicate]
     complete.sort(key=lambda trial: sign * (trial.values or (math.inf,))[0])
     others = [trial for trial in summary.trials if trial.values is None]
     listed = complete + others if all_trials else complete[:_MOST_ROWS]
@@ -106,21 +105,22 @@ def _remark(trial: TrialRecord) -> str:
         return trial.state.lower()
     decided = _decision(trial)
     if trial.values is None:
-        return f"{trial.state.lower()}: {trial.failure or decided or 'by the pruner'}"
-    if trial.same_as is not None:
-        return f"as trial {trial.same_as}, not trained again"
+        reason = trial.failure or decided or trial.stopped or "by the pruner"
+        return f"{trial.state.lower()}: {reason}"
+    if trial.duplicate:
+        return f"as trial {trial.duplicate_of}, not trained again"
     text = describe(trial)
     if not trial.feasible:
-        text += f" ({trial.failure or 'not better than guessing'})"
-    if trial.repeats is not None:
-        text += f" (trial {trial.repeats} again)"
+        text += f" ({trial.stopped or 'not better than guessing'})"
+    if trial.retrain_of is not None:
+        text += f" (trial {trial.retrain_of} again)"
     return f"{text} ({decided})" if decided else text
 
 
 def _decision(trial: TrialRecord) -> str:
     """Return the decision that ended a trial, or would have, with its reason."""
     for d in trial.decisions:
-        if d.outcome in {"pruned", *AUDITED}:
+        if d.outcome == "pruned" or d.runs_on:
             what = "it" if d.outcome == "pruned" else f"it was {d.outcome}: it"
             return (
                 f"after epoch {d.step + 1} {what} had a probability of {d.probability:.2g} to end"

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flatsearch import record
 from flatsearch.errors import (
     NonFiniteError,
     UnsupportedModelError,
@@ -25,7 +24,7 @@ from flatsearch.export.card import ModelCard
 from flatsearch.export.checkpoint import save_model
 from flatsearch.flatness import relative_flatness
 from flatsearch.networks.cost import count_parameters
-from flatsearch.record.study import settings_of, space_of
+from flatsearch.record import FinalTest, StudyRecord, write_study
 from flatsearch.retrain.checkpoint import SeedTraining
 from flatsearch.spaces.registry import load_space
 from flatsearch.spaces.space import build_model
@@ -137,7 +136,7 @@ def retrain(
 
     Args:
         study: With the trial.
-        choice: From `flatsearch.analysis.selection.choose`.
+        choice: From `flatsearch.choose.choose`.
         data: The study's images, on the device.
         folder: Where models, checkpoints and `results.json` go.
         space: The search space; that of the study where None.
@@ -155,7 +154,8 @@ def retrain(
         UsageError: If the folder holds a finished training or another one's checkpoint, the data
             are other images, or a number is out of range.
     """
-    search, stored = settings_of(study)
+    known = StudyRecord(study)
+    search, stored = known.run_settings(), known.settings or {}
     epochs = default_epochs(search) if epochs is None else epochs
     for name, value in (("epochs", epochs), ("seeds", seeds)):
         if value < 1:
@@ -167,7 +167,7 @@ def retrain(
     trial = choice.trial
     assert trial.architecture is not None  # noqa: S101 - `choose` has refused it
     settings = dataclasses.replace(search, **{**trial.recipe, "epochs": epochs})
-    reference = space or space_of(study) or trial.architecture.space
+    reference = space or known.space or trial.architecture.space
     loaded = load_space(reference)
     card = ModelCard.of(data, reference, trial.architecture)
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,13 +233,13 @@ def _finish(
     trained: list[tuple[int, nn.Module, SeedTraining]],
 ) -> FinalTraining:
     """Test the networks, record it, and clear the checkpoints away."""
-    earlier = record.read_tests(study)
+    earlier = StudyRecord(study).tests
     tests = [score(model, data.test) for _, model, _ in trained]
     accuracies = torch.tensor([test.accuracy for test in tests], dtype=torch.float64)
     accuracy = float(accuracies.mean())
     # What has been looked at is told before anything else can go wrong.
     first = (folder / "seed-0.pt").resolve()
-    record.write_test(study, choice.trial.number, accuracy, str(first))
+    write_study(study, tests=[*earlier, FinalTest(choice.trial.number, accuracy, str(first))])
     seeds = tuple(
         SeedResult(
             seed=seed,
@@ -261,7 +261,7 @@ def _finish(
         spread=float(accuracies.std()) if len(seeds) > 1 else None,
         seeds=seeds,
         class_names=data.class_names,
-        earlier=earlier,
+        earlier=tuple((test.trial, test.accuracy) for test in earlier),
     )
     part = folder / "results.part"
     part.write_text(json.dumps(asdict(final), indent=1) + "\n")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
-from flatsearch import record
+from flatsearch.record import FINISHED, TrialRecord, write_constraints, write_trial
+from flatsearch.record.constraints import is_named
 from flatsearch.search.liveness import fail_dead_trials, is_orphan
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-__all__ = ["TrainedNetworks"]
+__all__ = ["TrainedNetworks", "take_over"]
 
 _POLL_SECONDS = 0.05
 
@@ -51,7 +52,7 @@ class TrainedNetworks:
         Args:
             study: The study.
             number: The asking trial's number; its own key is stored.
-            key: As `record.write_network` stored it.
+            key: What tells the network from others, as stored with the trials.
             on_wait: Called while it waits; what it raises ends the wait.
 
         Returns:
@@ -66,7 +67,7 @@ class TrainedNetworks:
                 for trial in trials
                 if trial.state == TrialState.RUNNING
                 and trial.number < number
-                and record.network_of(trial) is None
+                and TrialRecord(trial).network is None
             } - self._dead
             if not silent:
                 break
@@ -81,13 +82,39 @@ class TrainedNetworks:
             trial
             for trial in trials
             if trial.number != number
-            and record.network_of(trial) == key
-            and not record.is_reuse(trial)
+            and (found := TrialRecord(trial)).network == key
+            and not found.duplicate
         ]
-        finished = [trial for trial in same if trial.state in record.FINISHED]
+        finished = [trial for trial in same if trial.state in FINISHED]
         running = [
             trial
             for trial in same
             if trial.state == TrialState.RUNNING and trial.number < number and not is_orphan(trial)
         ]
         return next(iter(finished + running), None)
+
+
+def take_over(trial: optuna.Trial, earlier: FrozenTrial) -> None:
+    """Record a trial as the duplicate of an earlier one, with that one's result.
+
+    Steps are not copied: pruners compare them between trials, where the same curve must not count
+    twice. But an intermediate value is what a sampler ranks a pruned trial by; the last one is
+    reported.
+
+    Args:
+        trial: The running trial.
+        earlier: The trial of the same network.
+    """
+    found = TrialRecord(earlier)
+    write_trial(
+        trial,
+        duplicate_of=earlier.number,
+        metrics=found.metrics or None,
+        artifact=found.artifact,
+        diverged=found.diverged or None,
+    )
+    named = {name: value for name, value in found.constraints.items() if is_named(name)}
+    write_constraints(trial, named)
+    step = earlier.last_step
+    if step is not None and earlier.state == TrialState.PRUNED:
+        trial.report(earlier.intermediate_values[step], step)

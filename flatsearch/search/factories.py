@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import optuna
 
 from flatsearch.errors import SettingsError, unknown_name
 from flatsearch.pruners.flatness import PARETO_RANK, FlatnessPruner
+from flatsearch.search.constraints import sampler_options
 from flatsearch.settings import PRUNE_ON, PRUNERS, SAMPLERS
 
 if TYPE_CHECKING:
@@ -30,15 +32,18 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     Raises:
         SettingsError: If the name is not known.
     """
+    sees = sampler_options()
     samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
-        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=12),
-        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, **sees),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=12, **sees),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed, **sees),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
     }
     if name not in samplers:
         raise SettingsError(unknown_name("sampler", name, SAMPLERS))
-    return samplers[name]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return samplers[name]()
 
 
 def make_pruner(

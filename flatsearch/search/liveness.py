@@ -15,7 +15,7 @@ import optuna
 import psutil
 from optuna.trial import TrialState
 
-from flatsearch import record
+from flatsearch.record import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -82,7 +82,7 @@ def is_orphan(trial: FrozenTrial) -> bool:
     Returns:
         False for a trial that does not say which process runs it.
     """
-    worker = record.worker_of(trial)
+    worker = TrialRecord(trial).worker
     return worker is not None and is_dead(worker)
 
 

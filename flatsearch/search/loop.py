@@ -13,8 +13,8 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from flatsearch import record
 from flatsearch.errors import FlatsearchError, OutOfTimeError
+from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.control import Control
 from flatsearch.search.interrupts import StopSignals, handling
 from flatsearch.search.liveness import fail_dead_trials, this_process
@@ -83,7 +83,7 @@ class WorkerLoop:
         number = None if trial is None else trial.number
         if trial is not None and self._budget.state(self._study, number) == "wait":
             # The objective does so too, but this trial may never come to it.
-            record.write_worker(trial, this_process())
+            write_trial(trial, worker=this_process())
         while (state := self._budget.state(self._study, number)) == "wait":
             if self.signals.received:
                 return False
@@ -99,21 +99,21 @@ class WorkerLoop:
             if not self.wait(trial):
                 self.signals.check()
                 # NaN fails a trial without an exception; samplers learn nothing from it.
-                record.write_late(trial, "other workers have used up the budget")
+                write_trial(trial, failure="other workers have used up the budget", late=True)
                 nothing = (math.nan,) * len(self._study.directions)
                 return nothing if len(nothing) > 1 else nothing[0]
             return self._objective.run(trial, self._control)
         except optuna.TrialPruned:
             raise
         except KeyboardInterrupt:
-            record.write_failure(trial, "interrupted")
+            write_trial(trial, failure="interrupted")
             raise
         except OutOfTimeError as late:
-            record.write_late(trial, str(late))
+            write_trial(trial, failure=str(late), late=True)
             raise
         except Exception as caught:
             self.tally.error = f"{type(caught).__name__}: {' '.join(str(caught).split())}"
-            record.write_failure(trial, self.tally.error, traceback.format_exc())
+            write_trial(trial, failure=self.tally.error, traceback=traceback.format_exc())
             if isinstance(caught, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             raise
@@ -123,7 +123,7 @@ class WorkerLoop:
     def after(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Decide, after a trial, how to go on."""
         self.tally.count(study, trial)
-        being_trained = trial.state == TrialState.FAIL and record.is_reuse(trial)
+        being_trained = trial.state == TrialState.FAIL and TrialRecord(trial).duplicate
         self._sampler.at_random = being_trained or self.tally.repeats_itself
         if being_trained:  # costs nothing: a worker that finds no other does not spin
             time.sleep(_POLL_SECONDS)

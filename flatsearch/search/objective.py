@@ -11,7 +11,6 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from flatsearch import record
 from flatsearch.data.loading import load_data
 from flatsearch.data.splits import ImageData
 from flatsearch.device import resolve_device
@@ -19,9 +18,12 @@ from flatsearch.errors import DivergedError, NonFiniteError, SettingsError, unkn
 from flatsearch.flatness import relative_flatness
 from flatsearch.networks.cost import excess, measure_cost, over_limit
 from flatsearch.pruners.reporting import mark_pruned, report, should_prune
+from flatsearch.record import StudyRecord, TrialRecord, write_constraints, write_study, write_trial
+from flatsearch.record.constraints import LIMIT, MIN_ACCURACY
 from flatsearch.search.candidates import Candidate, Candidates
+from flatsearch.search.constraints import list_constraints
 from flatsearch.search.control import Control
-from flatsearch.search.duplicates import TrainedNetworks
+from flatsearch.search.duplicates import TrainedNetworks, take_over
 from flatsearch.search.liveness import this_process
 from flatsearch.search.measurements import measure_all, metrics_of
 from flatsearch.search.trial_files import TrialFiles
@@ -189,10 +191,10 @@ class FlatnessObjective:
             try:
                 values = self._run(trial, control)
             except (DivergedError, NonFiniteError) as error:
-                record.write_failure(trial, str(error))
+                write_trial(trial, failure=str(error), diverged=True)
                 raise optuna.TrialPruned(str(error)) from error
             finally:
-                record.mirror_constraints(trial)
+                list_constraints(trial)
         return values[0] if len(values) == 1 else values
 
     def _run(self, trial: optuna.Trial, control: Control) -> tuple[float, ...]:
@@ -210,13 +212,11 @@ class FlatnessObjective:
         if trial.study not in self._introduced:
             # The study may have been made without `open_study`.
             self._introduced.add(trial.study)
-            if record.read_settings(trial.study) is None:
-                record.write_settings(trial.study, self.shared_settings())
-        record.write_worker(trial, this_process())
+            if StudyRecord(trial.study).settings is None:
+                write_study(trial.study, settings=self.shared_settings())
+        write_trial(trial, worker=this_process())
         candidate = self._candidates.propose(trial)
-        record.write_architecture(trial, candidate.architecture)
-        if candidate.recipe:
-            record.write_recipe(trial, candidate.recipe)
+        write_trial(trial, architecture=candidate.architecture, recipe=candidate.recipe or None)
         return candidate
 
     def _find_earlier(
@@ -224,24 +224,24 @@ class FlatnessObjective:
     ) -> FrozenTrial | None:
         """Return the earlier trial whose result this one takes over, if any."""
         key = self._candidates.key(candidate)
-        record.write_network(trial, key)
+        write_trial(trial, network=key)
         earlier = self._trained.find(trial.study, trial.number, key, control.check)
         if earlier is not None and self.settings.duplicates == "retrain":
-            record.write_repeat(trial, earlier.number)
+            write_trial(trial, retrain_of=earlier.number)
             return None
         return earlier
 
     def _take_over(self, trial: optuna.Trial, earlier: FrozenTrial) -> tuple[float, ...]:
         """End a trial as the earlier one of the same network did."""
-        record.write_reuse(trial, earlier)
+        take_over(trial, earlier)
         same = f"the same network as trial {earlier.number}"
         if earlier.state == TrialState.RUNNING:
             # It has no result yet. A pruned trial would tell the sampler that this region is bad;
             # one that fails tells nothing, and NaN is how an objective fails without an exception.
-            record.write_failure(trial, f"{same}, which is being trained")
+            write_trial(trial, failure=f"{same}, which is being trained")
             return (math.nan,) * len(self.metric_names)
         if earlier.state == TrialState.PRUNED:
-            raise _pruned(trial, f"{same}: {record.read_trial(earlier).failure or 'pruned'}")
+            raise _pruned(trial, f"{same}: {TrialRecord(earlier).failure or 'pruned'}")
         return tuple(earlier.values)
 
     def _admit(self, trial: optuna.Trial, model: nn.Module) -> dict[str, float | int]:
@@ -250,8 +250,9 @@ class FlatnessObjective:
         cost = measure_cost(
             model, self.data.in_channels, self.data.image_size, {*limits, *self.metric_names}
         )
-        record.write_final(trial, cost)
-        record.write_limits(trial, excess(cost, limits))
+        write_trial(trial, metrics=cost)
+        over = excess(cost, limits)
+        write_constraints(trial, {f"{LIMIT}{name}": value for name, value in over.items()})
         if reason := over_limit(cost, limits):
             raise _pruned(trial, reason)
         record.write_final(trial, measure(self._untrained, ProxyInput(model, *self._probe)))
@@ -273,7 +274,7 @@ class FlatnessObjective:
                 raise
             reason = str(error)
         # Outside of the handler: the traceback there keeps tensors alive.
-        record.write_retry(trial, reason)
+        write_trial(trial, retried=reason)
         model.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -307,7 +308,7 @@ class FlatnessObjective:
             metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
             if settings.measures_all(epoch.epoch):
                 every, layers = measure_all(model, self._probe, self.data.num_classes)
-                record.write_layers(trial, layers)
+                write_trial(trial, layers=layers or None)
                 metrics |= every
             report(trial, epoch.epoch - 1, **metrics, **fixed, train_seconds=epoch.seconds)
             if self._on_epoch is not None:
@@ -317,9 +318,9 @@ class FlatnessObjective:
             control.check_time(epoch.epoch)
             if should_prune(trial):
                 reason = f"pruned after epoch {epoch.epoch}"
+                write_trial(trial, stopped=reason)
                 if not self._soft:
                     raise optuna.TrialPruned(reason)
-                record.write_failure(trial, reason)
                 return _Trained(model, metrics, whole=False)
         return _Trained(model, metrics, whole=True)
 
@@ -331,14 +332,14 @@ class FlatnessObjective:
         cost: dict[str, float | int],
     ) -> tuple[float, ...]:
         """Record what a trial ends with, and return its objective values."""
-        record.write_final(trial, trained.metrics)
+        found = {**cost, **trained.metrics}
+        write_trial(trial, metrics=found)
         if self._soft:
             mark_pruned(trial, pruned=not trained.whole)
         if set(self.metric_names) != {"accuracy"}:
             least = self.settings.min_accuracy
             least = self.data.guessing_accuracy() if least is None else least
-            record.write_minimum(trial, trained.metrics["accuracy"], least)
-        found = {**cost, **trained.metrics}
+            write_constraints(trial, {MIN_ACCURACY: least - trained.metrics["accuracy"]})
         values = tuple(float(found[name]) for name in self.metric_names)
         if self._files is not None and trained.whole:
             self._files.save(trial, trained.model, candidate.architecture, values)
@@ -346,5 +347,5 @@ class FlatnessObjective:
 
 
 def _pruned(trial: optuna.Trial, reason: str) -> optuna.TrialPruned:
-    record.write_failure(trial, reason)
+    write_trial(trial, failure=reason)
     return optuna.TrialPruned(reason)

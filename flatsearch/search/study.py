@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 
-from flatsearch import record
 from flatsearch.errors import SettingsError, StorageError, unknown_name
+from flatsearch.record import StudyRecord, write_study
 from flatsearch.search.factories import make_pruner, make_sampler
 from flatsearch.search.liveness import fail_dead_trials
 from flatsearch.settings import DEFAULT_PRUNER, RunSettings
@@ -61,12 +61,12 @@ def open_study(
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         fail_dead_trials(study)
-        _refuse_other_settings(name, record.read_settings(study), wanted)
+        _refuse_other_settings(name, StudyRecord(study).settings, wanted)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(settings.objectives))
-        record.write_settings(study, wanted)
+        write_study(study, settings=wanted)
     sequence = np.random.SeedSequence([settings.seed, len(study.trials), worker])
     study.sampler = make_sampler(sampler, int(sequence.generate_state(1)[0]))
     study.pruner = study_pruner

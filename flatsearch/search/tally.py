@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
-from flatsearch import record
+from flatsearch.record import FINISHED, TrialRecord
 from flatsearch.spaces.describe import count_architectures
 
 if TYPE_CHECKING:
@@ -52,16 +52,16 @@ class Tally:
 
     def count(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Take note of how a trial has ended."""
-        duplicate = record.is_reuse(trial)
-        self._in_a_row = self._in_a_row + 1 if duplicate else 0
+        found = TrialRecord(trial)
+        self._in_a_row = self._in_a_row + 1 if found.duplicate else 0
         if trial.state == TrialState.FAIL:
             # A duplicate of a running trial says nothing about either, nor does a late trial.
-            self.failures += not (duplicate or record.is_late(trial))
+            self.failures += not (found.duplicate or found.late)
             return
         self.failures = 0
-        if record.is_finished(trial):
+        if found.finished:
             self.refused = self.duplicates = 0
-        elif duplicate and not record.is_over_limit(trial):
+        elif found.duplicate and not found.over_limit:
             self.duplicates += 1
             if self.duplicates == _DUPLICATES_BEFORE_COUNTING:
                 self._exhausted = _all_tried(study, self._space)
@@ -110,7 +110,7 @@ class Tally:
 
 def _all_tried(study: optuna.Study, space: SearchSpace) -> int | None:
     """Return the number of a space's architectures if a study has tried them all, else None."""
-    trials = [record.read_trial(t) for t in study.get_trials(deepcopy=False)]
-    tried = {t.architecture for t in trials if t.state in {"COMPLETE", "PRUNED"} and not t.recipe}
+    trials = map(TrialRecord, study.get_trials(deepcopy=False, states=FINISHED))
+    tried = {trial.architecture for trial in trials if not trial.recipe}
     count = count_architectures(space, most=_MOST_COUNTED)
     return count if count is not None and len(tried) >= count else None

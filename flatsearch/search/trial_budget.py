@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from optuna.trial import TrialState
 
-from flatsearch import record
+from flatsearch.record import FINISHED, TrialRecord
 from flatsearch.search.liveness import is_orphan
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ __all__ = ["Budget", "finished_count"]
 
 def finished_count(study: optuna.Study) -> int:
     """Return how many trials have used up a part of the budget: were trained, pruned or not."""
-    trials = study.get_trials(deepcopy=False, states=record.FINISHED)
-    return sum(record.is_finished(trial) for trial in trials)
+    trials = study.get_trials(deepcopy=False, states=FINISHED)
+    return sum(TrialRecord(trial).finished for trial in trials)
 
 
 class Budget:
@@ -50,9 +50,9 @@ class Budget:
         """
         finished = running = 0
         for trial in study.get_trials(deepcopy=False):
-            if trial.state in record.FINISHED:
+            if trial.state in FINISHED:
                 if trial.number not in self._counts:
-                    self._counts[trial.number] = record.is_finished(trial)
+                    self._counts[trial.number] = TrialRecord(trial).finished
                 finished += self._counts[trial.number]
             elif trial.state == TrialState.RUNNING and (number is None or trial.number < number):
                 running += not is_orphan(trial)

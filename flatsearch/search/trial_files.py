@@ -11,10 +11,10 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from flatsearch import record
 from flatsearch.export.card import ModelCard
 from flatsearch.export.checkpoint import save_model
 from flatsearch.pareto import is_best, signs
+from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search import pictures
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class TrialFiles:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"trial-{trial.number}.pt"
             save_model(model, card, path)
-            record.write_artifact(trial, self._upload(trial, path, "application/octet-stream"))
+            write_trial(trial, artifact=self._upload(trial, path, "application/octet-stream"))
             if _is_notable(trial, values):
                 for path, mimetype in self._pictures(trial, model, architecture, Path(folder)):
                     self._upload(trial, path, mimetype)
@@ -86,7 +86,7 @@ class TrialFiles:
             size = self._data.in_channels, self._data.image_size
             try:
                 pictures.draw_network(model, *size, network, name)
-                pictures.draw_curves(record.read_steps(trial.user_attrs), curves, name)
+                pictures.draw_curves(TrialRecord(trial).steps, curves, name)
                 files += [(network, "image/png"), (curves, "image/png")]
             except Exception as error:
                 # A layer of a kind that cannot be drawn is no reason to lose a trained network.
@@ -96,10 +96,10 @@ class TrialFiles:
 
 def _is_notable(trial: optuna.Trial, values: Sequence[float]) -> bool:
     """Return whether a trial is on the front, or the best, as it ends."""
-    if not record.is_feasible(trial):
+    if not TrialRecord(trial).feasible:
         return False
     complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    others = [other.values for other in complete if record.is_feasible(other)]
+    others = [other.values for other in complete if TrialRecord(other).feasible]
     turned = signs(trial.study.directions)
     points = np.array(others).reshape(-1, len(turned)) * turned
     return is_best(points, np.ones(len(points)), np.array(values) * turned, None)

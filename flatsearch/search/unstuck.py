@@ -24,21 +24,22 @@ class UnstuckSampler(BaseSampler):
         seed: The seed of what is drawn at random.
 
     Attributes:
+        sampler: The sampler that is asked.
         at_random: Whether the next trials are drawn at random.
     """
 
     def __init__(self, sampler: BaseSampler, seed: int) -> None:
-        self._sampler = sampler
+        self.sampler = sampler
         self._random = RandomSampler(seed=seed)
         self.at_random = False
 
     @property
     def _asked(self) -> BaseSampler:
-        return self._random if self.at_random else self._sampler
+        return self._random if self.at_random else self.sampler
 
     def reseed_rng(self) -> None:
         """Reseed both, as Optuna asks of every thread's sampler."""
-        self._sampler.reseed_rng()
+        self.sampler.reseed_rng()
         self._random.reseed_rng()
 
     def infer_relative_search_space(

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import optuna
 
-from flatsearch import record
+from flatsearch.record import TrialRecord
 from flatsearch.search.storage import open_storage
 
 SPACE = '''
@@ -94,13 +94,13 @@ def main() -> int:
             study = optuna.load_study(study_name="Small-digits", storage=open_storage(url))
             trials = study.get_trials(deepcopy=False)
             trained = [t for t in trials if "flatsearch:step:0" in t.user_attrs]
-            networks = collections.Counter(map(record.network_of, trained))
+            networks = collections.Counter(TrialRecord(trial).network for trial in trained)
             result = {
                 "round": index,
                 "exit_code": done.returncode,
-                "finished": sum(map(record.is_finished, trials)),
+                "finished": sum(TrialRecord(trial).finished for trial in trials),
                 "trained_twice": sum(count - 1 for count in networks.values()),
-                "reused": sum(map(record.is_reuse, trials)),
+                "duplicates": sum(TrialRecord(trial).duplicate for trial in trials),
                 "states": dict(collections.Counter(t.state.name for t in trials)),
                 "seconds": round(time.perf_counter() - started, 1),
             }

@@ -37,8 +37,8 @@ from optuna.pruners import (
 )
 
 import flatsearch
-from flatsearch import record
 from flatsearch.analysis.intervals import bootstrap
+from flatsearch.record import write_trial
 from flatsearch.settings import RunSettings
 from flatsearch.signals.table import FLATNESS, SIGNALS
 
@@ -147,7 +147,8 @@ def simulate(
     spent, complete, curve = 0, [], []
     for index in order:
         trial = study.ask()
-        record.write_final(trial, {m: float(v[index]) for m, v in table.fixed.items()})
+        fixed = {name: float(column[index]) for name, column in table.fixed.items()}
+        write_trial(trial, metrics=fixed)
         metrics: dict[str, float] = {}
         for step, columns in enumerate(table.steps):
             if spent == budget:
@@ -161,7 +162,7 @@ def simulate(
                 break
         else:
             values = [metrics[name] for name in study.metric_names]
-            record.write_final(trial, metrics)
+            write_trial(trial, metrics={**fixed, **metrics})
             study.tell(trial, values)
             complete.append(int(index))
             curve.append((spent, table.regret(complete)))

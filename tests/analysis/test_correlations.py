@@ -54,7 +54,7 @@ def study_of(
         direction="maximize", pruner=pruner or optuna.pruners.NopPruner(), study_name="s"
     )
     study.set_metric_names(["accuracy"])
-    record.write_settings(study, {"epochs": epochs})
+    record.write_study(study, settings={"epochs": epochs})
     generator = np.random.default_rng(0)
     for _ in range(n):
         trial = study.ask()
@@ -68,7 +68,7 @@ def study_of(
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 break
         else:
-            record.write_final(trial, {"accuracy": final})
+            record.write_trial(trial, metrics={"accuracy": final})
             study.tell(trial, final)
     return study
 
@@ -97,7 +97,7 @@ def test_no_gain_is_stated_with_too_few_trials_or_without_flatness() -> None:
         trial = study.ask()
         flatsearch.report(trial, 0, accuracy=i / 30)
         flatsearch.report(trial, 1, accuracy=i / 30)
-        record.write_final(trial, {"accuracy": i / 30})
+        record.write_trial(trial, metrics={"accuracy": i / 30})
         study.tell(trial, i / 30)
     assert summarise(study).gain == ()
 
@@ -116,10 +116,7 @@ def test_what_pruning_saved_and_cost() -> None:
     assert found.pruned == states.count("PRUNED") > 30
     assert found.epochs_spent == sum(steps)
     assert found.epochs_saved == sum(4 - n for n in steps)
-    audited = [
-        t for t in summary.trials
-        if t.state == "COMPLETE" and any(d.outcome in record.AUDITED for d in t.decisions)
-    ]  # fmt: skip
+    audited = [t for t in summary.trials if t.complete and any(d.runs_on for d in t.decisions)]
     assert found.audited == len(audited) > 10
     assert 0 <= found.low <= found.wrong / found.audited <= found.high <= 1
     interval = stats.binomtest(found.wrong, found.audited).proportion_ci()
@@ -136,17 +133,18 @@ def test_an_audit_makes_the_correlation_that_of_all_trials() -> None:
     # Of those below the median at first, one in five is run on.
     generator = np.random.default_rng(4)
     flag = record.Decision(0, 0.05, 0.1, "audited", 0.2, 10)
-    complete = []
-    for number in range(1500):
+    study = optuna.create_study()
+    for _ in range(1500):
         a, b = generator.normal(size=2)
         if a > 0 or generator.random() < 0.2:
-            complete.append(
-                record.TrialRecord(
-                    number, "COMPLETE", (a + b,), {}, None, {"accuracy": a + b},
-                    {0: {"accuracy": a}, 1: {"accuracy": a + b}},
-                    decisions=() if a > 0 else (flag,),
-                )
-            )  # fmt: skip
+            trial = study.ask()
+            record.write_trial(trial, metrics={"accuracy": a + b})
+            record.write_step(trial, 0, {"accuracy": a})
+            record.write_step(trial, 1, {"accuracy": a + b})
+            if a <= 0:
+                record.write_decision(trial, flag)
+            study.tell(trial, a + b)
+    complete = [record.TrialRecord(trial) for trial in study.trials]
     (found,) = (c for c in signal_correlations(complete) if c.epoch == 1)
     naive = stats.kendalltau(
         [t.steps[0]["accuracy"] for t in complete], [t.metrics["accuracy"] for t in complete]
@@ -170,6 +168,6 @@ def test_a_trial_that_diverged_was_not_pruned_by_the_pruner() -> None:
     study = study_of(10, helps=True)
     trial = study.ask()
     flatsearch.report(trial, 0, accuracy=0.1)
-    record.write_failure(trial, "training diverged in epoch 2")
+    record.write_trial(trial, failure="training diverged in epoch 2", diverged=True)
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     assert summarise(study).pruning is None

@@ -6,6 +6,7 @@ import pytest
 from flatsearch import Architecture, UsageError, record
 from flatsearch.analysis.selection import choose
 from flatsearch.analysis.summary import StudySummary, summarise
+from flatsearch.search.duplicates import take_over
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -17,7 +18,7 @@ def summary_of(*points: tuple[float, ...], pruned: bool = False) -> StudySummary
     study.set_metric_names(["accuracy", "flatness"][: len(points[0])])
     for point in points:
         trial = study.ask()
-        record.write_architecture(trial, Architecture("toy", {"width": trial.number}))
+        record.write_trial(trial, architecture=Architecture("toy", {"width": trial.number}))
         study.tell(trial, list(point))
     if pruned:
         study.tell(study.ask(), state=optuna.trial.TrialState.PRUNED)
@@ -52,10 +53,10 @@ def test_a_number() -> None:
 def test_a_result_that_was_taken_over_is_the_earlier_trials() -> None:
     study = optuna.create_study(direction="maximize")
     first = study.ask()
-    record.write_architecture(first, Architecture("toy", {"width": 1}))
+    record.write_trial(first, architecture=Architecture("toy", {"width": 1}))
     study.tell(first, 0.5)
     second = study.ask()
-    record.write_reuse(second, study.trials[0])
+    take_over(second, study.trials[0])
     study.tell(second, 0.5)
     assert choose(summarise(study), "1").trial.number == 0
 
@@ -85,7 +86,7 @@ def test_nothing_to_choose() -> None:
 def test_a_trial_that_is_running_or_was_pruned() -> None:
     study = optuna.create_study(direction="maximize")
     trial = study.ask()
-    record.write_architecture(trial, Architecture("toy", {"width": 1}))
+    record.write_trial(trial, architecture=Architecture("toy", {"width": 1}))
     with pytest.raises(UsageError, match="trial 0 is still running"):
         choose(summarise(study), "0")
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)

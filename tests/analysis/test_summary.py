@@ -20,7 +20,7 @@ def study_of(
     study = optuna.create_study(directions=list(directions), study_name="made")
     for i in range(n):
         trial = study.ask()
-        record.write_architecture(trial, Architecture("toy", {"width": i}))
+        record.write_trial(trial, architecture=Architecture("toy", {"width": i}))
         final = i / n
         for step in range(epochs):
             metrics = {
@@ -30,7 +30,8 @@ def study_of(
                 "train_loss": float(-i),
             }
             record.write_step(trial, step, metrics)
-        record.write_final(trial, {"accuracy": final, "flatness": float(i), "parameters": 100 - i})
+        metrics = {"accuracy": final, "flatness": float(i), "parameters": 100 - i}
+        record.write_trial(trial, metrics=metrics)
         study.tell(trial, [final, float(i)][: len(directions)])
     return study
 
@@ -44,7 +45,7 @@ def show(summary: StudySummary, **options: bool) -> str:
 def test_front_and_counts() -> None:
     study = study_of(5)
     failed = study.ask()
-    record.write_failure(failed, "out of memory")
+    record.write_trial(failed, failure="out of memory")
     study.tell(failed, state=optuna.trial.TrialState.FAIL)
     summary = summarise(study)
     assert summary.counts == {"COMPLETE": 5, "FAIL": 1}

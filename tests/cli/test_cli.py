@@ -590,11 +590,11 @@ def test_several_workers_one_of_them_killed(empty_folder: Path) -> None:
     assert "was killed by signal 9; starting another" in err
     assert "Pareto front" in out
     study = optuna.load_study(study_name=None, storage="sqlite:///flatsearch.db")
-    finished = [t for t in study.trials if record.is_finished(t)]
+    finished = [t for t in study.trials if record.TrialRecord(t).finished]
     assert len(finished) == 8
     # The killed worker's trial was failed at once, not by its heartbeat five minutes later.
     assert {t.state.name for t in study.trials} <= {"COMPLETE", "FAIL"}
-    assert len({record.worker_of(t) for t in finished}) >= 2
+    assert len({record.TrialRecord(t).worker for t in finished}) >= 2
 
 
 def test_a_worker_takes_everything_from_the_study(
@@ -602,9 +602,9 @@ def test_a_worker_takes_everything_from_the_study(
 ) -> None:
     assert run("--objectives", "accuracy", "--pruner", "median", "--trials", "1") == 0
     study = optuna.load_study(study_name=None, storage="sqlite:///flatsearch.db")
-    stored = record.read_run(study)
+    stored = record.StudyRecord(study).run
     assert stored is not None
-    record.write_run(study, {**stored, "target": 3})  # as if the run were not at its end
+    record.write_study(study, run={**stored, "target": 3})  # as if the run were not at its end
     capsys.readouterr()
     assert call("worker") == 0
     out, err = capsys.readouterr()

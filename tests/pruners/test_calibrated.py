@@ -50,7 +50,7 @@ def run(study: optuna.Study, early: list[float], late: list[float], *, soft: boo
 
 def outcomes(study: optuna.Study) -> list[str]:
     """Return every trial's outcome after the first step."""
-    return [record.read_decisions(trial)[0].outcome for trial in study.trials]
+    return [record.TrialRecord(trial).decisions[0].outcome for trial in study.trials]
 
 
 @pytest.mark.parametrize("directions", [("maximize",), ("maximize", "minimize")])
@@ -74,7 +74,7 @@ def test_decisions_are_recorded_with_their_reason() -> None:
     values = np.random.default_rng(1).uniform(size=90).tolist()
     run(study, values, values)
     for trial in study.trials:
-        decisions = record.read_decisions(trial)
+        decisions = record.TrialRecord(trial).decisions
         assert [d.step for d in decisions] == list(range(len(decisions)))
         for decision in decisions:
             if decision.outcome == "start-up":
@@ -150,10 +150,10 @@ def test_the_record_is_all_there_is(tmp_path: object) -> None:
     )
     frozen = again.trials[-1]
     decision = again.pruner.prune(again, frozen)
-    (first,) = record.read_decisions(again.trials[-1])
+    (first,) = record.TrialRecord(again.trials[-1]).decisions
     assert first.outcome != "start-up"
     assert flatsearch.should_prune(trial) == decision
-    assert record.read_decisions(study.trials[-1]) == [first]
+    assert record.TrialRecord(study.trials[-1]).decisions == (first,)
 
 
 def test_signals_that_say_nothing_prune_little() -> None:
@@ -190,7 +190,7 @@ def test_trials_that_have_not_reached_the_step_do_not_count() -> None:
         trial = study.ask()
         flatsearch.report(trial, 1000 + number, accuracy=number / 30)  # steps of their own
         assert not flatsearch.should_prune(trial)
-        (decision,) = record.read_decisions(study.trials[-1])
+        (decision,) = record.TrialRecord(study.trials[-1]).decisions
         assert (decision.outcome, decision.n_trials) == ("start-up", 0)
         flatsearch.report(trial, 5000, accuracy=number / 30)
         study.tell(trial, number / 30)

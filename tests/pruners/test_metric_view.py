@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from flatsearch import AnyPruner, FlatnessPruner, report, should_prune
 from flatsearch.pruners.metric_view import ParetoRanks
-from flatsearch.record.trial import read_steps
+from flatsearch.record import TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -307,8 +307,7 @@ def test_a_finished_trial_is_read_once(rule: str, monkeypatch: pytest.MonkeyPatc
         completed(study, {"loss": float(value), "accuracy": 0.5})
     running(study, {"loss": 1.0, "accuracy": 1.0})
     reads: list[int] = []
-    read_steps = module.read_steps
-    monkeypatch.setattr(module, "read_steps", lambda a: (reads.append(1), read_steps(a))[1])
+    monkeypatch.setattr(module, "TrialRecord", lambda t: (reads.append(1), TrialRecord(t))[1])
     running(study, {"loss": 1.0, "accuracy": 1.0})
     assert len(reads) <= 3  # those that are running
 
@@ -336,7 +335,7 @@ def test_metrics_of_a_step_may_come_one_after_the_other() -> None:
     assert should_prune(trial)
     report(trial, 0, train=0.5)  # the last value counts
     assert not should_prune(trial)
-    assert read_steps(trial.user_attrs) == {0: {"train": 0.5, "accuracy": 0.5}}
+    assert TrialRecord(trial).steps == {0: {"train": 0.5, "accuracy": 0.5}}
 
 
 @pytest.mark.parametrize("rule", RULES)

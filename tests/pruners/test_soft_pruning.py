@@ -39,12 +39,13 @@ def test_a_softly_pruned_trial_is_complete_and_violates_a_constraint(digits: Ima
     study = optuna.create_study(directions=objective.directions, pruner=At(1))
     study.optimize(objective, n_trials=3)
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
-    pruned = record.read_trial(study.trials[1])
+    pruned = record.TrialRecord(study.trials[1])
     assert list(pruned.steps) == [0]
     assert pruned.values == (pruned.steps[0]["accuracy"], pruned.steps[0]["flatness"])
-    assert (pruned.ended_early, pruned.feasible) == (True, False)
-    assert pruned.failure == "pruned after epoch 1"
-    assert record.is_finished(study.trials[1])  # a part of the budget
+    assert (pruned.pruned, pruned.complete, pruned.feasible) == (True, False, False)
+    assert pruned.stopped == "pruned after epoch 1"
+    assert pruned.failure is None  # it is complete
+    assert record.TrialRecord(study.trials[1]).finished  # a part of the budget
     assert 1 not in {t.number for t in study.best_trials}
     assert 1 not in summarise(study).front
 
@@ -85,7 +86,7 @@ def test_a_constant_predictor_is_not_on_the_front(
     (trial,) = study.trials
     assert trial.state == TrialState.COMPLETE
     assert trial.values[1] == pytest.approx(0, abs=1e-9)  # perfectly flat
-    assert record.read_trial(trial).feasible == feasible
+    assert record.TrialRecord(trial).feasible == feasible
     assert len(study.best_trials) == len(summarise(study).front) == int(feasible)
 
 
@@ -140,9 +141,7 @@ def test_samplers_go_on_and_do_not_repeat_themselves(sampler: str, mode: str) ->
     )
     study.set_metric_names(["a", "b"])
     study.optimize(synthetic(mode == "soft"), n_trials=40)
-    early = [
-        t for t in study.trials if t.state == TrialState.PRUNED or record.read_trial(t).ended_early
-    ]
+    early = [t for t in study.trials if record.TrialRecord(t).pruned]
     assert len(study.trials) == 40
     assert 0 < len(early) < 40
     if mode == "hard":
@@ -237,7 +236,5 @@ def test_samplers_of_single_objective_studies(sampler: str, mode: str) -> None:
     study.set_metric_names(["a"])
     study.optimize(objective, n_trials=40)
     assert len(study.trials) == {"cmaes": 40, "grid": 30}[sampler]
-    assert any(
-        t.state == TrialState.PRUNED or record.read_trial(t).ended_early for t in study.trials
-    )
+    assert any(record.TrialRecord(t).pruned for t in study.trials)
     assert study.best_value < 0.3

@@ -17,12 +17,14 @@ import pytest
 from PIL import Image
 
 import flatsearch
-from flatsearch import FlatnessObjective, RunSettings, record
+from flatsearch import FlatnessObjective, RunSettings, mark_pruned, record
 from flatsearch.analysis.summary import summarise
 from flatsearch.cli import main
 from flatsearch.reports import dashboard
 from flatsearch.reports.dashboard import Publisher, publish
+from flatsearch.search import objective as module
 from flatsearch.search import pictures
+from flatsearch.search.constraints import list_constraints
 from flatsearch.search.factories import make_sampler
 from flatsearch.search.storage import open_storage
 from flatsearch.search.study import load_study
@@ -59,7 +61,7 @@ def note_of(study: optuna.Study, number: int) -> str:
 
 def test_notes_and_figures_are_served() -> None:
     study = small_study()
-    record.write_settings(study, {"space": "toys", "data": "digits", "epochs": 2})
+    record.write_study(study, settings={"space": "toys", "data": "digits", "epochs": 2})
     publish(study, summarise(study))
     found = served(study)
     note = found["note"]["body"]
@@ -314,7 +316,7 @@ def test_a_trial_that_is_the_best_so_far_has_pictures(digits: ImageData, tmp_pat
     best, notable = -1.0, []
     for trial in study.trials:
         files = set(artifacts(study, trial.number))
-        if record.is_reuse(trial):
+        if record.TrialRecord(trial).duplicate:
             assert not files
             continue
         better = trial.value is not None and trial.value >= best
@@ -330,7 +332,7 @@ def test_a_trial_that_is_the_best_so_far_has_pictures(digits: ImageData, tmp_pat
             assert len(picture.convert("L").getcolors() or []) > 5  # something is drawn
     text = (tmp_path / first["architecture.json"]).read_text()
     assert (
-        flatsearch.Architecture.from_json(text) == record.read_trial(study.trials[0]).architecture
+        flatsearch.Architecture.from_json(text) == record.TrialRecord(study.trials[0]).architecture
     )
 
 
@@ -377,10 +379,11 @@ def test_the_dashboard_is_told_the_constraints(digits: ImageData) -> None:
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
     )
     study.optimize(objective, n_trials=8)
-    study.enqueue_trial(next(t.params for t in study.trials if not record.is_over_limit(t)))
+    inside = next(t for t in map(record.TrialRecord, study.trials) if not t.over_limit)
+    study.enqueue_trial(dict(inside.params))
     study.optimize(objective, n_trials=1)
-    assert any(record.is_over_limit(trial) for trial in study.trials)
-    assert any(record.is_reuse(trial) for trial in study.trials)
+    assert any(record.TrialRecord(trial).over_limit for trial in study.trials)
+    assert any(record.TrialRecord(trial).duplicate for trial in study.trials)
     for trial, told in zip(study.trials, constraints(study), strict=True):
         if trial.state.name == "FAIL":
             continue
@@ -403,7 +406,7 @@ def test_a_study_keeps_the_number_of_its_constraints(digits: ImageData, first: s
     )
     with pytest.MonkeyPatch.context() as patch:
         if "earlier" in first:
-            patch.setattr(record, "mirror_constraints", lambda trial: None)
+            patch.setattr(module, "list_constraints", lambda trial: None)
         study.optimize(objective, n_trials=2)
     study.sampler = gp
     study.optimize(objective, n_trials=3)
@@ -419,10 +422,10 @@ def test_samplers_propose_the_same_with_the_constraints_told_twice(sampler: str)
 
         def objective(trial: optuna.Trial) -> tuple[float, float]:
             x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
-            record.write_pruned(trial, pruned=x > 0.7)
-            record.write_minimum(trial, y, 0.3)
+            mark_pruned(trial, pruned=x > 0.7)
+            record.write_constraints(trial, {"flatsearch:min_accuracy": 0.3 - y})
             if mirrored:
-                record.mirror_constraints(trial)
+                list_constraints(trial)
             return x - y, y
 
         study.optimize(objective, n_trials=50)
@@ -455,8 +458,8 @@ def test_of_several_workers_one_publishes(
 ) -> None:
     monkeypatch.chdir(searched)
     study = load_study("mine", open_storage("sqlite:///flatsearch.db"))
-    run = record.read_run(study) or {}
-    record.write_run(study, {**run, "target": len(study.trials) + 1})
+    run = record.StudyRecord(study).run or {}
+    record.write_study(study, run={**run, "target": len(study.trials) + 1})
     asked: list[int] = []
     monkeypatch.setattr(Publisher, "trial", lambda self, study: asked.append(1))
     options = [] if index is None else ["--index", index]

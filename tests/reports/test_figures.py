@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from flatsearch import UsageError, record
 from flatsearch.analysis.summary import summarise
 from flatsearch.reports.figures import figures
+from flatsearch.search.duplicates import take_over
 from tests.cases import add, large_study, small_study, study_of
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def test_layers_of_the_best(count: int) -> None:
     study = study_of("accuracy", "flatness")
     add(study, [(0.5, 1.0)])
     trial = study.ask()
-    record.write_layers(trial, {f"conv{i}": 1.5 * i for i in range(count)})
+    record.write_trial(trial, layers={f"conv{i}": 1.5 * i for i in range(count)})
     study.tell(trial, (0.9, 2.0))
     figure = drawn(study)["layers"]
     (bars,) = figure.data
@@ -141,10 +142,10 @@ def test_layers_of_the_best(count: int) -> None:
 
 def test_the_budget_is_what_the_pruner_saved() -> None:
     study = small_study()
-    record.write_settings(study, {"epochs": 2})
+    record.write_study(study, settings={"epochs": 2})
     diverged = study.ask()
     record.write_step(diverged, 0, {"accuracy": 0.1})
-    record.write_failure(diverged, "training diverged")  # it could not have gone on
+    record.write_trial(diverged, diverged=True)  # it could not have gone on
     study.tell(diverged, state=TrialState.PRUNED)
     figure = drawn(study)["budget"]
     assert points(figure)["spent"] == list(zip(range(7), (2, 4, 6, 7, 8, 10, 11), strict=True))
@@ -169,12 +170,25 @@ def test_copies_and_those_over_a_limit_are_not_drawn() -> None:
     study = study_of("accuracy", "flatness")
     add(study, [(0.5, 1.0)])
     copy = study.ask()
-    record.write_reuse(copy, study.trials[0])
+    take_over(copy, study.trials[0])
     study.tell(copy, (0.5, 1.0))
     large = study.ask()
-    record.write_limits(large, {"parameters": 1.0})
+    record.write_constraints(large, {"flatsearch:max_parameters": 1.0})
     study.tell(large, state=TrialState.PRUNED)
     assert points(drawn(study)["front"]) == {"Pareto front": [(1.0, 0.5)]}
+
+
+def test_a_trial_that_diverged_is_not_drawn_as_pruned() -> None:
+    study = study_of("accuracy", "flatness")
+    add(study, [(0.5, 1.0)])
+    add(study, [(0.2, 3.0)], state=TrialState.PRUNED)
+    add(study, [(0.1, 9.0)], state=TrialState.PRUNED, diverged=True)
+    assert points(drawn(study)["front"]) == {
+        "Pareto front": [(1.0, 0.5)],
+        "pruned, where they stopped": [(3.0, 0.2)],
+        "diverged, before they did": [(9.0, 0.1)],
+    }
+    assert summarise(study).counts == {"COMPLETE": 1, "PRUNED": 1, "DIVERGED": 1}
 
 
 def test_values_that_are_not_finite_are_gaps() -> None:

@@ -81,11 +81,11 @@ def test_a_browser_that_cannot_inflate_says_so(browser: Browser, tmp_path: Path)
 def test_what_users_name_is_text(browser: Browser, tmp_path: Path) -> None:
     study = study_of("accuracy", "flatness")
     add(study, [(0.5, 1.0), (0.9, 2.0)], words=NASTY)
-    record.write_settings(study, {"space": NASTY, "data": NASTY, "epochs": 2})
+    record.write_study(study, settings={"space": NASTY, "data": NASTY, "epochs": 2})
     nasty = optuna.create_study(study_name=NASTY, directions=study.directions)
     nasty.set_metric_names(["a" + NASTY, "b"])
     nasty.add_trials(study.trials)
-    record.write_settings(nasty, {"space": NASTY, "data": NASTY, "epochs": 2})
+    record.write_study(nasty, settings={"space": NASTY, "data": NASTY, "epochs": 2})
     path = tmp_path / "page.html"
     write_page(summarise(nasty), path)
     opened = Opened(browser, path)
@@ -98,7 +98,7 @@ def test_what_users_name_is_text(browser: Browser, tmp_path: Path) -> None:
 
 def test_what_the_page_says(tmp_path: Path) -> None:
     study = small_study()
-    record.write_settings(study, {"space": "toys", "data": "digits", "epochs": 2})
+    record.write_study(study, settings={"space": "toys", "data": "digits", "epochs": 2})
     path = tmp_path / "page.html"
     write_page(summarise(study), path)
     text = path.read_text()

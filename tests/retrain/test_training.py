@@ -99,7 +99,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     with pytest.raises(Recorded):
         retrain(study, choice, digits, tmp_path / "parts", epochs=3, on_epoch=stop)
     assert not (tmp_path / "parts" / "results.json").exists()
-    assert len(record.read_tests(study)) == 1  # the test split was not looked at
+    assert len(record.StudyRecord(study).tests) == 1  # the test split was not looked at
     epochs = []
     parts = retrain(
         study, choice, digits, tmp_path / "parts", epochs=3,
@@ -187,8 +187,8 @@ def test_the_study_remembers_every_look_at_the_test_split(
     assert first.earlier == ()
     second = retrain(study, choice, digits, tmp_path / "b", epochs=1)
     assert second.earlier == ((0, first.accuracy),)
-    assert record.read_trained(study, 0) == str(tmp_path / "b" / "seed-0.pt")
-    assert record.read_trained(study, 1) is None
+    assert record.StudyRecord(study).trained(0) == str(tmp_path / "b" / "seed-0.pt")
+    assert record.StudyRecord(study).trained(1) is None
 
 
 def test_nothing_is_overwritten_without_force(
@@ -233,7 +233,7 @@ def test_refused(
 ) -> None:  # fmt: skip
     with pytest.raises(UsageError, match=message):
         retrain(study, choice, digits, tmp_path / "out", **arguments)  # type: ignore[arg-type]
-    assert record.read_tests(study) == ()
+    assert record.StudyRecord(study).tests == ()
 
 
 SPACE = """

@@ -50,24 +50,24 @@ def enqueued(data: ImageData, *widths: int, pruner: Any = None, **options: Any) 
 
 def test_a_result_is_taken_over(digits: ImageData) -> None:
     study = enqueued(digits, 2, 3, 2, 2)
-    first, _, third, fourth = map(record.read_trial, study.trials)
+    first, _, third, fourth = map(record.TrialRecord, study.trials)
     assert first.architecture != fourth.architecture
     assert third.values == fourth.values == first.values
-    assert third.same_as == fourth.same_as == 0
+    assert third.duplicate_of == fourth.duplicate_of == 0
     assert third.metrics == first.metrics
     assert third.steps == {}
     assert len(first.steps) == 2
-    assert [record.is_finished(t) for t in study.trials] == [True, True, False, False]
+    assert [record.TrialRecord(t).finished for t in study.trials] == [True, True, False, False]
     summary = summarise(study)
     assert set(summary.front) <= {0, 1}
 
 
 def test_training_again_takes_other_random_numbers(digits: ImageData) -> None:
     study = enqueued(digits, 2, 2, duplicates="retrain")
-    first, second = map(record.read_trial, study.trials)
-    assert (second.same_as, second.repeats) == (None, 0)
+    first, second = map(record.TrialRecord, study.trials)
+    assert (second.duplicate_of, second.retrain_of) == (None, 0)
     assert second.values != first.values
-    assert all(map(record.is_finished, study.trials))
+    assert all(record.TrialRecord(t).finished for t in study.trials)
 
 
 def test_another_recipe_is_another_candidate(digits: ImageData) -> None:
@@ -77,8 +77,8 @@ def test_another_recipe_is_another_candidate(digits: ImageData) -> None:
     for lr in (0.1, 0.2, 0.1):
         study.enqueue_trial({"width": 2, "unused": 0, "recipe_lr": lr, **recipe})
     study.optimize(made, n_trials=3)
-    assert [record.read_trial(t).same_as for t in study.trials] == [None, None, 0]
-    assert record.read_trial(study.trials[1]).recipe == {
+    assert [record.TrialRecord(t).duplicate_of for t in study.trials] == [None, None, 0]
+    assert record.TrialRecord(study.trials[1]).recipe == {
         "lr": 0.2, "weight_decay": 1e-4, "batch_size": 64, "augment": "none",
     }  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_a_pruned_trial_is_taken_over_too(digits: ImageData, objectives: tuple[s
     study.optimize(made, n_trials=2)
     first, second = study.trials
     assert [t.state for t in study.trials] == [TrialState.PRUNED] * 2
-    assert record.read_trial(second).failure == "the same network as trial 0: pruned"
+    assert record.TrialRecord(second).failure == "the same network as trial 0: pruned"
     # What samplers rank a pruned trial by.
     assert second.intermediate_values == first.intermediate_values
     assert second.value == first.value if len(objectives) == 1 else second.values is None
@@ -107,7 +107,7 @@ def test_a_pruned_trial_is_taken_over_too(digits: ImageData, objectives: tuple[s
 def test_a_candidate_over_a_limit_stays_over_it(digits: ImageData) -> None:
     study = enqueued(digits, 2, 2, max_parameters=10)
     assert [t.state for t in study.trials] == [TrialState.PRUNED] * 2
-    assert all(map(record.is_over_limit, study.trials))
+    assert all(record.TrialRecord(t).over_limit for t in study.trials)
     assert study.trials[0].constraints == study.trials[1].constraints
 
 
@@ -115,7 +115,7 @@ def test_a_failed_trial_is_tried_again(digits: ImageData) -> None:
     made = objective(digits)
     study = optuna.create_study(directions=made.directions)
     failed = study.ask({"width": optuna.distributions.IntDistribution(2, 3)})
-    record.write_network(failed, "key")
+    record.write_trial(failed, network="key")
     study.tell(failed, state=TrialState.FAIL)
     assert TrainedNetworks().find(study, 5, "key") is None
 
@@ -123,7 +123,7 @@ def test_a_failed_trial_is_tried_again(digits: ImageData) -> None:
 def ask(study: optuna.Study, key: str | None) -> optuna.Trial:
     trial = study.ask()
     if key is not None:
-        record.write_network(trial, key)
+        record.write_trial(trial, network=key)
     return trial
 
 
@@ -146,7 +146,7 @@ def test_a_younger_finished_trial_counts() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     older, younger = ask(study, None), ask(study, "key")
     study.tell(younger, (0.5, 0.5))
-    record.write_network(older, "key")
+    record.write_trial(older, network="key")
     found = TrainedNetworks().find(study, older.number, "key")
     assert found is not None
     assert found.number == younger.number
@@ -155,7 +155,7 @@ def test_a_younger_finished_trial_counts() -> None:
 def test_an_older_trial_is_waited_for_but_not_for_ever() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     silent, asking = ask(study, None), ask(study, "key")
-    timer = threading.Timer(0.3, record.write_network, (silent, "key"))
+    timer = threading.Timer(0.3, record.write_trial, (silent,), {"network": "key"})
     timer.start()
     found = TrainedNetworks(patience=30).find(study, asking.number, "key")
     timer.join()
@@ -172,7 +172,7 @@ def test_an_older_trial_is_waited_for_but_not_for_ever() -> None:
 
 
 def test_the_running_networks_twin_fails_without_an_exception(digits: ImageData) -> None:
-    key = record.network_of(enqueued(digits, 2).trials[0])
+    key = record.TrialRecord(enqueued(digits, 2).trials[0]).network
     made = objective(digits)
     study = optuna.create_study(directions=made.directions)
     ask(study, key)
@@ -181,10 +181,10 @@ def test_the_running_networks_twin_fails_without_an_exception(digits: ImageData)
     study.optimize(made, n_trials=2)
     # Not pruned: samplers would take the region for a bad one.
     assert [t.state.name for t in study.trials] == ["RUNNING", "FAIL", "COMPLETE"]
-    assert record.read_trial(study.trials[1]).failure == (
+    assert record.TrialRecord(study.trials[1]).failure == (
         "the same network as trial 0, which is being trained"
     )
-    assert not record.is_finished(study.trials[1])
+    assert not record.TrialRecord(study.trials[1]).finished
 
 
 def test_a_used_up_space_ends_the_run(digits: ImageData) -> None:
@@ -241,7 +241,7 @@ def test_a_dead_process_trains_nothing() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     dead, asking = ask(study, "key"), ask(study, "key")
     machine = this_process().split(":")[0]
-    record.write_worker(dead, f"{machine}:99999999:1.00")
+    record.write_trial(dead, worker=f"{machine}:99999999:1.00")
     assert TrainedNetworks().find(study, asking.number, "key") is None
 
 
@@ -249,7 +249,7 @@ def test_a_silent_trial_of_a_dead_process_is_not_waited_for() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     dead, asking = ask(study, None), ask(study, "key")
     machine = this_process().split(":")[0]
-    record.write_worker(dead, f"{machine}:99999999:1.00")
+    record.write_trial(dead, worker=f"{machine}:99999999:1.00")
     started = time.monotonic()
     assert TrainedNetworks().find(study, asking.number, "key") is None
     assert time.monotonic() - started < 30
@@ -286,8 +286,8 @@ def test_the_saved_model_is_taken_over(digits: ImageData, tmp_path: Path) -> Non
     for _ in range(2):
         study.enqueue_trial({"width": 2, "unused": 0})
     study.optimize(made, n_trials=2)
-    first, second = map(record.read_trial, study.trials)
-    assert second.same_as == 0
+    first, second = map(record.TrialRecord, study.trials)
+    assert second.duplicate_of == 0
     assert second.artifact == first.artifact is not None
 
 
@@ -298,7 +298,7 @@ def test_failures_are_counted_in_a_row_and_twins_are_none() -> None:
     def count(state: TrialState, same: int | None = None) -> None:
         trial = study.ask()
         if same is not None:
-            trial.set_user_attr("flatsearch:same_as", same)
+            record.write_trial(trial, duplicate_of=same)
         study.tell(trial, (0.5, 0.5) if state == TrialState.COMPLETE else None, state=state)
         tally.count(study, study.trials[trial.number])
 

@@ -57,7 +57,7 @@ def test_only_the_dead_are_failed(tmp_path: Path) -> None:
     for worker in workers:
         trial = study.ask()
         if worker is not None:
-            record.write_worker(trial, worker)
+            record.write_trial(trial, worker=worker)
     assert [trial.number for trial in fail_dead_trials(study)] == [1]
     assert [t.state.name for t in study.trials] == ["RUNNING", "FAIL", "RUNNING", "RUNNING"]
     assert fail_dead_trials(study) == []
@@ -68,7 +68,7 @@ def test_the_dead_of_other_machines_are_failed_by_their_heartbeats(tmp_path: Pat
     storage = optuna.storages.RDBStorage(address, heartbeat_interval=1, grace_period=1)
     study = optuna.create_study(directions=["minimize"] * 2, storage=storage)
     trial = study.ask()
-    record.write_worker(trial, "elsewhere:1:1.00")
+    record.write_trial(trial, worker="elsewhere:1:1.00")
     storage.record_heartbeat(trial._trial_id)
     fail_dead_trials(study)
     assert study.trials[0].state.name == "RUNNING"

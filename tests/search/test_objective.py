@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import optuna
 import pytest
 import torch
+from optuna.storages import InMemoryStorage
 from torch import nn
 
 import flatsearch
@@ -29,7 +30,7 @@ def run(objective: FlatnessObjective, n_trials: int = 2, seed: int = 0) -> optun
 def test_the_record_of_a_trial(digits: ImageData) -> None:
     objective = FlatnessObjective(Tiny(), digits, epochs=3, device="cpu")
     (frozen,) = run(objective, 1).trials
-    trial = record.read_trial(frozen)
+    trial = record.TrialRecord(frozen)
     assert trial.architecture == Architecture("tiny", frozen.params)
     assert list(trial.steps) == [0, 1, 2]
     for metrics in trial.steps.values():
@@ -48,13 +49,13 @@ def test_the_record_of_a_trial(digits: ImageData) -> None:
 
 def test_all_convolutions_are_measured_early_and_at_the_end(digits: ImageData) -> None:
     objective = FlatnessObjective("plain_cnn", digits, epochs=5, device="cpu")
-    trial = record.read_trial(run(objective, 1).trials[0])
+    trial = record.TrialRecord(run(objective, 1).trials[0])
     assert [step for step, m in trial.steps.items() if "flatness_all" in m] == [0, 1, 4]
     last = trial.steps[4]
     assert sum(trial.layers.values()) == pytest.approx(last["flatness_all"], rel=1e-4)
     assert len(trial.layers) >= 2
     one = FlatnessObjective(Tiny(), digits, settings=RunSettings(epochs=2, layers="last"))
-    trial = record.read_trial(run(one, 1).trials[0])
+    trial = record.TrialRecord(run(one, 1).trials[0])
     assert not any("flatness_all" in metrics for metrics in trial.steps.values())
     assert trial.layers == {}
 
@@ -81,7 +82,7 @@ class Twice(Tiny):
 def test_a_network_of_which_not_all_layers_are_covered_is_searched_all_the_same(
     digits: ImageData,
 ) -> None:
-    trial = record.read_trial(run(FlatnessObjective(Twice(), digits, epochs=1), 1).trials[0])
+    trial = record.TrialRecord(run(FlatnessObjective(Twice(), digits, epochs=1), 1).trials[0])
     assert trial.state == "COMPLETE"
     assert "flatness" in trial.steps[0]
     assert "flatness_all" not in trial.steps[0]
@@ -94,7 +95,7 @@ def test_the_recorded_flatness_is_the_measure_of_the_saved_model(
     objective = FlatnessObjective(
         "resnet_small", digits, epochs=1, device="cpu", artifact_store=store
     )
-    trial = record.read_trial(run(objective, 1).trials[0])
+    trial = record.TrialRecord(run(objective, 1).trials[0])
     assert trial.artifact is not None
     model, card = flatsearch.load_model(tmp_path / trial.artifact)
     inputs = card.normalise(digits.probe.images)
@@ -133,7 +134,7 @@ def test_objectives(digits: ImageData, names: list[str], directions: list[str]) 
     objective = FlatnessObjective(Tiny(), digits, objectives=names, epochs=1)
     assert objective.directions == directions
     assert objective.metric_names == names
-    trial = record.read_trial(run(objective, 1).trials[0])
+    trial = record.TrialRecord(run(objective, 1).trials[0])
     assert trial.values == tuple(trial.metrics[name] for name in names)
 
 
@@ -149,7 +150,7 @@ def test_divergence_is_pruned_with_its_reason(digits: ImageData) -> None:
 
     (frozen,) = run(FlatnessObjective(Explosive(), digits, epochs=2), 1).trials
     assert frozen.state == optuna.trial.TrialState.PRUNED
-    assert "diverged in epoch 1" in record.read_trial(frozen).failure
+    assert "diverged in epoch 1" in record.TrialRecord(frozen).failure
 
 
 @pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "flatness")])
@@ -160,7 +161,7 @@ def test_the_pruner_is_asked_after_every_epoch_but_the_last(
 
     class Spy(optuna.pruners.BasePruner):
         def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
-            asked.append(max(record.read_steps(trial.user_attrs)))
+            asked.append(max(record.TrialRecord(trial).steps))
             return trial.number == 1 and asked[-1] == 1
 
     objective = FlatnessObjective(Tiny(), digits, objectives=objectives, epochs=4)
@@ -168,7 +169,7 @@ def test_the_pruner_is_asked_after_every_epoch_but_the_last(
     study.optimize(objective, n_trials=2)
     assert asked == [0, 1, 2, 0, 1]
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED"]
-    assert list(record.read_trial(study.trials[1]).steps) == [0, 1]
+    assert list(record.TrialRecord(study.trials[1]).steps) == [0, 1]
 
 
 def test_an_accuracy_study_reports_accuracy_to_optuna(digits: ImageData) -> None:
@@ -176,7 +177,7 @@ def test_an_accuracy_study_reports_accuracy_to_optuna(digits: ImageData) -> None
     study = optuna.create_study(direction="maximize")
     study.set_metric_names(objective.metric_names)
     study.optimize(objective, n_trials=1)
-    steps = record.read_trial(study.trials[0]).steps
+    steps = record.TrialRecord(study.trials[0]).steps
     assert study.trials[0].intermediate_values == {s: m["accuracy"] for s, m in steps.items()}
 
 
@@ -257,7 +258,7 @@ class Hungry(Tiny):
 def test_out_of_memory_is_tried_again_with_half_the_batch(digits: ImageData) -> None:
     (trial,) = run(FlatnessObjective(Hungry(), digits, epochs=2, device="cpu"), 1).trials
     assert trial.state == optuna.trial.TrialState.COMPLETE
-    assert list(record.read_trial(trial).steps) == [0, 1]
+    assert list(record.TrialRecord(trial).steps) == [0, 1]
     assert trial.user_attrs["flatsearch:retried"] == (
         "CUDA out of memory. Tried to allocate 2.00 GiB"
     )
@@ -283,3 +284,13 @@ def test_another_runtime_error_is_not_tried_again(digits: ImageData) -> None:
     with pytest.raises(RuntimeError, match="something else"):
         run(objective, 1)
     assert len(calls) == 1
+
+
+def test_every_study_gets_the_settings_whatever_its_name(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, epochs=1)
+    for _ in range(2):
+        study = optuna.create_study(
+            study_name="s", storage=InMemoryStorage(), directions=objective.directions
+        )
+        study.optimize(objective, n_trials=1)
+        assert record.StudyRecord(study).settings == objective.shared_settings()

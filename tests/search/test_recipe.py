@@ -79,6 +79,6 @@ def test_it_is_trained_with_the_recipe(digits: ImageData, monkeypatch: pytest.Mo
     study.optimize(objective, n_trials=2)
     for settings, trial in zip(used, study.trials, strict=True):
         assert settings.lr == trial.params["recipe_lr"]
-        recipe = record.read_trial(trial).recipe
+        recipe = record.TrialRecord(trial).recipe
         assert {name: getattr(settings, name) for name in recipe} == recipe
     assert used[0].lr != used[1].lr

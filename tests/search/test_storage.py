@@ -90,7 +90,7 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
         assert states == {"COMPLETE", "PRUNED"}
         summary = summarise(study)
         assert summary.front
-        for trial in map(record.read_trial, study.trials):
+        for trial in map(record.TrialRecord, study.trials):
             assert trial.architecture is not None
             assert 1 <= len(trial.steps) <= 3
         # What successive halving notes is on the real trials, for other processes to see.

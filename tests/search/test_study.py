@@ -119,7 +119,7 @@ def test_the_budget_counts_finished_trials_only(
     study = open_study("s", storage, objective)
     run_study(study, objective, n_trials=3)
     assert states(study) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE", "COMPLETE"]
-    failure = flatsearch.record.read_trial(study.trials[1]).failure
+    failure = flatsearch.record.TrialRecord(study.trials[1]).failure
     assert failure == "SpaceError: Flaky.build failed: RuntimeError: no such width"
 
 
@@ -176,7 +176,7 @@ def test_a_signal_inside_a_trial_fails_it(
         run_study(study, objective, n_trials=5)
     assert caught.value.signum == number
     assert states(study) == ["COMPLETE", "FAIL"]
-    assert flatsearch.record.read_trial(study.trials[1]).failure == "interrupted"
+    assert flatsearch.record.TrialRecord(study.trials[1]).failure == "interrupted"
     assert signal.getsignal(number) is before
 
 

@@ -63,15 +63,15 @@ def test_trials_of_dead_processes_do_not_count() -> None:
     trial = study.ask()
     machine = this_process().split(":")[0]
     assert Budget(1).state(study) == "wait"
-    record.write_worker(trial, f"{machine}:99999999:1.00")
+    record.write_trial(trial, worker=f"{machine}:99999999:1.00")
     assert Budget(1).state(study) == "run"
 
 
 def test_what_cost_no_training_does_not_count() -> None:
     study = study_of()
     for write in (
-        lambda t: t.set_user_attr("flatsearch:same_as", 0),
-        lambda t: record.write_limits(t, {"parameters": 0.5}),
+        lambda t: record.write_trial(t, duplicate_of=0),
+        lambda t: record.write_constraints(t, {"flatsearch:max_parameters": 0.5}),
     ):
         trial = study.ask()
         write(trial)
@@ -132,8 +132,8 @@ def test_a_surplus_trial_is_given_back(digits: ImageData) -> None:
     study.ask = ask  # type: ignore[method-assign, assignment]
     run_study(study, objective, target=1)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL"]
-    assert "have used up the budget" in (record.read_trial(study.trials[1]).failure or "")
-    assert not record.read_trial(study.trials[1]).steps
+    assert "have used up the budget" in (record.TrialRecord(study.trials[1]).failure or "")
+    assert not record.TrialRecord(study.trials[1]).steps
 
 
 def test_the_time_ends_a_trial_at_its_next_epoch(digits: ImageData) -> None:
@@ -146,7 +146,7 @@ def test_the_time_ends_a_trial_at_its_next_epoch(digits: ImageData) -> None:
     assert time.monotonic() - started < 30
     (trial,) = study.trials
     assert trial.state == TrialState.FAIL
-    assert "the time was up after epoch" in (record.read_trial(trial).failure or "")
+    assert "the time was up after epoch" in (record.TrialRecord(trial).failure or "")
     assert finished_count(study) == 0
 
 

@@ -1,0 +1,134 @@
+"""Facts: what is stored of a study or a trial, each with its key, written and read in one place."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+
+from flatsearch.errors import SpaceError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["PREFIX", "Fact", "Record", "TakesAttributes", "from_numbers", "to_numbers", "write"]
+
+# All keys begin with it: what else a study or a trial holds is somebody else's.
+PREFIX = "flatsearch:"
+_T = TypeVar("_T")
+
+
+class TakesAttributes(Protocol):
+    """A study or a running trial, as far as writing needs one."""
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Store an attribute."""
+
+
+class Record:
+    """What is stored of one study or trial; a subclass has its facts.
+
+    Args:
+        owner: Whose record it is, for messages.
+        attributes: The user attributes of the study or trial.
+    """
+
+    def __init__(self, owner: str, attributes: Mapping[str, Any]) -> None:
+        self.owner = owner
+        self.attributes = attributes
+
+
+class Fact(Generic[_T]):
+    """A fact of a record, stored as the user attribute of its name with the prefix.
+
+    It is read when it is first looked at, and written by `write`.
+
+    Args:
+        default: The value where none is stored, as a function of the record: what an earlier
+            version stored in another way, or what is to be assumed. None where not given.
+        encode: Makes JSON types of a value.
+        decode: The inverse.
+        public: Further attributes, without the prefix, that show the value to people and to
+            optuna-dashboard. They are written beside the fact and never read.
+        key: The name it is stored by, where that is another one.
+    """
+
+    def __init__(
+        self,
+        default: Callable[[Any], _T] = lambda _: None,  # type: ignore[assignment,return-value]
+        *,
+        encode: Callable[[Any], Any] = lambda value: value,
+        decode: Callable[[Any], _T] = lambda stored: stored,
+        public: Callable[[Any], Mapping[str, Any]] = lambda _: {},
+        key: str | None = None,
+    ) -> None:
+        self._default = default
+        self._encode, self._decode = encode, decode
+        self._public = public
+        self._key = key
+
+    def __set_name__(self, owner: type[Record], name: str) -> None:
+        self._name = name
+        self.key = PREFIX + (self._key or name)
+
+    @overload
+    def __get__(self, record: None, kind: type[Record]) -> Fact[_T]: ...
+
+    @overload
+    def __get__(self, record: Record, kind: type[Record]) -> _T: ...
+
+    def __get__(self, record: Record | None, kind: type[Record]) -> Fact[_T] | _T:
+        if record is None:
+            return self
+        try:
+            stored = record.attributes.get(self.key)
+            value = self._default(record) if stored is None else self._decode(stored)
+        except (AttributeError, KeyError, TypeError, ValueError, SpaceError) as error:
+            raise UsageError(
+                f"the record of {record.owner} is damaged, or of another version of flatsearch:"
+                f" {error}"
+            ) from None
+        record.__dict__[self._name] = value  # found before this method from now on
+        return value
+
+    def write(self, place: TakesAttributes, value: _T) -> None:
+        """Store the value."""
+        stored = self._encode(value)
+        place.set_user_attr(self.key, stored)
+        for key, shown in self._public(stored).items():
+            place.set_user_attr(key, shown)
+
+
+def write(kind: type[Record], place: TakesAttributes, facts: Mapping[str, Any]) -> None:
+    """Store facts of a study or trial.
+
+    Args:
+        kind: The class whose facts they are.
+        place: The study or the running trial.
+        facts: Values by the facts' names; None, which says nothing, is not stored.
+
+    Raises:
+        TypeError: If the class has no such fact.
+    """
+    known = {name: fact for name, fact in vars(kind).items() if isinstance(fact, Fact)}
+    for name, value in facts.items():
+        if name not in known:
+            raise TypeError(unknown_name("fact", name, tuple(known)))
+        if value is not None:
+            known[name].write(place, value)
+
+
+def to_numbers(values: Mapping[str, float]) -> dict[str, float | str]:
+    """Return numbers by name as JSON, which has no NaN or infinity: they are stored as text."""
+    return {name: _to_json(value) for name, value in values.items()}
+
+
+def from_numbers(stored: Mapping[str, float | str]) -> dict[str, float]:
+    """Return the numbers that `to_numbers` made JSON of."""
+    return {name: float(value) for name, value in stored.items()}
+
+
+def _to_json(value: float) -> float | str:
+    if isinstance(value, int):
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
