@@ -245,7 +245,7 @@ class FlatnessObjective:
         return tuple(earlier.values)
 
     def _admit(self, trial: optuna.Trial, model: nn.Module) -> dict[str, float | int]:
-        """Record what a candidate costs; it goes no further if that is too much."""
+        """Record what is known of a candidate untrained; one over a limit goes no further."""
         limits = self.settings.limits
         cost = measure_cost(
             model, self.data.in_channels, self.data.image_size, {*limits, *self.metric_names}
@@ -255,8 +255,9 @@ class FlatnessObjective:
         write_constraints(trial, {f"{LIMIT}{name}": value for name, value in over.items()})
         if reason := over_limit(cost, limits):
             raise _pruned(trial, reason)
-        record.write_final(trial, measure(self._untrained, ProxyInput(model, *self._probe)))
-        return cost
+        known = {**cost, **measure(self._untrained, ProxyInput(model, *self._probe))}
+        write_trial(trial, metrics=known)
+        return known
 
     def _train(
         self,
