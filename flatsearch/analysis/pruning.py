@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from flatsearch.analysis.intervals import trial_weights
-from flatsearch.pareto import is_best
+from flatsearch.pareto import is_best, signs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,13 +69,13 @@ def pruning_effect(
     complete = [t for t in ended if t.complete]
     # Those that were run on while pruning was suspended are no sample of the pruned ones.
     flagged = [t for t in complete if t.audited]
-    signs = np.array([1.0 if d == "maximize" else -1.0 for d in directions])
+    turned = signs(directions)
     best = next((decision.best for decision in decided), None)
     counted = [t for t in complete if t.feasible or best is not None]
-    points = np.array([t.values for t in counted]).reshape(len(counted), len(signs)) * signs
+    points = np.array([t.values for t in counted]).reshape(len(counted), len(turned)) * turned
     weights = trial_weights(counted)[0] if counted else np.zeros(0)
     wrong = sum(
-        t.feasible and is_best(points, weights, np.array(t.values) * signs, best) for t in flagged
+        t.feasible and is_best(points, weights, np.array(t.values) * turned, best) for t in flagged
     )
     audited = len(flagged)
     low, high = 0.0, 1.0

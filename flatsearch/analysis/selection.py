@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flatsearch.errors import UsageError, unknown_name
+from flatsearch.pareto import signs
 
 if TYPE_CHECKING:
     from flatsearch.analysis.summary import StudySummary
@@ -77,8 +78,7 @@ def _best(summary: StudySummary, prefer: str | None) -> Choice:
         )
     if len(summary.metric_names) == 1:
         return Choice(front[0], f"the best {summary.metric_names[0]}")
-    signs = np.array([1.0 if d == "maximize" else -1.0 for d in summary.directions])
-    points = np.array([trial.values for trial in front]) * signs
+    points = np.array([trial.values for trial in front]) * signs(summary.directions)
     if prefer is not None:
         index = int(np.argmax(points[:, summary.metric_names.index(prefer)]))
         return Choice(front[index], f"the best {prefer} on the front of {len(front)}")

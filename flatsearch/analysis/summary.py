@@ -14,6 +14,7 @@ from flatsearch.analysis.correlations import (
     signal_correlations,
 )
 from flatsearch.analysis.pruning import PruningEffect, pruning_effect
+from flatsearch.pareto import signs
 from flatsearch.record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ class StudySummary:
     def trial(self, number: int) -> TrialRecord:
         """Return a trial by its number."""
         return next(trial for trial in self.trials if trial.number == number)
+
+    def ranked(self) -> list[TrialRecord]:
+        """Return the trials that have values, best first in the first objective."""
+        sign = -signs(self.directions)[0]
+        found = [(sign * t.values[0], t.number, t) for t in self.trials if t.values is not None]
+        return [trial for *_, trial in sorted(found)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON types; what is not finite becomes None."""
@@ -121,7 +128,7 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
     # A result that was taken over is an earlier trial's: neither a point of its own on the front
     # nor another observation.
     complete = [t for t in trials if t.complete and t.own]
-    sign = -1.0 if directions[0] == "maximize" else 1.0
+    sign = -signs(directions)[0]
     first = {trial.number: sign * (trial.values or ())[0] for trial in complete}
     if len(directions) > 1:
         best = [trial.number for trial in study.best_trials if trial.number in first]

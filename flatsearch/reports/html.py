@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsearch.errors import UsageError
+from flatsearch.reports import tables
 from flatsearch.reports.figures import figures
-from flatsearch.reports.text import describe, value
 from flatsearch.reports.verdicts import searched, verdicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from flatsearch.analysis.summary import StudySummary
-    from flatsearch.record.trial import TrialRecord
+    from flatsearch.reports.tables import Table
 
 __all__ = ["write_page"]
 
@@ -90,8 +88,6 @@ def _page(summary: StudySummary) -> str:
 
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     name = html.escape(summary.name)
-    front = [summary.trial(number) for number in summary.front]
-    title = "Pareto front" if len(summary.metric_names) > 1 else "Best trial"
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{name}</title>',
@@ -103,22 +99,15 @@ def _page(summary: StudySummary) -> str:
         f'<p class="missing" id="missing" hidden>{_MISSING}</p>',
         '<noscript><p class="missing">The figures of this page need JavaScript.</p></noscript>',
     ]
-    if front:
-        parts += [f"<h2>{title}</h2>", _trials(summary, front)]
+    parts += _section(tables.front(summary))
     for key, figure in drawn.items():
         # A "<" could end the script element; JSON has another way to write it.
         json = figure.to_json().replace("<", "\\u003c")
         parts.append(f'<script type="application/json" id="json-{key}">{json}</script>')
         parts.append(f'<div class="figure" id="figure-{key}" data-json="json-{key}"></div>')
-    if best := _best(summary):
-        by = html.escape(summary.metric_names[0])
-        parts += [f"<h2>Best trials by {by}</h2>", _trials(summary, best)]
-    if summary.correlations:
-        parts += ["<h2>What early signals say about the final validation accuracy</h2>"]
-        parts.append(_correlations(summary))
-    if summary.settings:
-        rows = [(key, _plain(setting)) for key, setting in summary.settings.items()]
-        parts += ["<h2>Settings</h2>", _table(("setting", "value"), rows)]
+    parts += _section(tables.best_trials(summary, _MOST_TRIALS))
+    parts += _section(tables.correlations(summary))
+    parts += _section(tables.settings(summary))
     parts += [
         f'<script type="application/gzip" id="plotly">{packed}</script>',
         f"<script>{_SCRIPT}</script></body></html>",
@@ -126,45 +115,16 @@ def _page(summary: StudySummary) -> str:
     return "\n".join(parts)
 
 
-def _best(summary: StudySummary) -> list[TrialRecord]:
-    """Return the complete trials that keep all constraints, best first."""
-    sign = -1.0 if summary.directions[0] == "maximize" else 1.0
-    good = [
-        (sign * t.values[0], t.number, t)
-        for t in summary.trials
-        if t.values is not None and t.own and t.feasible
-    ]
-    return [trial for *_, trial in sorted(good)[:_MOST_TRIALS]]
-
-
-def _trials(summary: StudySummary, trials: Iterable[TrialRecord]) -> str:
-    names = summary.metric_names
-    rows = []
-    for trial in trials:
-        values = zip(names, trial.values or (), strict=True)
-        rows.append((str(trial.number), *(value(n, v) for n, v in values), describe(trial)))
-    return _table(("trial", *names, "architecture"), rows)
-
-
-def _correlations(summary: StudySummary) -> str:
-    rows = [
-        (
-            found.signal, str(found.epoch or "untrained"), f"{found.tau:+.2f}",
-            f"[{found.low:+.2f}, {found.high:+.2f}]",
-        )
-        for found in summary.correlations
-    ]  # fmt: skip
-    return _table(("signal", "after epoch", "Kendall tau", "95% interval"), rows)
-
-
-def _plain(setting: object) -> str:
-    return ", ".join(map(str, setting)) if isinstance(setting, list) else str(setting)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of texts, which are escaped here."""
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+def _section(table: Table) -> list[str]:
+    """Return a table under its title; nothing where it has no rows."""
+    if not table.rows:
+        return []
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in table.heads)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>"
+        for row in table.rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return [
+        f"<h2>{html.escape(table.title)}</h2>",
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+    ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from flatsearch.reports.text import describe, value
+from flatsearch.reports import tables
+from flatsearch.reports.text import describe
 from flatsearch.reports.verdicts import searched, verdicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from flatsearch.analysis.summary import StudySummary
-    from flatsearch.record.trial import TrialRecord
+    from flatsearch.record import TrialRecord
+    from flatsearch.reports.tables import Table
 
 __all__ = ["MARK", "MOST_TRIALS", "study_note", "trial_note"]
 
@@ -32,9 +32,18 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~!])", r"\\\1", " ".join(text.split()))
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+def _section(table: Table) -> list[str]:
+    """Return a table under its title; nothing where it has no rows."""
+    if not table.rows:
+        return []
+    lines = [table.heads, ["---"] * len(table.heads), *table.rows]
+    cells = [line if line[0] == "---" else map(_plain, line) for line in lines]
+    return [
+        *([f"**{_plain(table.title)}**", ""] if table.title else []),
+        *("| " + " | ".join(line) + " |" for line in cells),
+        "",
+        *([f"... and {table.left_out} more", ""] if table.left_out else []),
+    ]
 
 
 def study_note(summary: StudySummary) -> str:
@@ -46,31 +55,14 @@ def study_note(summary: StudySummary) -> str:
     Returns:
         Markdown that begins with `MARK`.
     """
-    names = [_plain(name) for name in summary.metric_names]
     lines = [f"{MARK} {_plain(summary.name)}", "", _plain(searched(summary)), ""]
-    if summary.front:
-        lines += ["**Pareto front**" if len(names) > 1 else "**Best trial**", ""]
-        rows = []
-        for number in summary.front[:MOST_TRIALS]:
-            trial = summary.trial(number)
-            values = zip(summary.metric_names, trial.values or (), strict=True)
-            cells = (str(number), *(value(n, v) for n, v in values), _plain(describe(trial)))
-            rows.append(cells)
-        lines += [*_table(["trial", *names, "architecture"], rows), ""]
-        if len(summary.front) > MOST_TRIALS:
-            lines += [f"... and {len(summary.front) - MOST_TRIALS} more", ""]
+    lines += _section(tables.front(summary, MOST_TRIALS))
     if said := verdicts(summary):
         lines += ["**What the signals and pruning did**", ""]
         lines += [*(f"- {_plain(sentence)}" for sentence in said), ""]
-    if summary.settings:
-        pairs = [(_plain(k), _plain(_setting(v))) for k, v in summary.settings.items()]
-        lines += ["**Settings of all trials**", "", *_table(["setting", "value"], pairs), ""]
+    lines += _section(tables.settings(summary))
     lines.append("*Written anew while the search runs; what stands above the heading is kept.*")
     return "\n".join(lines)
-
-
-def _setting(setting: object) -> str:
-    return ", ".join(map(str, setting)) if isinstance(setting, list) else str(setting)
 
 
 def trial_note(summary: StudySummary, trial: TrialRecord) -> str:
@@ -83,16 +75,11 @@ def trial_note(summary: StudySummary, trial: TrialRecord) -> str:
     Returns:
         Markdown that begins with `MARK`.
     """
-    names = summary.metric_names
-    place = "on the Pareto front" if len(names) > 1 else "the best trial"
+    place = "on the Pareto front" if len(summary.metric_names) > 1 else "the best trial"
     if trial.number not in summary.front:
         place = f"no longer {place}"
-    numbers = dict(zip(names, trial.values or (), strict=True))
-    for name in ("loss", "parameters", "flops"):
-        if name in trial.metrics:
-            numbers.setdefault(name, trial.metrics[name])
-    rows = [(_plain(name), value(name, number)) for name, number in numbers.items()]
-    lines = [f"{MARK} {place}", "", _plain(describe(trial)), "", *_table(["", ""], rows), ""]
+    lines = [f"{MARK} {place}", "", _plain(describe(trial)), ""]
+    lines += _section(tables.trial_numbers(summary, trial))
     if trial.architecture is not None:
         # In a code span only a backtick means something.
         name = summary.name.replace("`", "")

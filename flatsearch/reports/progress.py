@@ -15,6 +15,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from flatsearch.pareto import signs
 from flatsearch.record import TrialRecord
 from flatsearch.reports.text import value
 
@@ -117,13 +118,8 @@ class Progress:
 
     def _see(self, trial: optuna.trial.FrozenTrial) -> None:
         if trial.state == TrialState.COMPLETE:
-            first = trial.values[0]
-            better = self._best is None or (
-                first > self._best[0]
-                if self._settings.directions[0] == "maximize"
-                else first < self._best[0]
-            )
-            if better:
+            first, sign = trial.values[0], signs(self._settings.directions)[0]
+            if self._best is None or sign * first > sign * self._best[0]:
                 self._best = (first, trial.number)
 
     def _best_text(self) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flatsearch.record.trial import TrialRecord
     from flatsearch.spaces.space import Value
 
-__all__ = ["describe", "in_words", "number", "value"]
+__all__ = ["describe", "in_words", "number", "setting", "value"]
 
 
 def number(count: float) -> str:
@@ -61,3 +61,13 @@ def in_words(values: Mapping[str, Value]) -> str:
         f"{key}={'-'.join(map(str, item)) if isinstance(item, (list, tuple)) else item}"
         for key, item in values.items()
     )
+
+
+def setting(given: object) -> str:
+    """Return a setting's value.
+
+    Example:
+        >>> setting(["accuracy", "flatness"]), setting(8)
+        ('accuracy, flatness', '8')
+    """
+    return ", ".join(map(str, given)) if isinstance(given, list) else str(given)

@@ -10,8 +10,14 @@ if TYPE_CHECKING:
     from flatsearch.analysis.correlations import FlatnessGain, SignalCorrelation
     from flatsearch.analysis.pruning import PruningEffect
     from flatsearch.analysis.summary import StudySummary
+    from flatsearch.retrain.training import FinalTraining
 
-__all__ = ["searched", "verdicts"]
+__all__ = ["NO_FRONT", "searched", "tested", "tested_before", "verdicts"]
+
+NO_FRONT = (
+    "No trial keeps all constraints: none has learnt clearly more than to guess (see the setting"
+    " min_accuracy)."
+)
 
 _FREE = [signal.label for signal in SIGNALS.values() if signal.group in {"training", "size"}]
 
@@ -128,3 +134,23 @@ def _pruning(pruning: PruningEffect) -> list[str]:
             " than predicted."
         )
     return found
+
+
+def tested(final: FinalTraining) -> str:
+    """Return the test accuracy of a final training with its interval, and what it is of."""
+    n, networks = final.seeds[0].test.n_samples, len(final.seeds)
+    spread = "" if final.spread is None else f", standard deviation {final.spread:.4f}"
+    of = "" if networks == 1 else f" (mean of {networks} networks{spread})"
+    return (
+        f"test accuracy {final.accuracy:.4f} [{final.low:.4f}, {final.high:.4f}]{of},"
+        f" {n} images, {final.epochs} epochs"
+    )
+
+
+def tested_before(final: FinalTraining) -> str:
+    """Say that the test split has been read before."""
+    looks = ", ".join(f"trial {number} {accuracy:.4f}" for number, accuracy in final.earlier)
+    return (
+        f"The test split has been read before on this study ({looks}): a choice among test"
+        " results is tuned on the test split."
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -212,13 +211,9 @@ def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         drawn(small_study())
 
 
-def test_two_thousand_trials_are_quick_and_small() -> None:
-    study = large_study(2000)
-    start = time.process_time()
-    found = drawn(study)
-    seconds = time.process_time() - start
+def test_two_thousand_trials_are_small() -> None:
+    found = drawn(large_study(2000))
     assert set(found) == {"front", "epochs", "gap", "layers", "budget"}
-    assert seconds < 10
     sizes = {name: len(figure.to_json()) for name, figure in found.items()}
     assert max(sizes.values()) < 90_000, sizes
     assert sum(sizes.values()) < 200_000, sizes

@@ -1,0 +1,204 @@
+"""Tables of a study and of a final training; terminal, page and notes only render them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flatsearch.reports.text import describe, setting, value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flatsearch.analysis.summary import StudySummary
+    from flatsearch.record import TrialRecord
+    from flatsearch.retrain.training import FinalTraining
+
+__all__ = [
+    "Table",
+    "all_trials",
+    "best_trials",
+    "confusions",
+    "correlations",
+    "front",
+    "seeds",
+    "settings",
+    "trial_numbers",
+]
+
+# What is shown of a trial beside its objectives, where it is recorded.
+_SIZES = ("loss", "parameters", "flops")
+# A confusion matrix of more classes does not fit.
+_MOST_CLASSES = 12
+_MOST_CONFUSIONS = 10
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        title: What stands above it.
+        heads: The names of the columns; all but the last are aligned to the right.
+        rows: The cells by row.
+        left_out: The number of further rows that are not shown.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left_out: int = 0
+
+
+def best_trials(summary: StudySummary, most: int) -> Table:
+    """Return the trials that have values of their own, best first in the first objective."""
+    ranked = [trial for trial in summary.ranked() if not trial.duplicate]
+    return _trials(f"best trials by {summary.metric_names[0]}", summary, ranked, most)
+
+
+def all_trials(summary: StudySummary) -> Table:
+    """Return every trial: those with values, best first, then the others."""
+    others = [trial for trial in summary.trials if trial.values is None]
+    return _trials("trials", summary, [*summary.ranked(), *others], len(summary.trials))
+
+
+def _trials(title: str, summary: StudySummary, trials: Sequence[TrialRecord], most: int) -> Table:
+    names, shown = summary.metric_names, trials[:most]
+    sizes = [s for s in _SIZES if s not in names and any(s in t.metrics for t in shown)]
+    rows = tuple(
+        (
+            str(trial.number),
+            *_values(summary, trial),
+            *(value(s, trial.metrics[s]) if s in trial.metrics else "-" for s in sizes),
+            "-" if trial.seconds is None else f"{trial.seconds:.1f}",
+            "*" if trial.number in summary.front else "",
+            _remark(trial),
+        )
+        for trial in shown
+    )
+    heads = ("trial", *names, *sizes, "seconds", "front", "architecture")
+    return Table(title, heads, rows, len(trials) - len(shown))
+
+
+def _values(summary: StudySummary, trial: TrialRecord) -> tuple[str, ...]:
+    if trial.values is None:
+        return ("-",) * len(summary.metric_names)
+    return tuple(value(n, v) for n, v in zip(summary.metric_names, trial.values, strict=True))
+
+
+def _remark(trial: TrialRecord) -> str:
+    """Return what there is to say about a trial: its architecture, or why there is no result."""
+    if trial.state in {"RUNNING", "WAITING"}:
+        return trial.state.lower()
+    decided = _decision(trial)
+    if trial.values is None:
+        reason = trial.failure or decided or trial.stopped or "by the pruner"
+        return f"{trial.state.lower()}: {reason}"
+    if trial.duplicate:
+        return f"as trial {trial.duplicate_of}, not trained again"
+    text = describe(trial)
+    if not trial.feasible:
+        text += f" ({trial.stopped or 'not better than guessing'})"
+    if trial.retrain_of is not None:
+        text += f" (trial {trial.retrain_of} again)"
+    return f"{text} ({decided})" if decided else text
+
+
+def _decision(trial: TrialRecord) -> str:
+    """Return the decision that ended a trial, or would have, with its reason."""
+    for d in trial.decisions:
+        if d.outcome == "pruned" or d.runs_on:
+            what = "it" if d.outcome == "pruned" else f"it was {d.outcome}: it"
+            return (
+                f"after epoch {d.step + 1} {what} had a probability of {d.probability:.2g} to end"
+                f" among the best, the limit was {d.limit:.2g}, learnt from {d.n_trials} trials"
+            )
+    return ""
+
+
+def front(summary: StudySummary, most: int | None = None) -> Table:
+    """Return the trials of the Pareto front, or the best one of a single objective."""
+    shown = [summary.trial(number) for number in summary.front[:most]]
+    return Table(
+        "Pareto front" if len(summary.metric_names) > 1 else "Best trial",
+        ("trial", *summary.metric_names, "architecture"),
+        tuple((str(t.number), *_values(summary, t), describe(t)) for t in shown),
+        len(summary.front) - len(shown),
+    )
+
+
+def correlations(summary: StudySummary) -> Table:
+    """Return how the early signals rank the complete trials; no rows where there are too few."""
+    n = summary.correlations[0].n_trials if summary.correlations else 0
+    return Table(
+        f"What early signals say about the final validation accuracy ({n} complete trials)",
+        ("signal", "after epoch", "Kendall tau", "95% interval"),
+        tuple(
+            (
+                found.signal,
+                str(found.epoch or "untrained"),
+                f"{found.tau:+.2f}",
+                f"[{found.low:+.2f}, {found.high:+.2f}]",
+            )
+            for found in summary.correlations
+        ),
+    )
+
+
+def settings(summary: StudySummary) -> Table:
+    """Return what all trials of a study share; no rows for a study that is not ours."""
+    known = (summary.settings or {}).items()
+    rows = tuple((name, setting(given)) for name, given in known)
+    return Table("Settings of all trials", ("setting", "value"), rows)
+
+
+def trial_numbers(summary: StudySummary, trial: TrialRecord) -> Table:
+    """Return a complete trial's objectives and sizes, one a row."""
+    numbers = dict(zip(summary.metric_names, trial.values or (), strict=True))
+    numbers = {**{s: trial.metrics[s] for s in _SIZES if s in trial.metrics}, **numbers}
+    order = dict.fromkeys((*summary.metric_names, *_SIZES))
+    rows = tuple((name, value(name, numbers[name])) for name in order if name in numbers)
+    return Table("", ("", ""), rows)
+
+
+def seeds(final: FinalTraining) -> Table:
+    """Return the test results of a final training, a network a row."""
+    return Table(
+        "",
+        ("seed", "accuracy", "loss", "calibration error", "flatness", "model"),
+        tuple(
+            (
+                str(seed.seed),
+                f"{seed.test.accuracy:.4f}",
+                f"{seed.test.loss:.4f}",
+                f"{seed.test.calibration_error:.4f}",
+                "-" if seed.flatness is None else f"{seed.flatness:.3g}",
+                seed.file,
+            )
+            for seed in final.seeds
+        ),
+    )
+
+
+def confusions(final: FinalTraining) -> Table:
+    """Return the first network's confusion matrix; of many classes the most frequent confusions."""
+    names, counts = final.class_names, final.seeds[0].test.confusion
+    if len(names) <= _MOST_CLASSES:
+        short = [name[:8] for name in names]
+        rows = tuple(
+            (name, *(str(count) if count else "." for count in row), "")
+            for name, row in zip(short, counts, strict=True)
+        )
+        return Table("true class by predicted class", ("", *short, ""), rows)
+    pairs = [
+        (count, names[i], names[j])
+        for i, row in enumerate(counts)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    frequent = sorted(pairs, reverse=True)[:_MOST_CONFUSIONS]
+    return Table(
+        "most frequent confusions",
+        ("images", "true class", "predicted class"),
+        tuple((str(count), true, predicted) for count, true, predicted in frequent),
+    )
