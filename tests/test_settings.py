@@ -87,6 +87,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"weight_decay": 0, "momentum": 0.01, "validation_fraction": 0.99, "lr": 1e-9},
     *({"augment": name} for name in AUGMENTATIONS),
     *({"objectives": (name,)} for name in OBJECTIVES),
+    {"objectives": ("accuracy", "noise_loss"), "layers": "last"},
     {"objectives": tuple(OBJECTIVES)},
 ]
 
@@ -118,6 +119,14 @@ def test_every_setting_can_be_refused(record: type[SettingsRecord], refused: Any
 def test_accepted(change: dict[str, Any]) -> None:
     settings = RunSettings(**change)
     assert {name: getattr(settings, name) for name in change} == change
+
+
+def test_the_noise_loss_of_all_convolutions_needs_all_to_be_measured() -> None:
+    objectives = ("accuracy", "noise_loss_all")
+    settings = RunSettings(objectives=objectives, epochs=12)
+    assert all(map(settings.measures_all, range(1, 13)))  # pruners compare it after every epoch
+    with pytest.raises(SettingsError, match="'noise_loss_all' is of all convolutions"):
+        RunSettings(objectives=objectives, layers="last")
 
 
 def test_changed_settings_are_checked_too() -> None:

@@ -1,4 +1,4 @@
-"""`flatsearch spaces`, `report`, `dashboard` and `measure`: what is there to be seen."""
+"""`flatsearch measure`: the flatness of a model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from flatsearch.settings import RunSettings
 
 if TYPE_CHECKING:
     import argparse
+
+    from flatsearch.flatness.result import Flatness
 
 __all__ = ["add_measure"]
 
@@ -96,10 +98,19 @@ def _measure(options: argparse.Namespace) -> None:
     if options.json:
         import dataclasses
 
-        fields = {**dataclasses.asdict(result), "model": options.model, "data": options.data}
-        fields["note"] = note
+        fields = {**dataclasses.asdict(result), **_noise(result)}
+        for name, layer in result.layers.items():
+            fields["layers"][name] |= _noise(layer)
+        fields |= {"model": options.model, "data": options.data, "note": note}
         print_json(fields)
         return
     print_flatness(result, make_console())
     if note:
         print(note)
+
+
+def _noise(measured: Flatness) -> dict[str, float]:
+    return {
+        "noise_loss": measured.noise_loss(),
+        "noise_loss_error": measured.noise_loss_error(),
+    }

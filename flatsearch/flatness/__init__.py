@@ -1,11 +1,11 @@
 """Exact relative flatness of convolution kernels.
 
-Read in this order: `measure` (the public function), `contraction` (the derivation and both ways
-through it), `softmax` (the square root of the loss's Hessian in the logits), `tail` and
-`gauss_newton` (the derivatives it needs), `graph` (what the recorded operations prove),
-`accumulate` (which formula therefore applies), `locate` (which layers are measured) and `plain`
-(the proof that their kernels are used as assumed). Nothing in here knows of Optuna or of search
-spaces.
+Read in this order: `measure` (the public function), `result` (the three numbers), `contraction`
+(the derivation and both ways through it), `softmax` (the square root of the loss's Hessian in the
+logits), `tail` and `gauss_newton` (the derivatives it needs), `proof` (what the recorded operations
+prove), `accumulator` (which formula therefore applies), `layers` (which layers are measured) and
+`kernel_use` (the proof that their kernels are used as assumed). Nothing in here knows of Optuna or
+of search spaces.
 """
 
 from flatsearch.flatness.measure import relative_flatness

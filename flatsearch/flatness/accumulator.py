@@ -41,12 +41,42 @@ _COUPLING_TOLERANCE = 200.0
 
 @dataclass
 class _Samples:
-    """One number per sample for one layer, a tensor per batch, still on the device."""
+    """A layer's kappa, trace and nu of every sample, (3, n) per batch, still on the device.
 
-    kappa: list[Tensor] = field(default_factory=list)
-    trace: list[Tensor] = field(default_factory=list)
-    kappa_second: list[Tensor] = field(default_factory=list)
-    trace_second: list[Tensor] = field(default_factory=list)
+    Attributes:
+        W: The layer's kernel, (C, d).
+        first: Their Gauss-Newton parts.
+        second: What second derivatives add, where there are any.
+    """
+
+    W: Tensor
+    first: list[Tensor] = field(default_factory=list)
+    second: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._norms = self.W.square().sum(1)
+
+    def add(self, traces: Tensor, kappa: Tensor, second: Tensor | None = None) -> None:
+        """Append some samples.
+
+        Args:
+            traces: Tr(H_cc) of the Gauss-Newton matrix, (n, C).
+            kappa: The same matrix's, (n,).
+            second: What second derivatives add to `traces`; None for nothing.
+        """
+        self.first.append(self._numbers(traces, kappa))
+        if second is None:
+            self.second.append(torch.zeros_like(self.first[-1]))
+        else:
+            self.second.append(self._numbers(second, second @ self._norms))
+
+    def numbers(self, *, second: bool) -> Tensor:
+        """Return kappa, trace and nu of every sample, (3, N), in float64."""
+        first = torch.cat(self.first, 1).double()
+        return first + torch.cat(self.second, 1) if second else first
+
+    def _numbers(self, traces: Tensor, kappa: Tensor) -> Tensor:
+        return torch.stack([kappa, traces.sum(1), traces @ self._norms / self.W.shape[1]])
 
 
 class Accumulator:
@@ -66,9 +96,14 @@ class Accumulator:
         self._model, self._state, self._found = model, state, found
         self._scales, self._budget = scales, budget
         # W (C, d) and Q = W W^T, once: for many filters Q costs as much as several samples.
-        self._kernels = {layer.name: self._kernel(layer) for layer in found.layers}
-        names = [*self._kernels, *([found.classifier] if found.head else [])]
-        self._samples = {name: _Samples() for name in names if name is not None}
+        self._kernels = {
+            layer.name: (W, W @ W.T)
+            for layer in found.layers
+            for W in [self._kernel(layer.name, layer.geometry.groups)]
+        }
+        self._samples = {name: _Samples(W) for name, (W, _) in self._kernels.items()}
+        if found.head and found.classifier is not None:
+            self._samples[found.classifier] = _Samples(self._kernel(found.classifier))
         self._hessian = True
         self._losses: list[Tensor] = []
         self._hits: list[Tensor] = []
@@ -77,12 +112,11 @@ class Accumulator:
         self._coupling: list[Tensor] = []
         self._classes = 0
 
-    def _kernel(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        W = self._state[f"{layer.name}.weight"]
-        if layer.name in self._scales:
-            W = scale_kernel(W, self._scales[layer.name], layer.geometry.groups)
-        W = W.flatten(1)
-        return W, W @ W.T
+    def _kernel(self, name: str, groups: int = 1) -> Tensor:
+        W = self._state[f"{name}.weight"]
+        if name in self._scales:
+            W = scale_kernel(W, self._scales[name], groups)
+        return W.flatten(1)
 
     def _input(self, run: Pass, name: str) -> Tensor:
         x = run.inputs[name]
@@ -118,15 +152,14 @@ class Accumulator:
         """Append the classifier's own kernel: H_kk' = (diag(p) - p p^T)_kk' g g^T."""
         name = self._found.classifier
         assert name is not None  # noqa: S101 - `locate` finds a head only with a classifier
-        g, V = run.features.detach(), self._state[f"{name}.weight"]
+        g, logits, samples = run.features.detach(), run.logits.detach(), self._samples[name]
         if name in self._scales:
-            g, V = scale_input(g, self._scales[name]), scale_kernel(V, self._scales[name])
-        norm, logits = g.square().sum(1), run.logits.detach()
-        samples = self._samples[name]
+            g = scale_input(g, self._scales[name])
+        V, norm = samples.W, g.square().sum(1)
         for part in _parts(V.numel(), g):
             root = SoftmaxRoot(logits[part])
-            samples.kappa.append(norm[part] * root.times(V).square().sum((1, 2)))
-            samples.trace.append(norm[part] * root.trace())
+            kappa = norm[part] * root.times(V).square().sum((1, 2))
+            samples.add(norm[part, None] * root.diagonal(), kappa)
 
     def _add_closed(
         self, layer: Layer, run: Pass, proof: Proof, y: Tensor, *, keep_graph: bool
@@ -140,18 +173,19 @@ class Accumulator:
         V = None if classifier is None else self._state[f"{classifier}.weight"]
         x, logits = self._input(run, layer.name), run.logits.detach()
         W, Q = self._kernels[layer.name]
-        samples, classes = self._samples[layer.name], logits.shape[1]
+        classes = logits.shape[1]
         channels, positions = S.shape[1], S[0, 0].numel()
         if by_factors(channels, positions, classes - 1):
             entries = max(channels * positions * classes, x[0].numel())
         else:
             entries = max(channels**2, channels * classes, channels * positions)
-        for part in _parts(entries, x):
-            b = SoftmaxRoot(logits[part]).times(V)
-            trace, kappa = separable_norms(x[part], S[part], b, W, Q, layer.geometry)
-            samples.trace.append(trace)
-            samples.kappa.append(kappa)
-        added = x.new_zeros(len(x), channels)
+        parts = [
+            separable_norms(
+                x[part], S[part], SoftmaxRoot(logits[part]).times(V), W, Q, layer.geometry
+            )
+            for part in _parts(entries, x)
+        ]
+        added = None
         if second is not None:
             # r_c sum_p f''_c(p) |Z(:, p)|^2, the diagonal blocks' second-order traces
             # p - onehot(y), with p_y - 1 as a sum, which does not cancel
@@ -159,8 +193,8 @@ class Accumulator:
             residual = wrong.scatter(1, y[:, None], -wrong.sum(1, keepdim=True))
             residual = residual if V is None else residual @ V
             added = residual * (second * _patch_norms(x, layer, second)).sum((2, 3))
-        samples.trace_second.append(added.sum(1))
-        samples.kappa_second.append(added @ Q.diagonal())
+        traces, kappa = (torch.cat(numbers) for numbers in zip(*parts, strict=True))
+        self._samples[layer.name].add(traces, kappa, added)
 
     def _add_others(self, layers: list[Layer], run: Pass, proof: Proof) -> None:
         """Append the layers that take a backward pass per class."""
@@ -168,8 +202,10 @@ class Accumulator:
         if not proof.samplewise:
             self._coupling.append(sample_coupling(run.logits, edges))
         root, n = SoftmaxRoot(run.logits.detach()), len(run.logits)
-        zeros = run.logits.new_zeros(n)
-        sums = {layer.name: (zeros, zeros) for layer in layers}
+        zeros = run.logits.new_zeros
+        sums = {
+            layer.name: (zeros(n, len(self._kernels[layer.name][0])), zeros(n)) for layer in layers
+        }
         block = max(1, self._budget // max(1, n * self._found.factor_bytes))
         for start in range(0, root.columns, block):
             columns = range(start, min(start + block, root.columns))
@@ -179,15 +215,11 @@ class Accumulator:
                 if not g:
                     continue
                 x, (W, Q) = self._input(run, layer.name), self._kernels[layer.name]
-                trace, kappa = factor_sums(x, g, W, Q, layer.geometry, _entries(x))
-                old_trace, old_kappa = sums[layer.name]
-                sums[layer.name] = (old_trace + trace, old_kappa + kappa)
-        for name, (trace, kappa) in sums.items():
-            samples = self._samples[name]
-            samples.trace.append(trace)
-            samples.kappa.append(kappa)
-            samples.trace_second.append(zeros)
-            samples.kappa_second.append(zeros)
+                traces, kappa = factor_sums(x, g, W, Q, layer.geometry, _entries(x))
+                old_traces, old_kappa = sums[layer.name]
+                sums[layer.name] = (old_traces + traces, old_kappa + kappa)
+        for name, (traces, kappa) in sums.items():
+            self._samples[name].add(traces, kappa)
 
     def result(self, normalize: Literal["input"] | None) -> FlatnessResult:
         """Judge the checks, and reduce."""
@@ -206,15 +238,12 @@ class Accumulator:
                 " times its input, plus its bias"
             )
         self._judge_coupling(torch.finfo(losses.dtype).eps)
-        samples = {}
-        for name, columns in self._samples.items():
-            kappa, trace = torch.cat(columns.kappa).double(), torch.cat(columns.trace).double()
-            if self._hessian and columns.kappa_second:
-                kappa = kappa + torch.cat(columns.kappa_second)
-                trace = trace + torch.cat(columns.trace_second)
-            samples[name] = (kappa, trace)
+        layers = {
+            name: (samples.numbers(second=self._hessian), samples.W.shape[1])
+            for name, samples in self._samples.items()
+        }
         kind: Kind = "hessian" if self._hessian else "gauss-newton"
-        return summarise(samples, losses, torch.cat(self._hits), kind, normalize)
+        return summarise(layers, losses, torch.cat(self._hits), kind, normalize)
 
     def _judge_coupling(self, eps: float) -> None:
         if not self._coupling:

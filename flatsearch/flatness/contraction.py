@@ -1,4 +1,4 @@
-"""From patches and backpropagated factors to trace and kappa.
+"""From patches and backpropagated factors to traces and kappa.
 
 Symbols, for one sample (a leading N is the batch):
 
@@ -13,18 +13,23 @@ L      (K, K - 1)    L L^T = diag(p) - p p^T, see `softmax`
 
 **Any convolution.** g_k (C, P) is the derivative of <L_k, logits> with respect to A, and
 m_k = g_k Z^T (C, d) that with respect to the kernel. The Gauss-Newton matrix is
-sum_k vec(m_k) vec(m_k)^T, hence
+sum_k vec(m_k) vec(m_k)^T, hence with rows m_kc and g_kc of filter c
 
-    Tr(H)  = sum_k |m_k|^2            = sum_k <G, g_k^T g_k>
-    kappa  = sum_k <m_k m_k^T, Q>     = sum_k <G, g_k^T Q g_k>
+    Tr(H_cc) = sum_k |m_kc|^2         = sum_k g_kc G g_kc^T
+    kappa    = sum_k <m_k m_k^T, Q>   = sum_k <G, g_k^T Q g_k>
 
 **Features that treat channels separately**, with a linear classifier V (K, C). There g_k =
 diag(b_k) S with one S (C, P) for all classes and b = L^T V (K - 1, C), so one M (C, C) serves all
 of them:
 
-    M_cc'  = <m_c, m_c'> = (S G S^T)_cc',       m = S Z^T
-    Tr(H)  = sum_c (b^T b)_cc M_cc
-    kappa  = sum_k b_k^T (Q o M) b_k
+    M_cc'    = <m_c, m_c'> = (S G S^T)_cc',     m = S Z^T
+    Tr(H_cc) = (b^T b)_cc M_cc
+    kappa    = sum_k b_k^T (Q o M) b_k
+
+The traces of the diagonal blocks are all that the trace and nu take (`result`):
+
+    Tr(H)    = sum_c Tr(H_cc)
+    nu       = sum_c |w_c|^2 Tr(H_cc) / d       (kappa with diag(Q) / d in place of Q)
 
 Either is reached on one of two ways, both exact. Through the *pixel Gram matrix*: inner products
 of padded input pixels once, then G as a sum of kh * kw shifted views, which needs no patches at
@@ -233,7 +238,7 @@ def filter_grams(
 
 
 def quadratic_forms(M: Tensor, Q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the per-sample trace and kappa from M, Q and the classes' vectors b.
+    """Return each sample's traces and kappa from M, Q and the classes' vectors b.
 
     Args:
         M: (N, C, C), see `filter_grams`.
@@ -241,11 +246,11 @@ def quadratic_forms(M: Tensor, Q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         b: (N, K - 1, C), L^T V.
 
     Returns:
-        (trace, kappa), each (N,).
+        Tr(H_cc), (N, C), and kappa, (N,).
     """
-    trace = (M.diagonal(dim1=1, dim2=2) * b.square().sum(1)).sum(1)
+    traces = M.diagonal(dim1=1, dim2=2) * b.square().sum(1)
     kappa = (torch.bmm(b, M * Q) * b).sum((1, 2))
-    return trace, kappa
+    return traces, kappa
 
 
 def by_factors(channels: int, positions: int, factors: int) -> bool:
@@ -275,7 +280,7 @@ def by_factors(channels: int, positions: int, factors: int) -> bool:
 def separable_norms(
     x: Tensor, S: Tensor, b: Tensor, W: Tensor, Q: Tensor, geometry: ConvGeometry
 ) -> tuple[Tensor, Tensor]:
-    """Return the per-sample trace and kappa where the features treat channels separately.
+    """Return each sample's traces and kappa where the features treat channels separately.
 
     Args:
         x: The convolution's input, (N, C_in, H, W), not padded.
@@ -286,7 +291,7 @@ def separable_norms(
         geometry: The convolution.
 
     Returns:
-        (trace, kappa), each (N,).
+        Tr(H_cc), (N, C), and kappa, (N,).
     """
     if by_factors(S.shape[1], S[0, 0].numel(), b.shape[1]):
         columns = [column[:, :, None, None] * S for column in b.unbind(1)]
@@ -302,7 +307,7 @@ def factor_norms(
     geometry: ConvGeometry,
     contraction: Contraction | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the per-sample trace and kappa from factors of any form.
+    """Return each sample's traces and kappa from factors of any form.
 
     Args:
         x: The convolution's input, (N, C_in, H, W), not padded.
@@ -313,7 +318,7 @@ def factor_norms(
         contraction: Which way; the cheaper one where None.
 
     Returns:
-        (trace, kappa) summed over the factors, each (N,).
+        Tr(H_cc), (N, C), and kappa, (N,), summed over the factors.
 
     Example:
         One pixel of value 3, one filter w = 2 of 1x1, one factor of 1: m = 3.
@@ -322,7 +327,7 @@ def factor_norms(
         >>> conv = ConvGeometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
         >>> x, W = torch.full((1, 1, 1, 1), 3.0), torch.full((1, 1), 2.0)
         >>> factor_norms(x, [torch.ones(1, 1, 1, 1)], W, W @ W.T, conv)
-        (tensor([9.]), tensor([36.]))
+        (tensor([[9.]]), tensor([36.]))
     """
     _, channels, rows, columns = factors[0].shape
     if contraction is None:
@@ -330,14 +335,14 @@ def factor_norms(
         contraction = cheaper(geometry, x.shape[1], channels, size, len(factors))
     if contraction == "explicit":
         m = _kernel_gradients(geometry.pad(x), torch.stack(list(factors), 1), geometry)
-        trace = m.square().sum((1, 2, 3))
+        traces = torch.linalg.vector_norm(m, dim=3).square().sum(1)
         if W.shape[1] < channels:  # <m m^T, W W^T> = |W^T m|^2
-            return trace, (W.T @ m).square().sum((1, 2, 3))
-        return trace, ((Q @ m) * m).sum((1, 2, 3))
+            return traces, torch.linalg.vector_norm(W.T @ m, dim=(1, 2, 3)).square()
+        return traces, ((Q @ m) * m).sum((1, 2, 3))
     gram = _patch_gram(x, geometry, rows, columns)
     # (N, P, F C): positions first, so that both products are single large ones
     g = torch.stack([factor.flatten(2).mT for factor in factors], 2).flatten(2)
     weighted = torch.bmm(gram, g)
-    trace = (weighted * g).sum((1, 2))
+    traces = (weighted * g).view(len(x), -1, channels).sum(1)
     across = g.view(-1, channels) @ Q
-    return trace, (across.view_as(g) * weighted).sum((1, 2))
+    return traces, (across.view_as(g) * weighted).sum((1, 2))

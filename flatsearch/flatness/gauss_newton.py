@@ -2,7 +2,7 @@
 
 With the columns L_k of the softmax's root (`softmax`) as cotangents, one vector-Jacobian product
 gives g_k = d <L_k, logits> / d A at the output A of every convolution, and `contraction` turns
-them into each kernel's trace and kappa. That is the generalised Gauss-Newton matrix, which is the
+them into each kernel's traces and kappa. That is the generalised Gauss-Newton matrix, which is the
 Hessian where the logits are piecewise linear in A.
 
 It needs only that the logits of a sample depend on that sample alone. Where the recorded graph
@@ -77,14 +77,14 @@ def factor_sums(
         entries: Numbers that the arrays in between may have.
 
     Returns:
-        (trace, kappa), each (N,).
+        Tr(H_cc), (N, C), and kappa, (N,).
     """
     one, positions = len(factors), factors[0][0, 0].numel()
     per_sample = max(one * factors[0][0].numel(), one * W.numel(), x[0].numel(), positions**2)
     size = max(1, entries // per_sample)
     slices = [slice(start, start + size) for start in range(0, len(x), size)]
     parts = [factor_norms(x[part], [g[part] for g in factors], W, Q, geometry) for part in slices]
-    return torch.cat([trace for trace, _ in parts]), torch.cat([kappa for _, kappa in parts])
+    return torch.cat([traces for traces, _ in parts]), torch.cat([kappa for _, kappa in parts])
 
 
 def sample_coupling(logits: Tensor, edges: Sequence[GradientEdge]) -> Tensor:

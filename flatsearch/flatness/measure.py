@@ -46,15 +46,19 @@ def relative_flatness(
 
         kappa = sum_cc' <w_c, w_c'> Tr(H_cc')
 
-    exactly, without random probes. Where the features after global pooling treat the
-    convolution's channels separately (batch norm, residual sums, activations, pooling) it is
-    one contraction beside the forward pass, second derivatives of smooth activations included.
-    Any other convolution takes K - 1 backward passes, which serve all layers together, and gives
-    the Hessian where the rest of the network is piecewise linear, the Gauss-Newton matrix
-    elsewhere. Which of it holds is proved from the recorded operations of every batch.
+    exactly, without random probes, and beside it the trace and `noise_loss`: by how much the loss
+    is expected to rise when every filter is disturbed by noise of a relative size. Where the
+    features after global pooling treat the convolution's channels separately (batch norm, residual
+    sums, activations, pooling) it is one contraction beside the forward pass, second derivatives of
+    smooth activations included. Any other convolution takes K - 1 backward passes, which serve all
+    layers together, and gives the Hessian where the rest of the network is piecewise linear, the
+    Gauss-Newton matrix elsewhere. Which of it holds is proved from the recorded operations of every
+    batch.
 
     Relative flatness: Petzka et al., "Relative Flatness and Generalization", NeurIPS 2021,
-    arXiv 2001.00939, definition 3. The forms for kernels are derived in `contraction`.
+    arXiv 2001.00939, definition 3; its exact closed form for the kernels of convolutional networks:
+    Taleghani, Mohammadi and Marchetti, arXiv 2603.09016. The forms used here are derived in
+    `contraction`, `noise_loss` in `result`.
 
     Args:
         model: Any convolutional network that maps inputs to logits (N, K) with global pooling
@@ -94,6 +98,11 @@ def relative_flatness(
         >>> r = relative_flatness(net, (torch.ones(1, 1, 1, 1), torch.tensor([0])))
         >>> p = torch.sigmoid(torch.tensor(4.0))
         >>> abs(r.relative_flatness - float(16 * p * (1 - p))) < 1e-6
+        True
+
+        One filter of one weight: nu is kappa, and noise of 50% costs 0.5^2 / 2 of it.
+
+        >>> abs(r.noise_loss(sigma=0.5) - float(2 * p * (1 - p))) < 1e-6
         True
     """
     if normalize not in {None, "input"}:

@@ -1,4 +1,22 @@
-"""What the measure returns, and the reduction from samples to means."""
+"""What the measure returns, and the reduction from samples to means.
+
+From the traces of the blocks H_cc' of a kernel's Hessian (rows w_c of length d, the fan-in), three
+numbers are made, each a mean over samples:
+
+    trace  = sum_c Tr(H_cc)
+    kappa  = sum_cc' <w_c, w_c'> Tr(H_cc')
+    nu     = sum_c |w_c|^2 Tr(H_cc) / d
+
+**What nu is.** Add to every filter w_c a noise e_c of mean 0 and covariance sigma^2 |w_c|^2 / d
+times the identity: relative size sigma, E|e_c|^2 = sigma^2 |w_c|^2, independent between filters and
+layers. The loss rises, to second order, by <gradient, e> + e^T H e / 2. In expectation the first
+term is 0, and of the second only the diagonal blocks stay, each as its trace times the variance:
+
+    E[L(W + e)] - L(W) = 1/2 sigma^2 nu + O(sigma^3)
+
+with O(sigma^4) for noise that is symmetric, as Gaussian noise is. So sigma^2 nu / 2 is in units of
+the loss (nats), and a sum over layers.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +32,72 @@ from flatsearch.errors import NonFiniteError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FlatnessResult", "Kind", "LayerFlatness", "summarise"]
+__all__ = ["Flatness", "FlatnessResult", "Kind", "LayerFlatness", "summarise"]
 
 Kind = Literal["hessian", "gauss-newton"]
 
 
 @dataclass(frozen=True)
-class LayerFlatness:
-    """One layer's measure.
+class Flatness:
+    """The numbers of one layer, or of several together.
 
     Attributes:
-        relative_flatness: kappa = sum_cc' <w_c, w_c'> Tr(H_cc'); small is flat.
-        hessian_trace: Tr(H) of the mean cross-entropy's Hessian in the kernel.
-        standard_error: Of `relative_flatness` as a mean over samples; NaN for one sample.
+        relative_flatness: kappa. Small is flat; 0 for a constant predictor, and shrinking with
+            the loss, so read it beside the loss.
+        hessian_trace: The trace.
+        standard_error: The standard error of `relative_flatness` as a mean over the samples; NaN
+            for one sample.
+        nu: What `noise_loss` is made of.
+        nu_standard_error: The standard error of `nu`.
     """
 
     relative_flatness: float
     hessian_trace: float
     standard_error: float
+    nu: float
+    nu_standard_error: float
+
+    def noise_loss(self, sigma: float = 0.1) -> float:
+        """Return by how much the loss is expected to rise under relative weight noise, in nats.
+
+        sigma^2 nu / 2: the second-order term of the expected loss when every measured filter is
+        disturbed by independent Gaussian noise of `sigma` times its norm. It may be negative
+        where activations are smooth; of kind "gauss-newton" it is that matrix's part.
+
+        Args:
+            sigma: The noise's size relative to the filter.
+
+        Returns:
+            The expected rise of the mean cross-entropy.
+
+        Example:
+            >>> layer = LayerFlatness(1.0, 2.0, 0.1, nu=4.0, nu_standard_error=0.5, fan_in=9)
+            >>> layer.noise_loss(0.5), layer.noise_loss_error(0.5)
+            (0.5, 0.0625)
+        """
+        return 0.5 * sigma**2 * self.nu
+
+    def noise_loss_error(self, sigma: float = 0.1) -> float:
+        """Return the standard error of `noise_loss` as a mean over the samples."""
+        return 0.5 * sigma**2 * self.nu_standard_error
 
 
 @dataclass(frozen=True)
-class FlatnessResult:
-    """What `relative_flatness` returns; the first three are sums over the measured layers.
+class LayerFlatness(Flatness):
+    """One layer's measure.
 
     Attributes:
-        relative_flatness: kappa. Small is flat; 0 for a constant predictor, and shrinking with
-            the loss, so read it beside `loss`.
-        hessian_trace: Trace of the kernels' Hessians.
-        standard_error: Of `relative_flatness`, from its spread over the samples.
+        fan_in: d, the weights of one filter; for a linear layer, of one output.
+    """
+
+    fan_in: int
+
+
+@dataclass(frozen=True)
+class FlatnessResult(Flatness):
+    """What `relative_flatness` returns; its own numbers are sums over the measured layers.
+
+    Attributes:
         loss: Mean cross-entropy, in nats.
         accuracy: Fraction of the samples classified correctly.
         n_samples: N.
@@ -50,12 +105,9 @@ class FlatnessResult:
             those of the Gauss-Newton matrix, because for some layer the second derivatives of
             what comes after it could not be included. The two are never added up.
         normalize: The variant, None or "input".
-        layers: The same three numbers per layer, by module name, in order of execution.
+        layers: The same numbers per layer, by module name, in order of execution.
     """
 
-    relative_flatness: float
-    hessian_trace: float
-    standard_error: float
     loss: float
     accuracy: float
     n_samples: int
@@ -65,7 +117,7 @@ class FlatnessResult:
 
 
 def summarise(
-    samples: Mapping[str, tuple[Tensor, Tensor]],
+    samples: Mapping[str, tuple[Tensor, int]],
     losses: Tensor,
     hits: Tensor,
     kind: Kind,
@@ -74,7 +126,7 @@ def summarise(
     """Reduce numbers per sample to means and standard errors.
 
     Args:
-        samples: Per layer, each sample's (kappa, trace), both (N,).
+        samples: Per layer, each sample's (kappa, trace, nu) in float64, (3, N), and the fan-in.
         losses: Each sample's cross-entropy, (N,).
         hits: Whether each sample is classified correctly, (N,).
         kind: What the numbers are of.
@@ -87,24 +139,21 @@ def summarise(
         NonFiniteError: If any of it is NaN or infinite.
     """
     results: dict[str, LayerFlatness] = {}
-    total = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
-    for name, (kappas, traces) in samples.items():
-        kappa = kappas.double()
-        total = total + kappa
-        layer = LayerFlatness(float(kappa.mean()), float(traces.double().mean()), _error(kappa))
-        results[name] = layer
-        if math.isnan(layer.relative_flatness + layer.hessian_trace):
+    total = torch.zeros(3, len(losses), dtype=torch.float64, device=losses.device)
+    for name, (numbers, fan_in) in samples.items():
+        results[name] = LayerFlatness(*_reduce(numbers), fan_in=fan_in)
+        total = total + numbers
+        whole = float(numbers.sum())
+        if math.isnan(whole):
             raise NonFiniteError(
                 f"layer {name!r}: its input or the derivatives of the layers after it are NaN"
             )
-        if math.isinf(layer.relative_flatness + layer.hessian_trace):
+        if math.isinf(whole):
             raise NonFiniteError(
                 f"layer {name!r}: the measure overflows; dtype=torch.float64 may help"
             )
     return FlatnessResult(
-        relative_flatness=float(total.mean()),
-        hessian_trace=math.fsum(layer.hessian_trace for layer in results.values()),
-        standard_error=_error(total),
+        *_reduce(total),
         loss=float(losses.double().mean()),
         accuracy=float(hits.double().mean()),
         n_samples=len(losses),
@@ -114,7 +163,9 @@ def summarise(
     )
 
 
-def _error(per_sample: Tensor) -> float:
-    """Return the standard error of the mean; NaN for one sample."""
-    n = len(per_sample)
-    return float(per_sample.std() / math.sqrt(n)) if n > 1 else math.nan
+def _reduce(numbers: Tensor) -> tuple[float, float, float, float, float]:
+    """Return kappa, trace, kappa's error, nu and its error from (kappa, trace, nu) per sample."""
+    n = numbers.shape[1]
+    kappa, trace, nu = numbers.mean(1).tolist()
+    errors = numbers.std(1) / math.sqrt(n) if n > 1 else torch.full((3,), math.nan)
+    return kappa, trace, float(errors[0]), nu, float(errors[2])

@@ -75,9 +75,8 @@ class SoftmaxRoot:
         centred = V[self._others] - (s / (1 + self._peak))[:, None, :]
         return centred * self._u.gather(1, self._others)[:, :, None]
 
-    def trace(self) -> Tensor:
-        """Return Tr(L L^T) = sum_k p_k (1 - p_k), (N,)."""
-        others = self._p.gather(1, self._others)
-        # p_q (1 - p_q) with 1 - p_q as a sum, which does not cancel
-        peak = self._peak[:, 0].square() * others.sum(1)
-        return peak + (others * (1 - others)).sum(1)
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of L L^T, p_k (1 - p_k), (N, K)."""
+        others = self._p.gather(1, self._others).sum(1, keepdim=True)
+        # 1 - p_q as a sum, which does not cancel
+        return self._p * (1 - self._p).scatter(1, self._q, others)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flatsearch.analysis.summary import StudySummary
-    from flatsearch.flatness import FlatnessResult
+    from flatsearch.flatness.result import Flatness, FlatnessResult
     from flatsearch.retrain.training import FinalTraining
 
 __all__ = ["print_final", "print_flatness", "print_summary"]
@@ -93,18 +93,27 @@ def print_flatness(result: FlatnessResult, console: Console) -> None:
     table = _empty(
         f"relative flatness ({result.kind}{variant}, {result.n_samples} samples,"
         f" loss {result.loss:.4g}, accuracy {result.accuracy:.4f})",
-        ["relative flatness", "standard error", "Hessian trace"]
+        ["relative flatness", "Hessian trace", "noise loss"]
         + (["", "layer"] if several else ["layer"]),
     )
     largest = max(abs(layer.relative_flatness) for layer in result.layers.values())
     for name, layer in result.layers.items():
-        row = [
-            f"{x:.6g}" for x in (layer.relative_flatness, layer.standard_error, layer.hessian_trace)
-        ]
         bar = Bar(largest or 1.0, 0, abs(layer.relative_flatness), width=_BAR_WIDTH)
-        table.add_row(*row, *([bar] if several else []), name)
+        table.add_row(*_numbers(layer), *([bar] if several else []), name)
     if several:
-        total = (result.relative_flatness, result.standard_error, result.hessian_trace)
         table.add_section()
-        table.add_row(*(f"{x:.6g}" for x in total), "", "all of them")
+        table.add_row(*_numbers(result), "", "all of them")
     console.print(table)
+    console.print(
+        "noise loss: by how many nats the loss is expected to rise under noise of 10% on every"
+        " filter; ±: standard errors",
+        style="dim",
+    )
+
+
+def _numbers(measured: Flatness) -> tuple[str, str, str]:
+    return (
+        f"{measured.relative_flatness:.6g} ± {measured.standard_error:.2g}",
+        f"{measured.hessian_trace:.6g}",
+        f"{measured.noise_loss():.4g} ± {measured.noise_loss_error():.2g}",
+    )

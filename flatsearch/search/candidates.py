@@ -129,8 +129,9 @@ class Candidates:
         inputs, targets = self._data.probe.tensors()
         with torch.random.fork_rng(devices=[]):
             model = self._build(candidate).to(inputs.device)
+        images = inputs[:_CHECKED_IMAGES], targets[:_CHECKED_IMAGES]
         try:
-            relative_flatness(model, (inputs[:_CHECKED_IMAGES], targets[:_CHECKED_IMAGES]))
+            relative_flatness(model, images, "all" if self._settings.needs_all else "last")
         except (NonFiniteError, UnsupportedModelError) as error:
             raise SpaceError(
                 f"{type(self._space).__name__}.build returned a model whose flatness cannot be"

@@ -10,7 +10,7 @@ import optuna
 from flatsearch.errors import SettingsError, unknown_name
 from flatsearch.pruners.flatness import PARETO_RANK, FlatnessPruner
 from flatsearch.search.constraints import sampler_options
-from flatsearch.settings import PRUNE_ON, PRUNERS, SAMPLERS
+from flatsearch.settings import COSTS, PRUNE_ON, PRUNERS, SAMPLERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ def make_pruner(
     }
     rule = rules[name]()
     if prune_on is None and len(objectives) == 1:
-        if objectives[0] not in {"accuracy", "flatness"}:
+        if objectives[0] in COSTS:
             raise SettingsError(
                 f"pruner {name!r} learns nothing from the objective {objectives[0]}, which is the"
                 f" same in every epoch; give --prune-on: {', '.join(PRUNE_ON)}"

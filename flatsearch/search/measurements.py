@@ -38,6 +38,7 @@ def metrics_of(epoch: EpochResult, flatness: FlatnessResult) -> dict[str, float]
         "flatness": flatness.relative_flatness,
         "flatness_standard_error": flatness.standard_error,
         "hessian_trace": flatness.hessian_trace,
+        "noise_loss": flatness.noise_loss(),
         "loss": epoch.loss,
         "probe_loss": flatness.loss,
         "train_loss": epoch.train_loss,
@@ -46,7 +47,7 @@ def metrics_of(epoch: EpochResult, flatness: FlatnessResult) -> dict[str, float]
 
 
 def measure_all(
-    model: nn.Module, probe: tuple[Tensor, Tensor], num_classes: int
+    model: nn.Module, probe: tuple[Tensor, Tensor], num_classes: int, *, needed: bool = False
 ) -> tuple[dict[str, float], Mapping[str, float]]:
     """Measure all convolutions together.
 
@@ -54,18 +55,26 @@ def measure_all(
         model: The network.
         probe: Images and targets; the first of them are taken, fewer with more classes.
         num_classes: The number of classes.
+        needed: Whether one of the metrics is an objective.
 
     Returns:
         The metrics, and the relative flatness of every convolution by name; both are empty if one
         of the convolutions is not covered. (The last one is, or the trial would have failed.)
+
+    Raises:
+        UnsupportedModelError: If one of the convolutions is not covered, but the metrics are
+            needed.
     """
     few = max(_LEAST_IMAGES, _IMAGES_BY_CLASSES // num_classes)
     try:
         every = relative_flatness(model, (probe[0][:few], probe[1][:few]), layers="all")
     except UnsupportedModelError:
+        if needed:
+            raise
         return {}, {}
     metrics = {
         "flatness_all": every.relative_flatness,
         "hessian_trace_all": every.hessian_trace,
+        "noise_loss_all": every.noise_loss(),
     }
     return metrics, {name: layer.relative_flatness for name, layer in every.layers.items()}

@@ -61,11 +61,12 @@ class FlatnessObjective:
     """An Optuna objective that trains a candidate and measures its relative flatness.
 
     Every epoch is recorded with validation accuracy and loss, running training loss, flatness,
-    Hessian trace, seconds and the `signals` that the settings ask for; the study's pruner is asked
-    after each. A candidate whose training diverges is pruned, with the reason in the record, so
-    that samplers learn to avoid it. A candidate that is the same network as an earlier one (and has
-    the same recipe) takes over its result, unless the settings ask to train it again. One that runs
-    out of memory is trained once more with every batch in two halves.
+    Hessian trace, the rise of the loss under 10% weight noise, seconds and the `signals` that the
+    settings ask for; the study's pruner is asked after each. A candidate whose training diverges is
+    pruned, with the reason in the record, so that samplers learn to avoid it. A candidate that is
+    the same network as an earlier one (and has the same recipe) takes over its result, unless the
+    settings ask to train it again. One that runs out of memory is trained once more with every
+    batch in two halves.
 
     Args:
         space: A search space, or its name.
@@ -308,7 +309,9 @@ class FlatnessObjective:
             metrics = metrics_of(epoch, flatness)
             metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
             if settings.measures_all(epoch.epoch):
-                every, layers = measure_all(model, self._probe, self.data.num_classes)
+                every, layers = measure_all(
+                    model, self._probe, self.data.num_classes, needed=settings.needs_all
+                )
                 write_trial(trial, layers=layers or None)
                 metrics |= every
             report(trial, epoch.epoch - 1, **metrics, **fixed, train_seconds=epoch.seconds)

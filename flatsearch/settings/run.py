@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from flatsearch.errors import COUNT, FRACTION, IMAGE_SIZE, SEED, Range
+from flatsearch.errors import COUNT, FRACTION, IMAGE_SIZE, SEED, Range, SettingsError
 from flatsearch.settings.fields import SettingsRecord, setting
 from flatsearch.settings.values import Choice, Names, Quantity, Switch
 from flatsearch.signals.table import PROXIES
@@ -64,6 +64,8 @@ COSTS = tuple(name.removeprefix("max_") for name in Limits.settings())
 OBJECTIVES: dict[str, Direction] = {
     "accuracy": "maximize",
     "flatness": "minimize",
+    "noise_loss": "minimize",
+    "noise_loss_all": "minimize",
     **dict.fromkeys(COSTS, "minimize"),
 }
 
@@ -113,7 +115,8 @@ class RunSettings(Limits):
         Choice("layers", LAYERS),
         "convolutions whose flatness is measured",
         more="last is measured after every epoch; with all, also all of them together in the first"
-        " epochs, where that says most about the final accuracy, and at the end",
+        " epochs, where that says most about the final accuracy, and at the end, or after every"
+        " epoch if noise_loss_all is an objective",
         group=_MEASURING,
     )
     validation_fraction: float = setting(
@@ -163,19 +166,32 @@ class RunSettings(Limits):
         metavar="A",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.needs_all and self.layers != "all":
+            raise SettingsError(
+                "the objective 'noise_loss_all' is of all convolutions, but `layers` is"
+                f" {self.layers!r}"
+            )
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether an objective is of all convolutions."""
+        return "noise_loss_all" in self.objectives
+
     def measures_all(self, epoch: int) -> bool:
         """Return whether all convolutions are measured after an epoch, counted from 1.
 
         In the first quarter of the epochs, at least two, and in the last one: what their flatness
         adds to the free signals shrinks as training goes on, and it costs a backward pass per
-        class.
+        class. After every epoch if it is an objective, which pruners compare.
 
         Example:
             >>> [e for e in range(1, 13) if RunSettings(epochs=12).measures_all(e)]
             [1, 2, 3, 12]
         """
         early = epoch <= max(2, math.ceil(self.epochs / 4))
-        return self.layers == "all" and (early or epoch == self.epochs)
+        return self.layers == "all" and (self.needs_all or early or epoch == self.epochs)
 
     @property
     def directions(self) -> list[Direction]:

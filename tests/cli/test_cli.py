@@ -300,6 +300,8 @@ def test_measure_every_layer_and_the_head(capsys: pytest.CaptureFixture[str]) ->
     assert "features.3.squeeze" in out
     assert "\u2588" * 24 in out  # the largest layer's bar
     assert "all of them" in out
+    assert "noise loss" in out
+    assert out.count("±") == 26 + 1 + 26 + 1 + 1  # twice a row, and in the explanation
     options += ["--json"]
     assert call("measure", "torchvision:resnet18", *options, "--layers", "head") == 0
     plain = json.loads(capsys.readouterr().out)

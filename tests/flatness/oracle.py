@@ -37,18 +37,46 @@ def _trace_and_kappa(H: Tensor, W: Tensor) -> tuple[float, float]:
     return trace, kappa
 
 
-def by_hessian(model: nn.Module, x: Tensor, y: Tensor, layer: str) -> tuple[float, float]:
-    """Return (trace, kappa) from the Hessian."""
+def _nu(H: Tensor, W: Tensor) -> float:
+    """Return E[e^T H e] of noise e with the covariance |w_c|^2 / d on filter c, by its definition.
+
+    Tr(H E[e e^T]) with the whole covariance matrix of the flattened kernel.
+    """
+    fan_in = W[0].numel()
+    variances = [float(w.square().sum()) / fan_in for w in W for _ in range(fan_in)]
+    return float((H.reshape(W.numel(), -1) @ torch.diag(W.new_tensor(variances))).trace())
+
+
+def _dense_hessian(model: nn.Module, x: Tensor, y: Tensor, layer: str) -> tuple[Tensor, Tensor]:
     model, x, name, W = _in_double(model, x, layer)
 
     def loss(weight: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(model, {name: weight}, (x,)), y)
 
-    return _trace_and_kappa(hessian(loss)(W), W)
+    return hessian(loss)(W).detach(), W
+
+
+def by_hessian(model: nn.Module, x: Tensor, y: Tensor, layer: str) -> tuple[float, float]:
+    """Return (trace, kappa) from the Hessian."""
+    return _trace_and_kappa(*_dense_hessian(model, x, y, layer))
+
+
+def nu_by_hessian(model: nn.Module, x: Tensor, y: Tensor, layer: str) -> float:
+    """Return nu from the Hessian."""
+    return _nu(*_dense_hessian(model, x, y, layer))
 
 
 def by_gauss_newton(model: nn.Module, x: Tensor, layer: str) -> tuple[float, float]:
     """Return (trace, kappa) from the generalised Gauss-Newton matrix."""
+    return _trace_and_kappa(*_dense_gauss_newton(model, x, layer))
+
+
+def nu_by_gauss_newton(model: nn.Module, x: Tensor, layer: str) -> float:
+    """Return nu from the generalised Gauss-Newton matrix."""
+    return _nu(*_dense_gauss_newton(model, x, layer))
+
+
+def _dense_gauss_newton(model: nn.Module, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
     model, x, name, W = _in_double(model, x, layer)
 
     def logits(weight: Tensor) -> Tensor:
@@ -57,8 +85,7 @@ def by_gauss_newton(model: nn.Module, x: Tensor, layer: str) -> tuple[float, flo
     J = jacrev(logits)(W).flatten(2)  # (N, K, C d)
     p = logits(W).softmax(1)
     A = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    G = torch.einsum("nki,nkl,nlj->ij", J, A, J) / len(x)
-    return _trace_and_kappa(G, W)
+    return torch.einsum("nki,nkl,nlj->ij", J, A, J).detach() / len(x), W
 
 
 def by_differences(model: nn.Module, x: Tensor, layer: str) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from torch import nn
 
 import flatsearch
 from flatsearch import Architecture, FlatnessObjective, GapCnn, RunSettings, record
+from flatsearch.errors import SpaceError, UnsupportedModelError
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def test_the_record_of_a_trial(digits: ImageData) -> None:
         assert {
             "accuracy", "loss", "train_loss", "train_accuracy", "flatness", "hessian_trace",
             "flatness_standard_error", "probe_loss", "train_seconds",
-            "flatness_all", "hessian_trace_all",
+            "flatness_all", "hessian_trace_all", "noise_loss", "noise_loss_all",
         } == set(metrics)  # fmt: skip
         assert all(math.isfinite(value) for value in metrics.values())
     assert trial.values == (trial.steps[2]["accuracy"], trial.steps[2]["flatness"])
@@ -86,6 +87,21 @@ def test_a_network_of_which_not_all_layers_are_covered_is_searched_all_the_same(
     assert trial.state == "COMPLETE"
     assert "flatness" in trial.steps[0]
     assert "flatness_all" not in trial.steps[0]
+    asked = FlatnessObjective(Twice(), digits, ("accuracy", "noise_loss_all"), epochs=1)
+    with pytest.raises(SpaceError, match=r"'features\.shared': its kernel is used 2 times"):
+        asked.check()
+    with pytest.raises(UnsupportedModelError, match=r"'features\.shared'"):
+        run(asked, 1)
+
+
+@pytest.mark.parametrize("name", ["noise_loss", "noise_loss_all"])
+def test_the_noise_loss_is_an_objective(name: str, digits: ImageData) -> None:
+    objective = FlatnessObjective("plain_cnn", digits, ("accuracy", name), epochs=4, device="cpu")
+    assert objective.directions == ["maximize", "minimize"]
+    trial = record.TrialRecord(run(objective, 1).trials[0])
+    assert [step for step, metrics in trial.steps.items() if name in metrics] == [0, 1, 2, 3]
+    assert trial.values == (trial.steps[3]["accuracy"], trial.steps[3][name])
+    assert 0 < trial.steps[3]["noise_loss"] < trial.steps[3]["noise_loss_all"]
 
 
 def test_the_recorded_flatness_is_the_measure_of_the_saved_model(
