@@ -53,7 +53,7 @@ class Table:
 def best_trials(summary: StudySummary, most: int) -> Table:
     """Return the trials that have values of their own, best first in the first objective."""
     ranked = [trial for trial in summary.ranked() if not trial.duplicate]
-    return _trials(f"best trials by {summary.metric_names[0]}", summary, ranked, most)
+    return _trials(f"Best trials by {summary.metric_names[0]}", summary, ranked, most)
 
 
 def all_trials(summary: StudySummary) -> Table:
@@ -128,8 +128,13 @@ def front(summary: StudySummary, most: int | None = None) -> Table:
 
 
 def correlations(summary: StudySummary) -> Table:
-    """Return how the early signals rank the complete trials; no rows where there are too few."""
+    """Return how the early signals rank the complete trials; no rows where there are too few.
+
+    Of the epochs after which they were read the first and the last but one are shown.
+    """
     n = summary.correlations[0].n_trials if summary.correlations else 0
+    epochs = sorted({found.epoch for found in summary.correlations} - {0})
+    shown = {0, *epochs[:1], *epochs[-2:-1]}
     return Table(
         f"What early signals say about the final validation accuracy ({n} complete trials)",
         ("signal", "after epoch", "Kendall tau", "95% interval"),
@@ -141,6 +146,7 @@ def correlations(summary: StudySummary) -> Table:
                 f"[{found.low:+.2f}, {found.high:+.2f}]",
             )
             for found in summary.correlations
+            if found.epoch in shown
         ),
     )
 

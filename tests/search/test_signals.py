@@ -24,7 +24,7 @@ def trial_of(data: ImageData, **settings: object) -> record.TrialRecord:
     sampler = optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
     study.optimize(objective, n_trials=1)
-    return record.read_trial(study.trials[0])
+    return record.TrialRecord(study.trials[0])
 
 
 def test_signals_are_recorded_and_change_nothing_else(digits: ImageData) -> None:
@@ -61,8 +61,8 @@ def test_the_pruner_learns_from_an_untrained_signal(known: bool) -> None:
     generator, pruned = np.random.default_rng(0), []
     for _ in range(120):
         trial, final = study.ask(), float(generator.normal())
-        if known:
-            record.write_final(trial, {"untrained_nwot": final})
+        untrained = {"untrained_nwot": final} if known else {}
+        record.write_trial(trial, metrics=untrained)
         for step in range(4):
             flatsearch.report(trial, step, accuracy=float(generator.normal()))
             if step < 3 and flatsearch.should_prune(trial):
@@ -70,7 +70,7 @@ def test_the_pruner_learns_from_an_untrained_signal(known: bool) -> None:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 break
         else:
-            record.write_final(trial, {"accuracy": final})
+            record.write_trial(trial, metrics={**untrained, "accuracy": final})
             study.tell(trial, final)
     found = {c.signal: c for c in summarise(study).correlations if c.epoch == 0}
     assert ("untrained_nwot" in found) == known
