@@ -2,16 +2,18 @@
 
     python scripts/docs_tables.py
 
-Writes each table into the pages of docs/ that have a line ``<!-- table: NAME -->`` for it, between
-that line and ``<!-- end -->``. A test tells when a page is not up to date.
+Writes each table into the pages that have a line ``<!-- table: NAME -->`` for it, between that line
+and ``<!-- end -->``: pages of docs/, and CONTRIBUTING.md. A test tells when one is not up to date.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import math
 import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,49 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def result(name: str) -> Any:
     """Return what a benchmark or an experiment has recorded."""
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+# What is not in the package; the order of the package is that of the import test.
+AROUND = {
+    "search_spaces": "One file a space; the first plug-in, by the same door as anyone's.",
+    "examples": "Programs to begin with.",
+    "docs": "The guide, the formulas, the evidence; see mkdocs.yml.",
+    "scripts": "Set up and start, check, docs.",
+    "scripts/experiments": "Recorded curves, replays, the evidence.",
+    "scripts/benchmarks": "What the measure, a decision and a study with many workers cost.",
+    "scripts/results": "What they have found, as JSON.",
+    "tests": "Mirror the package; stand-ins in fakes, studies in cases.",
+    "optunahub": "The pruner as a package of OptunaHub.",
+}
+
+
+def described(path: Path) -> str:
+    """Return the first line of the description of a module or a package."""
+    file = path / "__init__.py" if path.is_dir() else path
+    return (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
+
+
+def tree() -> str:
+    """Return the folders and files of the repository, with what they are for."""
+    order = re.search(r'LINES = """(.*?)"""', (ROOT / "tests/test_imports.py").read_text(), re.S)
+    lines = ["flatsearch/"]
+    for name in re.split(r"[,\s]+", order[1].strip()) if order else ():
+        path = ROOT / "flatsearch" / name
+        if path.is_dir():
+            lines.append(f"  {name + '/':<12} {described(path)}")
+            modules = " ".join(file.stem for file in sorted(path.glob("[!_]*.py")))
+            indent = " " * 15
+            lines += textwrap.wrap(modules, 96, initial_indent=indent, subsequent_indent=indent)
+        else:
+            lines.append(f"  {name + '.py':<12} {described(path.with_suffix('.py'))}")
+    lines.append(f"  {'testing.py':<12} {described(ROOT / 'flatsearch/testing.py')}")
+    lines += [f"{name + '/':<20} {what}" for name, what in AROUND.items()]
+    return "```\n" + "\n".join(lines) + "\n```\n"
+
+
+def pages() -> list[Path]:
+    """Return the files that may have tables."""
+    return [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def signals() -> str:
@@ -84,7 +129,10 @@ def measure(layers: str) -> Callable[[], str]:
 def decisions() -> str:
     """Return the milliseconds of a pruner's decision by the number of finished trials."""
     found = result("pruning-cpu")["decision_ms"]
-    rows = [[name, *(f"{ms:.2g}" for ms in times.values())] for name, times in found.items()]
+    rows = [
+        [name, *(f"{ms:.0f}" if ms >= 10 else f"{ms:.2g}" for ms in times.values())]
+        for name, times in found.items()
+    ]
     return markdown(["", *(f"{int(n):,}" for n in next(iter(found.values())))], rows)
 
 
@@ -109,6 +157,7 @@ def replays() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "tree": tree,
     "settings": settings_table,
     "signals": signals,
     "spaces": spaces,
@@ -125,7 +174,7 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in sorted((ROOT / "docs").rglob("*.md")):
+    for page in pages():
         text = page.read_text()
         if (new := filled(text)) != text:
             page.write_text(new)

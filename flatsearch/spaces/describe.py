@@ -42,7 +42,10 @@ def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any
         it), and "smallest" and "largest" network of the sample with their "parameters", "flops",
         "memory" and "architecture", for 3x32x32 images and 10 classes.
     """
-    count = count_architectures(space)
+    estimate = estimate_settings(space)
+    # Trying every setting takes a while, which is lost where there are far too many.
+    few = estimate is not None and estimate < 10 * _MOST_COUNTED
+    count = count_architectures(space) if few else None
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     parameters: dict[str, str] = {}
     drawn = set()
@@ -64,7 +67,7 @@ def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any
     return {
         "parameters": dict(sorted(parameters.items())),
         "architectures": count,
-        "settings_estimate": estimate_settings(space) if count is None else None,
+        "settings_estimate": estimate if count is None else None,
         "samples": samples,
         "example": dict(example.values),
         "drawing": draw(layers, 3, 32),
