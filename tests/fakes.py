@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
 from flatsearch import Architecture, GapCnn
+from flatsearch.cli import main
 
 if TYPE_CHECKING:
     import optuna
@@ -31,3 +34,19 @@ class Tiny:
 def heeds_ctrl_c() -> None:
     """For `preexec_fn`: what is started in the background is told to ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Done(NamedTuple):
+    """What a command printed."""
+
+    out: str
+    err: str
+
+
+def call(*arguments: str, code: int = 0) -> Done:
+    """Run a command of ours in this process and this folder."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        found = main(arguments)
+    assert found == code, err.getvalue() + out.getvalue()
+    return Done(out.getvalue(), err.getvalue())

@@ -1,20 +1,25 @@
-"""Which trial of a study to go on with."""
+"""Which trial of a study to go on with, and which file is its model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flatsearch.errors import UsageError, unknown_name
 from flatsearch.pareto import signs
+from flatsearch.record import StudyRecord
 
 if TYPE_CHECKING:
+    import optuna
+
     from flatsearch.analysis.summary import StudySummary
+    from flatsearch.export.card import ModelCard
     from flatsearch.record.trial import TrialRecord
 
-__all__ = ["Choice", "choose"]
+__all__ = ["Choice", "SavedModel", "choose", "saved_model"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def choose(summary: StudySummary, which: str = "best", prefer: str | None = None
     if which == "best":
         return _best(summary, prefer)
     if prefer is not None:
-        raise UsageError(f"--prefer is for the best trial, not for trial {which}")
+        raise UsageError(f"`prefer` is for the best trial, not for trial {which}")
     known = {str(trial.number): trial for trial in summary.trials}
     if which not in known:
         what = f"0 to {len(known) - 1}" if known else "none"
@@ -91,3 +96,71 @@ def _best(summary: StudySummary, prefer: str | None) -> Choice:
         front[index],
         f"the knee of the front of {len(front)}: nearest to the best {names} at once",
     )
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A file with a trained model.
+
+    Attributes:
+        file: The file.
+        name: A name for what is made of it.
+        what: What it is, in words.
+        architecture: The architecture that it must have; None where any will do.
+    """
+
+    file: Path
+    name: str
+    what: str
+    architecture: str | None = None
+
+    def check(self, card: ModelCard) -> None:
+        """Refuse a model of another architecture.
+
+        Raises:
+            UsageError: If it has another one.
+        """
+        if self.architecture is not None and card.architecture != self.architecture:
+            raise UsageError(
+                f"{str(self.file)!r} has another architecture than the trial: its folder was"
+                " trained into again; train the trial with another `out`, or name the file with"
+                " `model`"
+            )
+
+
+def saved_model(study: optuna.Study, choice: Choice, artifacts: Path) -> SavedModel:
+    """Return a trial's model: that of its final training if there is one, else the search's.
+
+    Args:
+        study: The study.
+        choice: The trial.
+        artifacts: Where the search saved its models.
+
+    Returns:
+        The model's file.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    trial = choice.trial
+    what = f"trial {trial.number} ({choice.reason})"
+    trained = StudyRecord(study).trained(trial.number)
+    if trained is not None and Path(trained).exists():
+        file, note = Path(trained), "after its final training"
+    elif trial.artifact is None:
+        gone = "" if trained is None else f" (that of its final training, {trained!r}, is missing)"
+        raise UsageError(
+            f"trial {trial.number} has no saved model{gone}: train it with 'flatsearch train'"
+        )
+    else:
+        file, note = artifacts / trial.artifact, "as the search left it"
+        if not file.exists():
+            raise UsageError(
+                f"the saved model of trial {trial.number}, {str(file)!r}, is missing; give"
+                " `artifacts`, or train it with 'flatsearch train'"
+            )
+        missing = f": the final training's {trained!r} is missing"
+        note += "; 'flatsearch train' makes a better one" if trained is None else missing
+    architecture = None if trial.architecture is None else trial.architecture.to_json()
+    name = f"{study.study_name}-trial-{trial.number}"
+    return SavedModel(file, name, f"{what}, {note}", architecture)

@@ -14,13 +14,14 @@ from flatsearch.analysis.correlations import (
     signal_correlations,
 )
 from flatsearch.analysis.pruning import PruningEffect, pruning_effect
+from flatsearch.errors import FlatsearchError
 from flatsearch.pareto import signs
 from flatsearch.record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["StudySummary", "finite", "summarise"]
+__all__ = ["StudySummary", "finite", "require_complete", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -159,3 +160,15 @@ def _outcome(trial: TrialRecord) -> str:
     if trial.diverged:
         return "DIVERGED"
     return "OVER LIMIT" if trial.over_limit else trial.state
+
+
+def require_complete(summary: StudySummary) -> None:
+    """Refuse a study that nothing has come of.
+
+    Raises:
+        FlatsearchError: If no trial is complete; says why the last one is not.
+    """
+    if "COMPLETE" not in summary.counts:
+        reasons = [trial.failure for trial in summary.trials if trial.failure]
+        last = f"; the last one: {reasons[-1]}" if reasons else ""
+        raise FlatsearchError(f"no trial completed{last}")

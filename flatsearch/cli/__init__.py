@@ -2,54 +2,66 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from flatsearch.cli.dashboard import add_dashboard
-from flatsearch.cli.export import add_export
-from flatsearch.cli.measure import add_measure
-from flatsearch.cli.predict import add_predict
-from flatsearch.cli.report import add_report
-from flatsearch.cli.run import add_run
-from flatsearch.cli.spaces import add_spaces
-from flatsearch.cli.train import add_train
-from flatsearch.cli.worker import add_worker
-from flatsearch.errors import FlatsearchError, UsageError
+from flatsearch.cli import (
+    completion,
+    dashboard,
+    export,
+    measure,
+    predict,
+    report,
+    run,
+    spaces,
+    train,
+    worker,
+)
+from flatsearch.cli.command import Command, Parser
+from flatsearch.cli.config import in_toml, is_configurable, read_config, resolve
+from flatsearch.errors import FlatsearchError, SettingsError, UsageError, unknown_name
+from flatsearch.settings import REQUIRED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["main"]
+    from flatsearch.cli.config import Held
+
+__all__ = ["COMMANDS", "main", "make_parser"]
+
+_MODULES = (run, worker, spaces, report, dashboard, measure, train, export, predict, completion)
+COMMANDS: dict[str, Command] = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports wrong use as one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def make_parser(*, complete: bool = False) -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser, and that of each command; with values to complete, if so asked."""
+    parser = Parser(
         prog="flatsearch",
         description="Architecture search for image classifiers with Optuna and an exact"
         " relative-flatness measure.",
+        epilog="Options of a run can be kept in a configuration file: see 'flatsearch run --help'."
+        " Shells complete commands and options: see 'flatsearch completion --help'.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    add_run(commands.add_parser("run", help="search: create a study, or go on with it"))
-    add_worker(commands.add_parser("worker", help="join a search that was started elsewhere"))
-    add_spaces(commands.add_parser("spaces", help="list the search spaces, or show one"))
-    add_report(commands.add_parser("report", help="tables and Pareto front of a study"))
-    add_dashboard(commands.add_parser("dashboard", help="look at a study in a browser"))
-    add_measure(commands.add_parser("measure", help="measure the flatness of a model"))
-    add_train(commands.add_parser("train", help="train a trial's architecture to the end"))
-    add_export(commands.add_parser("export", help="export a trained model"))
-    add_predict(commands.add_parser("predict", help="classify images"))
-    for command in commands.choices.values():
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser
+    parsers = {}
+    for command in COMMANDS.values():
+        parsers[command.name] = own = command.add_to(commands, complete=complete)
+        own.add_argument("--debug", action="store_true", help="show tracebacks")
+        if _configurable(command, command.settings):
+            group = own.add_argument_group("configuration file")
+            group.add_argument(
+                "--config",
+                metavar="FILE",
+                help="a TOML file with settings, by their names (default: [tool.flatsearch] of the"
+                " working folder's pyproject.toml); the command line wins",
+            )
+            group.add_argument(
+                "--show-config",
+                action="store_true",
+                help="print what holds and where it is from, as such a file, and run nothing",
+            )
+    return parser, parsers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,11 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
-    parser = _parser()
     try:
-        options = parser.parse_args(argv)
+        return _main(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse exits by itself for --help and wrong use
         return int(stop.code or 0)
+
+
+def _main(argv: Sequence[str]) -> int:
+    parser, parsers = make_parser()
+    first = next((word for word in argv if not word.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        parser.error(unknown_name("command", first, COMMANDS))
+    options, rest = parser.parse_known_args(argv)
+    parsers.get(options.command, parser).refuse_unknown(rest)
     if options.version:
         from flatsearch import __version__
 
@@ -74,20 +94,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 2
+    command, given = COMMANDS[options.command], vars(options)
     try:
-        code = options.call(options)
+        held = _held(command, given, parsers[command.name])
+        if "show_config" in given:
+            print(in_toml(_configurable(command, held)))
+            return 0
+        return command.call(*_records(command, held, parsers[command.name])) or 0
     except KeyboardInterrupt as stop:
-        kept = getattr(options, "kept", "finished trials are kept")
-        print(f"flatsearch: interrupted; {kept}", file=sys.stderr)
+        print(f"flatsearch: interrupted; {command.kept}", file=sys.stderr)
         return 128 + int(getattr(stop, "signum", 2))
     except BrokenPipeError:  # the reader of our output went away: not an error of ours
         sys.stderr.close()
         return 1
     except Exception as error:
-        if options.debug:
+        if "debug" in given:
             raise
         kind = "" if isinstance(error, (FlatsearchError, OSError)) else f"{type(error).__name__}: "
-        text = " ".join(str(error).split())
-        print(f"flatsearch {options.command}: error: {kind}{text}", file=sys.stderr)
+        text = command.in_options(" ".join(str(error).split()))
+        print(f"flatsearch {command.name}: error: {kind}{text}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    return code or 0
+
+
+def _configurable(command: Command, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what there is of the settings that a configuration file may have."""
+    return {n: facts[n] for n, known in command.settings.items() if is_configurable(n, known)}
+
+
+def _held(command: Command, given: dict[str, Any], parser: Parser) -> dict[str, Held]:
+    """Return what holds for a command, with help for who has misspelt an option's value."""
+    file = read_config(given.get("config"))
+    try:
+        return resolve(command, given, file)
+    except SettingsError as error:
+        parser.error(command.in_options(str(error)))
+
+
+def _records(command: Command, held: dict[str, Held], parser: Parser) -> list[Any]:
+    """Return what the command is called with."""
+    for name, entry in held.items():
+        if entry.value is REQUIRED:
+            parser.error(f"{command.settings[name].option(name)} must be given")
+    return [
+        record(**{name: held[name].value for name in record.settings()})
+        for record in command.records
+    ]

@@ -3,57 +3,67 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from flatsearch.cli.options import (
-    add_artifacts,
-    add_storage,
-    artifacts_of,
-    load_for_reading,
-)
-from flatsearch.errors import UsageError
+from flatsearch.cli.command import Command
+from flatsearch.cli.shared import StudyOptions
+from flatsearch.errors import Range, UsageError
+from flatsearch.settings import RunOptions, same, setting
+from flatsearch.settings.values import Text
 
-if TYPE_CHECKING:
-    import argparse
-
-__all__ = ["add_dashboard"]
+__all__ = ["COMMAND"]
 
 
-def add_dashboard(parser: argparse.ArgumentParser) -> None:
-    """Define `flatsearch dashboard`."""
-    parser.description = (
-        "Write notes and figures into a study, start optuna-dashboard with its storage and"
-        " artifacts, and print the address."
+@dataclass(frozen=True, kw_only=True)
+class _Options(StudyOptions):
+    """What `flatsearch dashboard` is told."""
+
+    artifacts: str | None = same(
+        RunOptions,
+        "artifacts",
+        default=None,
+        unset="as the search was told",
+        help="where the search saved its models",
     )
-    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
-    add_storage(parser)
-    add_artifacts(parser)
-    parser.add_argument("--host", default="localhost", help="(default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
-    parser.set_defaults(call=_dashboard, kept="the dashboard has stopped")
+    host: str = setting("localhost", Text(), "name or address to listen on")
+    port: int = setting(
+        8080, Range(least=0, below=2**16, whole=True), "port to listen on; 0 for any", metavar="N"
+    )
 
 
-def _dashboard(options: argparse.Namespace) -> None:
+def _dashboard(options: _Options) -> None:
     from flatsearch.reports.dashboard import Publisher, require, serve
+    from flatsearch.search.storage import artifacts_of
 
     require()
-    if not 0 <= options.port < 2**16:
-        raise UsageError(f"--port must be from 0 to {2**16 - 1} but got {options.port}")
-    study = load_for_reading(options)
-    folder = artifacts_of(options, study)
+    study = options.load()
+    folder = options.artifacts or artifacts_of(study)
     found = Path(folder).is_dir()
     if options.artifacts is not None and not found:
-        raise UsageError(f"--artifacts {folder!r} is not a folder")
+        raise UsageError(f"`artifacts` {folder!r} is not a folder")
     if not found and folder != "none":
         _note(f"the trials' files are not in {folder!r}; --artifacts DIR says where they are")
     # A storage that can only be read is shown as it is.
     Publisher(_note).now(study)
-    serve(
-        study.study_name, options.storage, folder if found else None, options.host, options.port,
-        lambda text: print(f"{text}\nCtrl-C ends it", flush=True),
-    )  # fmt: skip
+    files = folder if found else None
+    serve(study.study_name, options.storage, files, options.host, options.port, _say)
+
+
+def _say(address: str) -> None:
+    print(f"{address}\nCtrl-C ends it", flush=True)
 
 
 def _note(text: str) -> None:
     print(f"flatsearch dashboard: {text}", file=sys.stderr)
+
+
+COMMAND = Command(
+    "dashboard",
+    "look at a study in a browser",
+    "Write notes and figures into a study, start optuna-dashboard with its storage and artifacts,"
+    " and print the address.",
+    (_Options,),
+    _dashboard,
+    kept="the dashboard has stopped",
+)

@@ -1,73 +1,63 @@
-"""`flatsearch measure`: the flatness of a model."""
+"""`flatsearch measure`."""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatsearch.cli.options import (
-    add_data,
-    add_device,
-    add_json,
-    make_console,
-    print_json,
-)
-from flatsearch.errors import UsageError
-from flatsearch.settings import RunSettings
+from flatsearch.cli.command import Command
+from flatsearch.cli.shared import Printing, make_console, print_json
+from flatsearch.errors import COUNT
+from flatsearch.settings import REQUIRED, RunOptions, RunSettings, same, setting
+from flatsearch.settings.values import Switch, Text
 
 if TYPE_CHECKING:
-    import argparse
-
     from flatsearch.flatness.result import Flatness
 
-__all__ = ["add_measure"]
+__all__ = ["COMMAND"]
 
 
-def add_measure(parser: argparse.ArgumentParser) -> None:
-    """Define `flatsearch measure`."""
-    parser.description = (
-        "Measure a model's relative flatness on the training probe of the data. A torchvision"
-        " model has random weights unless --weights is given."
+@dataclass(frozen=True, kw_only=True)
+class _Options(Printing):
+    """What `flatsearch measure` is told."""
+
+    model: str = setting(
+        REQUIRED,
+        Text(),
+        "a model file saved by 'flatsearch run', a .pt2 file saved by torch.export.save, or"
+        " torchvision:NAME (resnet18, ...)",
+        positional=True,
     )
-    parser.add_argument(
-        "model", help="a model file saved by 'flatsearch run', a .pt2 file saved by"
-        " torch.export.save, or torchvision:NAME (resnet18, ...)",
-    )  # fmt: skip
-    add_data(parser, None)
-    parser.add_argument(
-        "--layers",
-        default="last",
-        help="last, all, head (the linear classifier), or comma-separated names (default:"
-        " %(default)s)",
+    data: str = same(RunOptions, "data", default=REQUIRED, group="options")
+    layers: str = setting(
+        "last", Text(), "last, all, head (the linear classifier), or comma-separated names"
     )
-    parser.add_argument(
-        "--normalize", action="store_true",
-        help="measure kernels on inputs of unit standard deviation per channel",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N",
-        help="samples at a time (default: what fits into the free memory)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--samples", type=int, default=512, help="training images to use (default: %(default)s)"
+    normalize: bool = setting(
+        False, Switch(), "measure kernels on inputs of unit standard deviation per channel"
     )
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resize images")
-    parser.add_argument(
-        "--weights", metavar="NAME",
-        help="of a torchvision model: DEFAULT, another published name, or a file with a state"
+    batch_size: int | None = setting(
+        None, COUNT, "samples at a time", unset="what fits into the free memory", metavar="N"
+    )
+    samples: int = setting(512, COUNT, "training images to use", metavar="N")
+    image_size: int | None = same(RunSettings, "image_size", group="options")
+    weights: str | None = setting(
+        None,
+        Text(),
+        "weights of a torchvision model: DEFAULT, another published name, or a file with a state"
         " dictionary",
-    )  # fmt: skip
-    parser.add_argument("--float64", action="store_true", help="compute in double precision")
-    parser.add_argument("--seed", type=int, default=RunSettings().seed, help="of the data split")
-    add_device(parser)
-    add_json(parser)
-    parser.set_defaults(call=_measure)
+        unset="random ones",
+        metavar="NAME",
+    )
+    float64: bool = setting(False, Switch(), "compute in double precision")
+    seed: int = same(
+        RunSettings, "seed", help="seed of the data split and of random weights", group="options"
+    )
+    data_root: str = same(RunOptions, "data_root")
+    device: str = same(RunOptions, "device")
 
 
-def _measure(options: argparse.Namespace) -> None:
-    if options.samples < 1:
-        raise UsageError(f"--samples must be at least 1 but got {options.samples}")
-    if options.batch_size is not None and options.batch_size < 1:
-        raise UsageError(f"--batch-size must be at least 1 but got {options.batch_size}")
+def _measure(options: _Options) -> None:
     import torch
 
     from flatsearch.cli.measure_input import load_for_measuring
@@ -96,13 +86,10 @@ def _measure(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
     )
     if options.json:
-        import dataclasses
-
         fields = {**dataclasses.asdict(result), **_noise(result)}
         for name, layer in result.layers.items():
             fields["layers"][name] |= _noise(layer)
-        fields |= {"model": options.model, "data": options.data, "note": note}
-        print_json(fields)
+        print_json({**fields, "model": options.model, "data": options.data, "note": note})
         return
     print_flatness(result, make_console())
     if note:
@@ -114,3 +101,13 @@ def _noise(measured: Flatness) -> dict[str, float]:
         "noise_loss": measured.noise_loss(),
         "noise_loss_error": measured.noise_loss_error(),
     }
+
+
+COMMAND = Command(
+    "measure",
+    "measure the flatness of a model",
+    "Measure a model's relative flatness on the training probe of the data. A torchvision model has"
+    " random weights unless --weights is given.",
+    (_Options,),
+    _measure,
+)

@@ -13,7 +13,6 @@ from flatsearch.errors import UsageError, unknown_name
 from flatsearch.export.checkpoint import load_model
 from flatsearch.export.programs import exported_card, load_exported
 from flatsearch.networks.inference import eval_mode
-from flatsearch.settings import RunSettings
 
 if TYPE_CHECKING:
     from flatsearch.data.splits import ImageData
@@ -54,7 +53,7 @@ def load_for_measuring(
         UsageError: If the model is unknown, or does not fit the data.
     """
     if weights is not None and not model.startswith(_TORCHVISION):
-        raise UsageError(f"--weights is for torchvision:NAME; {model!r} has its own weights")
+        raise UsageError(f"`weights` is for torchvision:NAME; {model!r} has its own weights")
     if not model.startswith(_TORCHVISION) and not model.endswith(".pt2"):
         network, card = _saved(Path(model))
         images = _images(data, image_size or card.image_size, samples, seed, root)
@@ -107,7 +106,7 @@ def _try(network: nn.Module, inputs: Tensor, images: ImageData, model: str) -> N
     except RuntimeError as error:
         raise UsageError(
             f"{model!r} cannot take images of {tuple(inputs.shape[1:])};"
-            f" try --image-size: {str(error).splitlines()[0]}"
+            f" try another `image_size`: {str(error).splitlines()[0]}"
         ) from None
     if isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] < images.num_classes:
         raise UsageError(
@@ -121,7 +120,6 @@ def _images(
     return load_data(
         data,
         image_size=image_size,
-        validation_fraction=RunSettings().validation_fraction,
         probe_size=samples,
         seed=seed,
         root=root,

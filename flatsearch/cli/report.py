@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from flatsearch.cli.options import (
-    add_json,
-    add_storage,
-    load_for_reading,
-    make_console,
-    print_json,
-)
+from flatsearch.cli.command import Command
+from flatsearch.cli.shared import Printing, StudyOptions, make_console, print_json
+from flatsearch.settings import setting
+from flatsearch.settings.values import Switch, Text
 
-if TYPE_CHECKING:
-    import argparse
-
-__all__ = ["add_report"]
+__all__ = ["COMMAND"]
 
 
-def add_report(parser: argparse.ArgumentParser) -> None:
-    """Define `flatsearch report`."""
-    parser.description = "Show a study: trials, Pareto front, what the early signals say."
-    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
-    add_storage(parser)
-    parser.add_argument(
-        "--html",
+@dataclass(frozen=True, kw_only=True)
+class _Options(StudyOptions, Printing):
+    """What `flatsearch report` is told."""
+
+    html: str | None = setting(
+        None,
+        Text(),
+        "write one page with tables and figures, to be opened offline",
         metavar="FILE",
-        help="write one page with tables and figures, to be opened offline",
     )
-    parser.add_argument("--force", action="store_true", help="overwrite the page")
-    add_json(parser)
-    parser.set_defaults(call=_report)
+    force: bool = setting(False, Switch(), "overwrite the page")
 
 
-def _report(options: argparse.Namespace) -> None:
+def _report(options: _Options) -> None:
     from flatsearch.analysis.summary import summarise
     from flatsearch.reports.terminal import print_summary
 
-    summary = summarise(load_for_reading(options))
+    summary = summarise(options.load())
     if options.html is not None:
         from flatsearch.reports.html import write_page
 
@@ -49,3 +41,12 @@ def _report(options: argparse.Namespace) -> None:
         print_json(summary.to_dict())
     else:
         print_summary(summary, make_console(), all_trials=True)
+
+
+COMMAND = Command(
+    "report",
+    "tables and Pareto front of a study",
+    "Show a study: trials, Pareto front, what the early signals were worth.",
+    (_Options,),
+    _report,
+)

@@ -2,69 +2,95 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flatsearch.cli.options import (
-    add_device,
-    add_storage,
-    add_timeout,
-    load_for_reading,
-)
-from flatsearch.cli.run import RUN_OPTIONS, make_objective, run_trials
-from flatsearch.errors import UsageError
+from flatsearch.cli.command import Command
+from flatsearch.cli.shared import StudyOptions
+from flatsearch.errors import Range
+from flatsearch.settings import RunOptions, same, setting
 
-__all__ = ["add_worker"]
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
 
-
-def add_worker(parser: argparse.ArgumentParser) -> None:
-    """Define `flatsearch worker`."""
-    parser.description = (
-        "Join a search, on this machine or another one, through its storage: the search goes on"
-        " until it has the trials that 'flatsearch run' asked for. Settings come from the study;"
-        " data sets are found by the same name or path."
-    )
-    parser.add_argument("study", nargs="?", help="its name (default: the only study)")
-    add_storage(parser)
-    add_device(parser)
-    add_timeout(parser)
-    parser.add_argument("--data", metavar="DATA", help="where the same data are on this machine")
-    parser.add_argument("--data-root", metavar="DIR", help="of torchvision data sets")
-    parser.add_argument("--artifacts", metavar="DIR", help="where trained models are saved")
-    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
-    parser.set_defaults(call=_worker)
-
-
-def _worker(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from flatsearch.record import StudyRecord
     from flatsearch.reports.dashboard import Publisher
     from flatsearch.reports.progress import Progress
-    from flatsearch.search.storage import open_storage
-    from flatsearch.search.study import open_study
+    from flatsearch.search.session import Session
 
-    study = load_for_reading(options)
-    storage = open_storage(options.storage)
-    known = StudyRecord(study)
-    run = known.run
-    if run is None or known.settings is None:
-        raise UsageError(
-            f"study {study.study_name!r} has not been run by flatsearch; start it with"
-            " 'flatsearch run'"
-        )
-    for key in RUN_OPTIONS:
-        if getattr(options, key, None) is None:
-            setattr(options, key, run.get(key))
-    settings = known.run_settings()
+__all__ = ["COMMAND", "run_here"]
+
+_AS_TOLD = "as the search was told"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options(StudyOptions):
+    """What `flatsearch worker` is told."""
+
+    device: str = same(RunOptions, "device")
+    timeout: float | None = same(RunOptions, "timeout")
+    data: str | None = same(
+        RunOptions,
+        "data",
+        default=None,
+        unset=_AS_TOLD,
+        help="where the same data are on this machine",
+    )
+    data_root: str | None = same(RunOptions, "data_root", default=None, unset=_AS_TOLD)
+    artifacts: str | None = same(RunOptions, "artifacts", default=None, unset=_AS_TOLD)
+    index: int | None = setting(
+        None, Range(least=0, whole=True), "this worker's place among those of a run", hidden=True
+    )
+
+
+def _worker(options: _Options) -> None:
+    from rich.console import Console
+
+    from flatsearch.reports.dashboard import Publisher
+    from flatsearch.reports.progress import Progress
+    from flatsearch.search.session import Session, joined_options
+
+    study = options.load()
+    here = {name: value for name, value in options.to_dict().items() if value is not None}
+    settings, run_options = joined_options(study, here)
     # Several workers may share a terminal: lines, no bar.
     progress = Progress(Console(stderr=True, force_terminal=False), settings)
-    objective = make_objective(options, settings, progress)
-    study = open_study(
-        study.study_name, storage, objective,
-        sampler=options.sampler, pruner=options.pruner, prune_on=options.prune_on,
+    session = Session.join(
+        study.study_name,
+        settings,
+        run_options,
         worker=os.getpid() if options.index is None else options.index + 1,
-    )  # fmt: skip
+        on_epoch=progress.epoch,
+    )
     # Of several workers one is enough to keep the dashboard up to date.
     publisher = Publisher(progress.say) if options.index == 0 else None
-    run_trials(study, objective, progress, options, run["target"], publisher)
+    run_here(session, COMMAND.name, progress, publisher)
+
+
+def run_here(
+    session: Session, command: str, progress: Progress, publisher: Publisher | None
+) -> None:
+    """Run a session's trials in this process, and show and publish each."""
+
+    def on_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+        progress.trial(study, trial)
+        if publisher is not None:
+            publisher.trial(study)
+
+    with progress.running(session.n_trials):
+        ended = session.run(on_trial)
+    if ended:
+        print(f"flatsearch {command}: {ended}", file=sys.stderr)
+
+
+COMMAND = Command(
+    "worker",
+    "join a search that was started elsewhere",
+    "Join a search, on this machine or another one, through its storage: the search goes on until"
+    " it has the trials that 'flatsearch run' asked for. Settings come from the study; data sets"
+    " are found by the same name or path.",
+    (_Options,),
+    _worker,
+)

@@ -22,7 +22,7 @@ from flatsearch.export.classifier import load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FORMATS", "Deployed", "export_model", "random_images"]
+__all__ = ["FORMATS", "Deployed", "choose_format", "export_model", "random_images"]
 
 # Format: ending.
 FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "state_dict": STATE_DICT}
@@ -60,6 +60,37 @@ def random_images(card: ModelCard, n: int, seed: int = 0) -> Tensor:
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (card.mean, card.std))
     images = mean + std * torch.randn(shape, generator=generator)
     return images.round().clamp(0, 255) if card.pixels == "uint8" else images
+
+
+def choose_format(kind: str | None, out: str | Path | None) -> str:
+    """Return the format to export in.
+
+    Args:
+        kind: From `FORMATS`; where None, the one of the file's ending.
+        out: The file to write; where None, it gets the ending of the format.
+
+    Returns:
+        A format, "pt2" where nothing is given.
+
+    Raises:
+        UsageError: If the format or the ending is unknown, or they disagree.
+
+    Example:
+        >>> choose_format(None, "model.onnx"), choose_format(None, None)
+        ('onnx', 'pt2')
+    """
+    if kind is not None and kind not in FORMATS:
+        raise UsageError(unknown_name("format", kind, FORMATS))
+    if out is None:
+        return kind or "pt2"
+    by_ending = {ending: name for name, ending in FORMATS.items()}
+    ending = Path(out).suffix
+    if kind is None and ending not in by_ending:
+        known = ", ".join(by_ending)
+        raise UsageError(f"`out` {str(out)!r} has no known ending ({known}); give `format`")
+    if kind is not None and ending != FORMATS[kind]:
+        raise UsageError(f"a {kind} file ends in {FORMATS[kind]}, but `out` is {str(out)!r}")
+    return kind or by_ending[ending]
 
 
 def export_model(
@@ -101,7 +132,7 @@ def export_model(
     targets = [path, path.with_suffix(".json")] if kind == "state_dict" else [path]
     for target in targets:
         if target.exists() and not force:
-            raise UsageError(f"{str(target)!r} exists; --force overwrites it")
+            raise UsageError(f"{str(target)!r} exists; `force` overwrites it")
     if not path.parent.is_dir():
         raise UsageError(f"the folder {str(path.parent)!r} of the file to write does not exist")
     network = network.cpu().eval()

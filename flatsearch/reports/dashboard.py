@@ -178,7 +178,7 @@ def serve(
         server = make_server(host, port, app, server_class=_Server, handler_class=_Silent)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot listen on {host}:{port}: {reason}; give another --port") from None
+        raise UsageError(f"cannot listen on {host}:{port}: {reason}; give another `port`") from None
     with server:
         # An address that stands for all of this machine's is none that a browser can open.
         shown = "localhost" if host in {"", "0.0.0.0", "127.0.0.1"} else host  # noqa: S104

@@ -72,7 +72,7 @@ def write_page(summary: StudySummary, path: str | Path, *, force: bool = False) 
     if path.is_dir():
         raise UsageError(f"{str(path)!r} is a folder; name the file to write")
     if path.exists() and not force:
-        raise UsageError(f"{str(path)!r} exists; --force overwrites it")
+        raise UsageError(f"{str(path)!r} exists; `force` overwrites it")
     if not path.parent.is_dir():
         raise UsageError(f"the folder {str(path.parent)!r} of the file to write does not exist")
     text = _page(summary)

@@ -70,8 +70,7 @@ class Progress:
         how = f"resuming study '{study.study_name}' (finished trials: {finished})"
         if not study.get_trials(deepcopy=False):
             how = f"new study '{study.study_name}'"
-        what = f"trials to go: {n_trials}" if n_trials else "nothing to do; --trials N adds more"
-        self._print(f"{how}: {what}")
+        self._print(f"{how}: trials to go: {n_trials}")
         self._print(
             f"data {data.name}: {len(data.train)} training and {len(data.validation)} validation"
             f" images {images}{note}, {data.num_classes} classes, on {device}"

@@ -74,12 +74,12 @@ class SeedTraining:
             known = state.get("format") == _FORMAT
         except Exception as error:  # a damaged file can fail in any way inside the unpickler
             raise UsageError(
-                f"{what} cannot be read ({type(error).__name__}); --force starts anew"
+                f"{what} cannot be read ({type(error).__name__}); `force` starts anew"
             ) from None
         if not known or state["key"] != self.key:
             raise UsageError(
                 f"{what} is of another training (epochs, architecture, data or seed);"
-                " --force starts anew, --out DIR keeps it"
+                " `force` starts anew, another folder keeps it"
             )
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])

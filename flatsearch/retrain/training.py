@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flatsearch.data.loading import load_data
 from flatsearch.errors import (
+    COUNT,
     NonFiniteError,
     UnsupportedModelError,
     UsageError,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from flatsearch.record.trial import TrialRecord
     from flatsearch.settings import RunSettings
 
-__all__ = ["FinalTraining", "SeedResult", "default_epochs", "retrain"]
+__all__ = ["FinalTraining", "SeedResult", "default_epochs", "load_images", "retrain"]
 
 # Epochs, as a multiple of the search's, where none are given.
 _LONGER = 5
@@ -101,9 +103,31 @@ class FinalTraining:
         return self.seeds[0].file
 
 
-def default_epochs(search: RunSettings) -> int:
+def default_epochs(study: optuna.Study) -> int:
     """Return the epochs of a final training where none are given: five times the search's."""
-    return search.epochs * _LONGER
+    return StudyRecord(study).run_settings().epochs * _LONGER
+
+
+def load_images(
+    study: optuna.Study, *, data: str | None = None, root: str | None = None
+) -> ImageData:
+    """Load the images of a study.
+
+    Args:
+        study: The study.
+        data: Where they are, if not where the search was told.
+        root: Where torchvision data sets are, if not where the search was told.
+
+    Returns:
+        The images, split as in the search.
+    """
+    known = StudyRecord(study)
+    settings, run = known.run_settings(), known.run or {}
+    return load_data(
+        data or run.get("data") or (known.settings or {})["data"],
+        root=root or run.get("data_root") or "data",
+        **settings.data_options(),
+    )
 
 
 def check_data(data: ImageData, stored: dict[str, Any]) -> None:
@@ -116,7 +140,7 @@ def check_data(data: ImageData, stored: dict[str, Any]) -> None:
     if wanted is not None and data.fingerprint() != wanted:
         raise UsageError(
             f"data {data.name!r} are not those of the study ({stored.get('data')!r}): other images"
-            " or another split; give the same with --data and --data-root"
+            " or another split; give the same with `data` and `data_root`"
         )
 
 
@@ -156,13 +180,12 @@ def retrain(
     """
     known = StudyRecord(study)
     search, stored = known.run_settings(), known.settings or {}
-    epochs = default_epochs(search) if epochs is None else epochs
+    epochs = default_epochs(study) if epochs is None else epochs
     for name, value in (("epochs", epochs), ("seeds", seeds)):
-        if value < 1:
-            raise UsageError(f"--{name} must be at least 1 but got {value}")
+        COUNT.check(name, value)
     results = folder / "results.json"
     if results.exists() and not force:
-        raise UsageError(f"{str(folder)!r} holds a finished training; --force overwrites it")
+        raise UsageError(f"{str(folder)!r} holds a finished training; `force` overwrites it")
     check_data(data, stored)
     trial = choice.trial
     assert trial.architecture is not None  # noqa: S101 - `choose` has refused it

@@ -68,7 +68,7 @@ def make_pruner(
     if prune_on is not None and prune_on not in PRUNE_ON:
         raise SettingsError(unknown_name("metric to prune on", prune_on, PRUNE_ON))
     if prune_on is not None and name in {"none", "flatness"}:
-        raise SettingsError(f"--prune-on is for median, asha and hyperband, not for {name!r}")
+        raise SettingsError(f"`prune_on` is for median, asha and hyperband, not for {name!r}")
     if name == "none":
         return optuna.pruners.NopPruner()
     if name == "flatness":
@@ -83,7 +83,7 @@ def make_pruner(
         if objectives[0] in COSTS:
             raise SettingsError(
                 f"pruner {name!r} learns nothing from the objective {objectives[0]}, which is the"
-                f" same in every epoch; give --prune-on: {', '.join(PRUNE_ON)}"
+                f" same in every epoch; give `prune_on`: {', '.join(PRUNE_ON)}"
             )
         return rule  # sees what is reported to Optuna
     if prune_on in {None, PARETO_RANK}:

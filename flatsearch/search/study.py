@@ -78,7 +78,7 @@ def _refuse_other_settings(
 ) -> None:
     if stored is None:
         raise StorageError(
-            f"study {name!r} exists but was not made by flatsearch; choose another --study"
+            f"study {name!r} exists but was not made by flatsearch; choose another `study`"
         )
     # A setting that is newer than the study had its default then.
     stored = {**RunSettings().to_dict(), **stored}
@@ -95,7 +95,7 @@ def _refuse_other_settings(
         )
         raise SettingsError(
             f"study {name!r} exists with other settings: {listing};"
-            " give the same settings to resume it, or choose another --study"
+            " give the same settings to resume it, or choose another `study`"
         )
 
 

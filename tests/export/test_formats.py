@@ -192,7 +192,7 @@ def test_nothing_is_overwritten_without_force(
 ) -> None:
     for name in ("m.pth", "m.json"):
         (tmp_path / name).write_text("precious")
-        with pytest.raises(UsageError, match="exists; --force overwrites it"):
+        with pytest.raises(UsageError, match="exists; `force` overwrites it"):
             export_model(*trained, "state_dict", tmp_path / "m.pth")
         assert (tmp_path / name).read_text() == "precious"
         (tmp_path / name).unlink()

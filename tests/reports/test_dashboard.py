@@ -278,7 +278,9 @@ def test_what_is_refused(
         port = str(taken.getsockname()[1])
         message = refused(capsys, "--port", port)
     assert f"cannot listen on localhost:{port}: Address already in use" in message
-    assert "--port must be from 0 to 65535 but got 70000" in refused(capsys, "--port", "70000")
+    assert "--port must be at least 0 and below 65536 but got 70000" in refused(
+        capsys, "--port", "70000"
+    )
     assert "'nowhere' is not a folder" in refused(capsys, "--artifacts", "nowhere")
     assert "does not exist" in refused(capsys, "--storage", "sqlite:///nothing.db")
     assert "unknown study 'yours'" in refused(capsys, "yours")

@@ -128,7 +128,7 @@ def test_an_existing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("mine")
     summary = summarise(small_study())
-    with pytest.raises(UsageError, match=r"page.html' exists; --force overwrites it"):
+    with pytest.raises(UsageError, match=r"page.html' exists; `force` overwrites it"):
         write_page(summary, path)
     assert path.read_text() == "mine"
     write_page(summary, path, force=True)

@@ -197,7 +197,7 @@ def test_nothing_is_overwritten_without_force(
     out = tmp_path / "out"
     retrain(study, choice, digits, out, epochs=1)
     before = (out / "seed-0.pt").read_bytes()
-    with pytest.raises(UsageError, match="holds a finished training; --force overwrites it"):
+    with pytest.raises(UsageError, match="holds a finished training; `force` overwrites it"):
         retrain(study, choice, digits, out, epochs=2)
     assert (out / "seed-0.pt").read_bytes() == before
     assert retrain(study, choice, digits, out, epochs=2, force=True).epochs == 2
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_training_is_refused(
         with pytest.raises(error, match=None if epochs == 3 else "is of another training"):
             retrain(study, choice, digits, tmp_path, epochs=epochs, on_epoch=stop)
     (tmp_path / "seed-0.checkpoint").write_bytes(b"half a file")
-    with pytest.raises(UsageError, match=r"cannot be read .*; --force starts anew"):
+    with pytest.raises(UsageError, match=r"cannot be read .*; `force` starts anew"):
         retrain(study, choice, digits, tmp_path, epochs=3)
     assert retrain(study, choice, digits, tmp_path, epochs=1, force=True).epochs == 1
 

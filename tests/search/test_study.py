@@ -289,7 +289,7 @@ def test_unknown_sampler_and_pruner() -> None:
         make_sampler("tpes", 0)
     with pytest.raises(SettingsError, match="unknown pruner 'mean'"):
         make_pruner("mean", ("accuracy",))
-    with pytest.raises(SettingsError, match=r"learns nothing from the objective flops.*--prune-on"):
+    with pytest.raises(SettingsError, match=r"learns nothing from the objective flops.*`prune_on`"):
         make_pruner("median", ("flops",))
     with pytest.raises(SettingsError, match="unknown metric to prune on 'losses'"):
         make_pruner("median", ("flops",), "losses")

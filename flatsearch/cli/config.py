@@ -1,0 +1,166 @@
+"""What holds, and where it is from: the command line, a configuration file, the defaults."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatsearch.errors import SettingsError, UsageError, unknown_name
+from flatsearch.settings import REQUIRED, RunOptions, RunSettings, Setting
+from flatsearch.settings.values import Names, Quantity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flatsearch.cli.command import Command
+
+__all__ = ["ConfigFile", "Held", "in_toml", "is_configurable", "read_config", "resolve"]
+
+_FILE = "pyproject.toml"
+_KNOWN = {**RunSettings.settings(), **RunOptions.settings()}
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A configuration file.
+
+    Attributes:
+        name: The file's name, for messages.
+        keys: The keys as they are written, by the names of the settings.
+        values: The values, by the names of the settings.
+    """
+
+    name: str = _FILE
+    keys: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Held:
+    """The value of a setting.
+
+    Attributes:
+        value: The value; `REQUIRED` if there is none.
+        source: "command line", a file's name, or "default".
+        told: What holds where the value is None.
+    """
+
+    value: Any
+    source: str
+    told: str
+
+
+def is_configurable(name: str, known: Setting) -> bool:
+    """Return whether a command's setting is the very one of a run, which a file may have."""
+    return _KNOWN.get(name) is known
+
+
+def read_config(path: str | None) -> ConfigFile:
+    """Read a configuration file.
+
+    Args:
+        path: The file; where None, the working folder's pyproject.toml, if there is one.
+
+    Returns:
+        Its table `tool.flatsearch`, or all of it if it has no table `tool`.
+
+    Raises:
+        UsageError: If it cannot be read, or has a key that is no setting.
+    """
+    file = Path(path or _FILE)
+    if path is None and not file.exists():
+        return ConfigFile()
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        table: Any = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{file} is not a TOML file: {error}") from None
+    if path is None or "tool" in table:
+        table = table.get("tool", {}).get("flatsearch", {})
+    keys: dict[str, str] = {}
+    for key in table:
+        name = key.replace("-", "_")
+        if name not in _KNOWN:
+            raise UsageError(f"{file}: {unknown_name('key', key, _KNOWN)}")
+        if name in keys:
+            raise UsageError(f"{file}: {keys[name]!r} and {key!r} are the same key")
+        keys[name] = key
+    return ConfigFile(str(file), keys, {name: table[key] for name, key in keys.items()})
+
+
+def resolve(command: Command, given: Mapping[str, Any], file: ConfigFile) -> dict[str, Held]:
+    """Decide what holds for a command.
+
+    Args:
+        command: The command.
+        given: What is on the command line, as texts.
+        file: The configuration file.
+
+    Returns:
+        What holds, by the names of the command's settings.
+
+    Raises:
+        SettingsError: If a value on the command line is not accepted.
+        UsageError: If one of the file is not; names file and key.
+    """
+    held = {}
+    for name, known in command.settings.items():
+        value, source = known.default, "default"
+        if name in given:
+            value, source = _parsed(known, given[name]), "command line"
+            known.check(name, value)
+        elif name in file.values and is_configurable(name, known):
+            value, source = _from_file(name, known, file), file.name
+        held[name] = Held(value, source, known.unset)
+    return held
+
+
+def _parsed(known: Setting, given: Any) -> Any:
+    if isinstance(given, list):
+        return tuple(known.accepts.parse(text) for text in given)
+    return known.accepts.parse(given) if isinstance(given, str) else given
+
+
+def _from_file(name: str, known: Setting, file: ConfigFile) -> Any:
+    value = file.values[name]
+    if isinstance(value, list):
+        value = tuple(value)
+    # TOML has numbers and lists of its own; these may also be written as on the command line.
+    elif isinstance(value, str) and isinstance(known.accepts, (Names, Quantity)):
+        value = known.accepts.parse(value)
+    try:
+        known.check(name, value)
+    except SettingsError as error:
+        key, said = repr(file.keys[name]), str(error)
+        said = said.replace(f"`{name}`", key) if f"`{name}`" in said else f"{key}: {said}"
+        raise UsageError(f"{file.name}: {said}") from None
+    return value
+
+
+def in_toml(held: Mapping[str, Held]) -> str:
+    """Return what holds as a table for a configuration file, with the sources as comments.
+
+    Example:
+        >>> print(in_toml({"epochs": Held(4, "command line", ""), "study": Held(None, "", "S-D")}))
+        [tool.flatsearch]
+        epochs = 4                                   # command line
+        # study: S-D
+    """
+    lines = ["[tool.flatsearch]"]
+    for name, entry in held.items():
+        if entry.value is REQUIRED:
+            lines.append(f"# {name}: must be given")
+        elif entry.value is None:
+            lines.append(f"# {name}: {entry.told or 'none'}")
+        else:
+            line = f"{name} = {json.dumps(entry.value, ensure_ascii=False)}"
+            lines.append(f"{line:44} # {entry.source}")
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""What several commands are told, and how they print."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flatsearch.settings import DEFAULT_STORAGE, RunOptions, SettingsRecord, same, setting
+from flatsearch.settings.values import Switch, Text
+
+if TYPE_CHECKING:
+    import optuna
+
+    from flatsearch.analysis.selection import Choice
+
+__all__ = [
+    "Printing",
+    "StudyOptions",
+    "TrialOptions",
+    "make_console",
+    "print_json",
+    "storage_option",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printing(SettingsRecord):
+    """How a command prints."""
+
+    json: bool = setting(False, Switch(), "print one JSON object, nothing else")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(SettingsRecord):
+    """Which study a command is about."""
+
+    study: str | None = setting(
+        None, Text(), "the study's name", unset="the only study", positional=True
+    )
+    storage: str = same(RunOptions, "storage")
+
+    def load(self) -> optuna.Study:
+        """Return the study, which must exist."""
+        import optuna
+
+        from flatsearch.search.storage import open_storage
+        from flatsearch.search.study import load_study
+
+        optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+        return load_study(self.study, open_storage(self.storage, create=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions(StudyOptions):
+    """Which trial of a study a command is about."""
+
+    trial: str = setting(
+        "best",
+        Text(),
+        "a trial's number, or best: of several objectives the knee of the front",
+        metavar="N",
+    )
+    prefer: str | None = setting(
+        None, Text(), "as best, the one that is best in this objective", metavar="OBJECTIVE"
+    )
+
+    def choose(self) -> tuple[optuna.Study, Choice]:
+        """Return the study and the trial."""
+        from flatsearch.analysis.selection import choose
+        from flatsearch.analysis.summary import summarise
+
+        study = self.load()
+        return study, choose(summarise(study, statistics=False), self.trial, self.prefer)
+
+
+def print_json(fields: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    from flatsearch.analysis.summary import finite
+
+    print(json.dumps(finite(fields), allow_nan=False))
+
+
+def make_console() -> Any:
+    """Return the console of standard output; wide where that is no terminal."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def storage_option(storage: str) -> str:
+    """Return what a suggested command needs to find the same storage."""
+    return "" if storage == DEFAULT_STORAGE else f" --storage {storage}"

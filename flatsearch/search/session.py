@@ -1,0 +1,193 @@
+"""A run, from its settings and options to finished trials; and how another worker joins it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatsearch.data.loading import load_data
+from flatsearch.device import resolve_device
+from flatsearch.errors import UsageError
+from flatsearch.record import StudyRecord, write_study
+from flatsearch.search.factories import make_pruner
+from flatsearch.search.loop import run_study
+from flatsearch.search.objective import FlatnessObjective
+from flatsearch.search.storage import artifact_store, open_storage
+from flatsearch.search.study import open_study
+from flatsearch.search.trial_budget import finished_count
+from flatsearch.settings import DEFAULT_TRIALS, RunOptions, RunSettings
+from flatsearch.spaces.registry import load_space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from flatsearch.flatness import FlatnessResult
+    from flatsearch.training.trainer import EpochResult
+
+    OnEpoch = Callable[[optuna.Trial, EpochResult, FlatnessResult], None]
+
+__all__ = ["Session", "joined_options"]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A study that is open to be run.
+
+    Attributes:
+        study: The study.
+        objective: Its objective, with the data.
+        options: How it is run.
+        finished: Finished trials that it has.
+        target: Finished trials that it is to have.
+    """
+
+    study: optuna.Study
+    objective: FlatnessObjective
+    options: RunOptions
+    finished: int
+    target: int
+
+    @property
+    def n_trials(self) -> int:
+        """Trials to go."""
+        return max(0, self.target - self.finished)
+
+    @classmethod
+    def start(
+        cls, settings: RunSettings, options: RunOptions, on_epoch: OnEpoch | None = None
+    ) -> Session:
+        """Create a study, or resume it, and store how it is run.
+
+        Args:
+            settings: What its trials share.
+            options: How it is run.
+            on_epoch: See `FlatnessObjective`.
+
+        Returns:
+            The session.
+
+        Raises:
+            UsageError: If something about it cannot be; before data are read or a study is made,
+                where that can be known.
+        """
+        load_space(options.space)
+        resolve_device(options.device)
+        make_pruner(options.pruner, settings.objectives, options.prune_on)
+        artifact_store(options.artifacts)
+        storage = open_storage(options.storage)
+        objective = _objective(settings, options, on_epoch)
+        objective.check()
+        study = _open(options.study_name, storage, objective, options)
+        finished = finished_count(study)
+        target = max(finished, DEFAULT_TRIALS)
+        if options.trials is not None:
+            target = finished + options.trials
+        write_study(study, run={**options.for_workers(), "target": target})
+        return cls(study, objective, options, finished, target)
+
+    @classmethod
+    def join(
+        cls,
+        name: str,
+        settings: RunSettings,
+        options: RunOptions,
+        *,
+        worker: int,
+        on_epoch: OnEpoch | None = None,
+    ) -> Session:
+        """Join a run that was started elsewhere.
+
+        Args:
+            name: The study's name.
+            settings: What its trials share.
+            options: From `joined_options`.
+            worker: A number that no other worker has.
+            on_epoch: See `FlatnessObjective`.
+
+        Returns:
+            The session.
+        """
+        objective = _objective(settings, options, on_epoch)
+        study = _open(name, open_storage(options.storage), objective, options, worker)
+        target = (StudyRecord(study).run or {})["target"]
+        return cls(study, objective, options, finished_count(study), target)
+
+    def run(self, on_trial: Callable[[optuna.Study, FrozenTrial], None]) -> str:
+        """Run trials in this process until the study has what it is to have.
+
+        Args:
+            on_trial: Called with (study, trial) after every trial.
+
+        Returns:
+            Why it ended early, if it did; see `run_study`.
+        """
+        if self.options.artifacts != "none":
+            Path(self.options.artifacts).mkdir(parents=True, exist_ok=True)
+        return run_study(
+            self.study,
+            self.objective,
+            target=self.target,
+            timeout=self.options.timeout,
+            max_failures=self.options.max_failures,
+            on_trial=on_trial,
+        )
+
+
+def joined_options(study: optuna.Study, here: Mapping[str, Any]) -> tuple[RunSettings, RunOptions]:
+    """Return settings and options for a worker that joins the run of a study.
+
+    Args:
+        study: The study.
+        here: Options that are other ones for this worker.
+
+    Returns:
+        The settings, and the options of the run with those of this worker.
+
+    Raises:
+        UsageError: If the study has not been run by flatsearch.
+    """
+    known = StudyRecord(study)
+    run = known.run
+    if run is None or known.settings is None:
+        raise UsageError(
+            f"study {study.study_name!r} has not been run by flatsearch; start it with"
+            " 'flatsearch run'"
+        )
+    return known.run_settings(), RunOptions.from_dict({**run, **here})
+
+
+def _objective(
+    settings: RunSettings, options: RunOptions, on_epoch: OnEpoch | None
+) -> FlatnessObjective:
+    """Read the data and return the objective."""
+    return FlatnessObjective(
+        options.space,
+        load_data(options.data, root=options.data_root, **settings.data_options()),
+        settings=settings,
+        device=options.device,
+        prune_mode=options.how_to_prune,
+        artifact_store=artifact_store(options.artifacts),
+        on_epoch=on_epoch,
+    )
+
+
+def _open(
+    name: str,
+    storage: optuna.storages.BaseStorage,
+    objective: FlatnessObjective,
+    options: RunOptions,
+    worker: int = 0,
+) -> optuna.Study:
+    return open_study(
+        name,
+        storage,
+        objective,
+        sampler=options.sampler,
+        pruner=options.pruner,
+        prune_on=options.prune_on,
+        worker=worker,
+    )

@@ -1,0 +1,119 @@
+"""`flatsearch measure`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from flatsearch import load_data, relative_flatness
+from tests.fakes import call
+
+SMALL = ("--data", "digits", "--image-size", "32", "--samples")
+
+
+def measured(*arguments: str) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(call("measure", *arguments, "--json").out)
+    return fields
+
+
+def refused(message: str, *arguments: str) -> None:
+    assert message in call("measure", *arguments, code=2).err
+
+
+def test_a_torchvision_model() -> None:
+    out = call("measure", "torchvision:resnet18", *SMALL, "8").out
+    assert "layer4.1.conv2" in out
+    assert "hessian, 8 samples" in out
+    assert "weights are random" in out
+    refused("error: layer", "torchvision:vgg11", *SMALL, "8")
+
+
+def test_every_layer() -> None:
+    out = call("measure", "torchvision:squeezenet1_1", *SMALL, "4", "--layers", "all").out
+    assert "features.3.squeeze" in out
+    assert "\u2588" * 24 in out  # the largest layer's bar
+    assert "all of them" in out
+
+
+def test_the_head_and_normalised_inputs() -> None:
+    plain = measured("torchvision:resnet18", *SMALL, "4", "--layers", "head")
+    normalised = measured("torchvision:resnet18", *SMALL, "4", "--layers=fc", "--normalize")
+    assert list(plain["layers"]) == list(normalised["layers"]) == ["fc"]
+    assert (plain["normalize"], normalised["normalize"]) == (None, "input")
+    assert plain["relative_flatness"] != normalised["relative_flatness"]
+
+
+def test_one_sample_has_no_standard_error() -> None:
+    assert measured("torchvision:resnet18", *SMALL, "1")["standard_error"] is None
+
+
+def test_a_state_dictionary() -> None:
+    torch.manual_seed(1)
+    model = torchvision.models.resnet18(num_classes=10)
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, "weights.pth")
+    weights = ("--weights", "weights.pth", *SMALL, "8")
+    x, y = load_data("digits", image_size=32, probe_size=8).probe.tensors()
+    expected = relative_flatness(model, (x.expand(-1, 3, -1, -1), y)).relative_flatness
+    found = measured("torchvision:resnet18", *weights)["relative_flatness"]
+    assert found == pytest.approx(expected, rel=1e-4)
+    refused("holds other weights than those of resnet34", "torchvision:resnet34", *weights)
+    refused("torchvision:NAME --weights FILE", "weights.pth", *SMALL, "8")
+    refused("--weights is for torchvision:NAME", "weights.pth", *weights)
+
+
+class Model(nn.Module):
+    """String padding, groups, and a kernel that is also used as a function."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding="same")
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.last = nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 0), (1, 2), 2, bias=False)
+        self.norm, self.fc = nn.BatchNorm2d(6), nn.Linear(6, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(F.relu(self.stem(x)))
+        x = F.relu(F.conv2d(x, self.twice.weight))
+        return self.fc(F.relu(self.norm(self.last(x)), inplace=True).mean((2, 3)))
+
+
+def export(model: nn.Module, file: str, *, any_batch: bool = True) -> None:
+    dynamic = ({0: torch.export.Dim("n")},) if any_batch else None
+    x = torch.randn(2, 1, 8, 8)
+    torch.export.save(torch.export.export(model.eval(), (x,), dynamic_shapes=dynamic), file)
+
+
+def test_an_exported_program() -> None:
+    torch.manual_seed(0)
+    model = Model()
+    export(model, "model.pt2")
+    data = load_data("digits", probe_size=8).probe.tensors()
+    found = measured("model.pt2", "--data", "digits", "--samples", "8", "--layers", "last")
+    expected = relative_flatness(model, data)
+    assert list(found["layers"]) == ["last"]
+    assert found["kind"] == expected.kind == "hessian"
+    assert found["relative_flatness"] == pytest.approx(expected.relative_flatness, rel=1e-4)
+    found = measured("model.pt2", "--data", "digits", "--samples", "8", "--layers", "stem,fc")
+    expected = relative_flatness(model, data, layers=["stem", "fc"])
+    assert list(found["layers"]) == ["stem", "fc"]
+    assert found["relative_flatness"] == pytest.approx(expected.relative_flatness, rel=1e-4)
+
+
+def test_exported_programs_that_cannot_be_measured() -> None:
+    Path("damaged.pt2").write_bytes(b"PK nothing")
+    export(Model(), "fixed.pt2", any_batch=False)
+    export(Model(classes=3), "few.pt2")
+    for file, message in (
+        ("nothing.pt2", "does not exist"),
+        ("damaged.pt2", "is not a program saved by torch.export.save"),
+        ("fixed.pt2", "takes batches of exactly 2"),
+        ("few.pt2", "has 3 classes, but the data have 10"),
+    ):
+        refused(message, file, "--data", "digits", "--samples", "8")

@@ -1,0 +1,36 @@
+"""`flatsearch report`; its page is tested with the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+
+from tests.fakes import call
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_users_space(tiny: Path) -> None:
+    out = call("report").out
+    assert "study MySpace-digits: 2 complete" in out
+    assert "slope=" in out
+    assert "width=" in out
+
+
+def test_an_unknown_study(tiny: Path) -> None:
+    assert "did you mean 'MySpace-digits'" in call("report", "MySpace-digit", code=2).err
+
+
+@pytest.mark.parametrize("command", ["report", "train", "export"])
+def test_a_record_of_an_older_version(command: str) -> None:
+    study = optuna.create_study(study_name="old", storage="sqlite:///flatsearch.db")
+    trial = study.ask()
+    trial.set_user_attr("architecture", '{"space":"plain_cnn"}')  # without its values
+    study.tell(trial, 0.5)
+    said = call(command, code=2).err.strip()
+    what = "the record of trial 0 is damaged, or of another version of flatsearch"
+    assert said.startswith(f"flatsearch {command}: error: {what}")
+    assert "\n" not in said
