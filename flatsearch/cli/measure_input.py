@@ -117,13 +117,7 @@ def _try(network: nn.Module, inputs: Tensor, images: ImageData, model: str) -> N
 def _images(
     data: str, image_size: int | None, samples: int, seed: int, root: str | Path
 ) -> ImageData:
-    return load_data(
-        data,
-        image_size=image_size,
-        probe_size=samples,
-        seed=seed,
-        root=root,
-    )
+    return load_data(data, image_size=image_size, probe_size=samples, seed=seed, root=root)
 
 
 def _torchvision(

@@ -19,10 +19,7 @@ class _Options(StudyOptions, Printing):
     """What `flatsearch report` is told."""
 
     html: str | None = setting(
-        None,
-        Text(),
-        "write one page with tables and figures, to be opened offline",
-        metavar="FILE",
+        None, Text(), "write one page with tables and figures, to be opened offline", metavar="FILE"
     )
     force: bool = setting(False, Switch(), "overwrite the page")
 

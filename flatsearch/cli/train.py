@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import (
-    Printing,
-    TrialOptions,
-    make_console,
-    print_json,
-    storage_option,
-)
+from flatsearch.cli.shared import Printing, TrialOptions, make_console, print_json, storage_option
 from flatsearch.errors import COUNT
 from flatsearch.settings import RunOptions, same, setting
 from flatsearch.settings.values import Switch, Text
