@@ -18,7 +18,7 @@ def test_without_a_final_training_the_searched_model_is_exported(learnt: Path) -
     assert Path("s-trial-1.pt2").exists()
     assert call("predict", "s-trial-1.pt2", "five.png", "--top", "3").out.count("%") == 3
     trial = optuna.load_study(study_name="s", storage="sqlite:///flatsearch.db").trials[1]
-    artifact = record.read_trial(trial).artifact
+    artifact = record.TrialRecord(trial).artifact
     assert artifact is not None
     values = [
         json.loads(call("measure", file, "--data", "digits", "--json").out)["relative_flatness"]

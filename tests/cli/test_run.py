@@ -135,7 +135,7 @@ def test_candidates_over_a_limit_are_not_trained_and_do_not_count() -> None:
     for trial in trials:
         assert (trial.state.name == "PRUNED") == (trial in over)
         assert ("flatsearch:step:0" in trial.user_attrs) == (trial not in over)
-    assert "over the limit: " in record.read_trial(over[0]).failure
+    assert "over the limit: " in record.TrialRecord(over[0]).failure
     # Other limits: another study.
     assert "max_parameters=100" in run("--objectives", "accuracy,latency", code=2).err
 
@@ -333,8 +333,8 @@ def test_several_workers_one_of_them_killed() -> None:
     assert "was killed by signal 9; starting another" in err
     assert "Pareto front" in out
     study = stored()
-    finished = [t for t in study.trials if record.is_finished(t)]
+    finished = [t for t in study.trials if record.TrialRecord(t).finished]
     assert len(finished) == 8
     # The killed worker's trial was failed at once, not by its heartbeat five minutes later.
     assert {t.state.name for t in study.trials} <= {"COMPLETE", "FAIL"}
-    assert len({record.worker_of(t) for t in finished}) >= 2
+    assert len({record.TrialRecord(t).worker for t in finished}) >= 2

@@ -19,11 +19,11 @@ URL = "sqlite:///flatsearch.db"
 
 def test_everything_comes_from_the_study(tiny: Path) -> None:
     study = optuna.load_study(study_name=None, storage=URL)
-    stored = record.read_run(study)
+    stored = record.StudyRecord(study).run
     assert stored is not None
     assert stored["pruner"] == "none"
     assert not {"storage", "device", "timeout", "workers"} & set(stored)
-    record.write_run(study, {**stored, "target": 4})  # as if the run were not at its end
+    record.write_study(study, run={**stored, "target": 4})  # as if the run were not at its end
     out, err = call("worker")
     assert out == ""
     assert err.count(" complete: accuracy") == 2
@@ -40,10 +40,10 @@ def test_a_record_of_the_version_before(tiny: Path) -> None:
         "pruner": "none", "prune_on": None, "prune_mode": "auto",
         "artifacts": "flatsearch-artifacts", "max_failures": 3, "target": 3,
     }  # fmt: skip
-    record.write_run(study, options)
-    settings = record.read_settings(study)
+    record.write_study(study, run=options)
+    settings = record.StudyRecord(study).settings
     assert settings is not None
-    record.write_settings(study, {k: v for k, v in settings.items() if k != "max_latency"})
+    record.write_study(study, settings={k: v for k, v in settings.items() if k != "max_latency"})
     call("worker")
     assert len(study.get_trials()) == 3
 
