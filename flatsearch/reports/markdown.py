@@ -36,8 +36,8 @@ def _section(table: Table) -> list[str]:
     """Return a table under its title; nothing where it has no rows."""
     if not table.rows:
         return []
-    lines = [table.heads, ["---"] * len(table.heads), *table.rows]
-    cells = [line if line[0] == "---" else map(_plain, line) for line in lines]
+    head, *rows = ([_plain(cell) for cell in line] for line in (table.heads, *table.rows))
+    cells = [head, ["-" * 3] * len(head), *rows]
     return [
         *([f"**{_plain(table.title)}**", ""] if table.title else []),
         *("| " + " | ".join(line) + " |" for line in cells),
