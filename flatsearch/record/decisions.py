@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flatsearch.record.facts import PREFIX, to_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from flatsearch.record.facts import TakesAttributes
 
 __all__ = ["Decision", "read_decisions", "write_decision"]
 
@@ -45,6 +43,13 @@ class Decision:
     def runs_on(self) -> bool:
         """Whether the trial is flagged here, and run on all the same."""
         return self.outcome in {"audited", "suspended"}
+
+
+class TakesAttributes(Protocol):
+    """A running trial, or the copy of one that a pruner is given."""
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Store an attribute."""
 
 
 def write_decision(trial: TakesAttributes, decision: Decision) -> None:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from flatsearch.errors import SpaceError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["PREFIX", "Fact", "Record", "TakesAttributes", "from_numbers", "to_numbers", "write"]
+    import optuna
+
+__all__ = ["PREFIX", "Fact", "Record", "from_numbers", "to_numbers", "write"]
 
 # All keys begin with it: what else a study or a trial holds is somebody else's.
 PREFIX = "flatsearch:"
 _T = TypeVar("_T")
-
-
-class TakesAttributes(Protocol):
-    """A study or a running trial, as far as writing needs one."""
-
-    def set_user_attr(self, key: str, value: Any) -> None:
-        """Store an attribute."""
 
 
 class Record:
@@ -49,6 +44,7 @@ class Fact(Generic[_T]):
         decode: The inverse.
         public: Further attributes, without the prefix, that show the value to people and to
             optuna-dashboard. They are written beside the fact and never read.
+        adds: Whether a mapping that is written is added to what is stored.
         key: The name it is stored by, where that is another one.
     """
 
@@ -59,11 +55,12 @@ class Fact(Generic[_T]):
         encode: Callable[[Any], Any] = lambda value: value,
         decode: Callable[[Any], _T] = lambda stored: stored,
         public: Callable[[Any], Mapping[str, Any]] = lambda _: {},
+        adds: bool = False,
         key: str | None = None,
     ) -> None:
         self._default = default
         self._encode, self._decode = encode, decode
-        self._public = public
+        self._public, self._adds = public, adds
         self._key = key
 
     def __set_name__(self, owner: type[Record], name: str) -> None:
@@ -90,15 +87,16 @@ class Fact(Generic[_T]):
         record.__dict__[self._name] = value  # found before this method from now on
         return value
 
-    def write(self, place: TakesAttributes, value: _T) -> None:
+    def write(self, place: optuna.Study | optuna.Trial, value: _T) -> None:
         """Store the value."""
         stored = self._encode(value)
-        place.set_user_attr(self.key, stored)
+        earlier = place.user_attrs.get(self.key, {}) if self._adds else {}
+        place.set_user_attr(self.key, {**earlier, **stored} if earlier else stored)
         for key, shown in self._public(stored).items():
             place.set_user_attr(key, shown)
 
 
-def write(kind: type[Record], place: TakesAttributes, facts: Mapping[str, Any]) -> None:
+def write(kind: type[Record], place: optuna.Study | optuna.Trial, facts: Mapping[str, Any]) -> None:
     """Store facts of a study or trial.
 
     Args:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -22,9 +22,6 @@ from flatsearch.record.constraints import LIMIT, PRUNED_SOFTLY, read_constraints
 from flatsearch.record.decisions import Decision, read_decisions
 from flatsearch.record.facts import PREFIX, Fact, Record, from_numbers, to_numbers, write
 from flatsearch.spaces.space import Architecture
-
-if TYPE_CHECKING:
-    from flatsearch.record.facts import TakesAttributes
 
 __all__ = ["FINISHED", "TrialRecord", "write_step", "write_trial"]
 
@@ -97,7 +94,7 @@ class TrialRecord(Record):
         retrain_of: The number of the earlier trial of the same network, which this one trained
             again, if any.
         retried: Why the trial was trained once more, with every batch in two halves; None mostly.
-        metrics: Final metrics and sizes by name.
+        metrics: Final metrics and sizes by name; what is written is added to what there is.
         layers: The relative flatness of every convolution by name, in order of execution, where it
             was measured last.
         artifact: The identifier of the saved model in the artifact store, if any.
@@ -125,7 +122,7 @@ class TrialRecord(Record):
     retrain_of = Fact[int | None](lambda trial: trial.attributes.get("flatsearch:repeats"))
     retried = Fact[str | None](encode=_first_words)
     metrics = Fact[Mapping[str, float]](
-        _flat_numbers, encode=to_numbers, decode=from_numbers, public=dict
+        _flat_numbers, encode=to_numbers, decode=from_numbers, public=dict, adds=True
     )
     layers = Fact[Mapping[str, float]](
         lambda _: {},
@@ -232,7 +229,7 @@ class TrialRecord(Record):
         return 1.0 if self.flag is None else 1.0 / self.flag.chance
 
 
-def write_trial(trial: TakesAttributes, **facts: Any) -> None:
+def write_trial(trial: optuna.Trial, **facts: Any) -> None:
     """Store facts of a running trial.
 
     Args:

@@ -336,14 +336,14 @@ class FlatnessObjective:
         cost: dict[str, float | int],
     ) -> tuple[float, ...]:
         """Record what a trial ends with, and return its objective values."""
-        found = {**cost, **trained.metrics}
-        write_trial(trial, metrics=found)
+        write_trial(trial, metrics=trained.metrics)
         if self._soft:
             mark_pruned(trial, pruned=not trained.whole)
         if set(self.metric_names) != {"accuracy"}:
             least = self.settings.min_accuracy
             least = self.data.guessing_accuracy() if least is None else least
             write_constraints(trial, {MIN_ACCURACY: least - trained.metrics["accuracy"]})
+        found = {**cost, **trained.metrics}
         values = tuple(float(found[name]) for name in self.metric_names)
         if self._files is not None and trained.whole:
             self._files.save(trial, trained.model, candidate.architecture, values)

@@ -162,7 +162,7 @@ def simulate(
                 break
         else:
             values = [metrics[name] for name in study.metric_names]
-            write_trial(trial, metrics={**fixed, **metrics})
+            write_trial(trial, metrics=metrics)
             study.tell(trial, values)
             complete.append(int(index))
             curve.append((spent, table.regret(complete)))

@@ -66,6 +66,14 @@ def test_what_is_shown_to_people_is_not_what_is_read() -> None:
     assert TrialRecord(trial).architecture == ARCHITECTURE
 
 
+def test_metrics_are_added_to_those_that_are_there() -> None:
+    trial = optuna.create_study().ask()
+    record.write_trial(trial, metrics={"parameters": 8, "accuracy": 0.1})
+    record.write_trial(trial, metrics={"accuracy": 0.5})
+    assert TrialRecord(trial).metrics == {"parameters": 8, "accuracy": 0.5}
+    assert trial.user_attrs["parameters"] == 8
+
+
 def test_a_fact_that_is_none_is_not_stored_and_an_unknown_one_is_refused() -> None:
     trial = optuna.create_study().ask()
     record.write_trial(trial, artifact=None)
