@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from flatsearch.pareto import _front
+from flatsearch.pareto import front_of
 from flatsearch.pruners.predictor import Observation, Predictor
 
 
@@ -124,7 +124,7 @@ def test_the_front_is_what_nothing_dominates() -> None:
         expected = {
             tuple(p) for p in points if not any((q >= p).all() and (q > p).any() for q in points)
         }
-        found = _front(points)
+        found = front_of(points)
         assert found.shape == (len(expected), objectives)
         assert {tuple(p) for p in found} == expected
 
