@@ -40,7 +40,7 @@ if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         directions=["maximize", "minimize"],
-        pruner=flatsearch.FlatnessPruner(rule="calibrated", n_startup_trials=6),
+        pruner=flatsearch.FlatnessPruner(n_startup_trials=6),
     )
     study.set_metric_names(["accuracy", "width"])
     study.optimize(objective, n_trials=30)

@@ -5,9 +5,7 @@ import optuna
 import flatsearch
 
 objective = flatsearch.FlatnessObjective("plain_cnn", "digits", epochs=2)
-study = optuna.create_study(
-    directions=objective.directions, pruner=flatsearch.FlatnessPruner(rule="calibrated")
-)
+study = optuna.create_study(directions=objective.directions, pruner=flatsearch.FlatnessPruner())
 study.set_metric_names(objective.metric_names)
 study.optimize(objective, n_trials=3)
 for trial in study.best_trials:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from flatsearch.networks.gap_cnn import GapCnn
     from flatsearch.pruners.combined import AnyPruner
     from flatsearch.pruners.flatness import FlatnessPruner
+    from flatsearch.pruners.metric import MetricPruner
+    from flatsearch.pruners.pareto import ParetoPruner
     from flatsearch.pruners.reporting import mark_pruned, report, should_prune
     from flatsearch.search.objective import FlatnessObjective
     from flatsearch.settings import RunSettings
@@ -52,8 +54,10 @@ __all__ = [
     "GapCnn",
     "ImageData",
     "LayerFlatness",
+    "MetricPruner",
     "ModelCard",
     "NonFiniteError",
+    "ParetoPruner",
     "RunSettings",
     "SearchSpace",
     "SettingsError",
@@ -89,6 +93,8 @@ _HOME = {
     "networks.gap_cnn": {"GapCnn"},
     "pruners.combined": {"AnyPruner"},
     "pruners.flatness": {"FlatnessPruner"},
+    "pruners.metric": {"MetricPruner"},
+    "pruners.pareto": {"ParetoPruner"},
     "pruners.reporting": {"mark_pruned", "report", "should_prune"},
     "search.objective": {"FlatnessObjective"},
     "settings": {"RunSettings"},

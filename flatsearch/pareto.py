@@ -1,4 +1,4 @@
-"""Pareto fronts and what counts as the best."""
+"""Directions, Pareto fronts and ranks, and what counts as the best."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
-__all__ = ["is_best", "signs"]
+__all__ = ["ParetoRanks", "front_of", "is_best", "signs"]
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def signs(directions: Sequence[Any]) -> _Array:
+def signs(directions: Iterable[Any]) -> _Array:
     """Return the factors that make larger values better.
 
     Args:
@@ -32,12 +32,12 @@ def signs(directions: Sequence[Any]) -> _Array:
 
 
 def is_best(finals: _Array, weights: _Array, mine: _Array, best: float | None) -> bool:
-    """Return whether final values are among the best.
+    """Return whether a trial's final values are among the best.
 
     Args:
-        finals: Of the trials it is one of, larger is better, (n, objectives).
-        weights: How many trials each stands for, (n,).
-        mine: (objectives,).
+        finals: The final values of all trials, larger is better, (n, objectives).
+        weights: The number of trials that each of them stands for, (n,).
+        mine: The final values of the trial, (objectives,).
         best: With one objective, the share that counts as the best; None for the front.
 
     Returns:
@@ -59,6 +59,16 @@ def front_of(points: _Array) -> _Array:
 
     The point with the largest sum is on the front; it and what is nowhere better than it are taken
     away, until nothing is left.
+
+    Args:
+        points: Larger is better, (n, objectives).
+
+    Returns:
+        The points of the front, (m, objectives).
+
+    Example:
+        >>> front_of(np.array([[1.0, 3.0], [2.0, 2.0], [1.0, 2.0]])).tolist()
+        [[1.0, 3.0], [2.0, 2.0]]
     """
     front = []
     while len(points):
@@ -66,3 +76,78 @@ def front_of(points: _Array) -> _Array:
         front.append(best)
         points = points[np.any(points > best, axis=1)]
     return np.array(front).reshape(len(front), points.shape[1])
+
+
+class ParetoRanks:
+    """Points, ranked by the number of others that dominate them (Fonseca and Fleming 1993).
+
+    Adding a point and ranking one take time in proportion to the number of points.
+
+    Args:
+        n_metrics: The length of a point.
+
+    Example:
+        >>> ranks = ParetoRanks(2)
+        >>> for losses in ((1.0, 3.0), (3.0, 1.0), (4.0, 4.0)):
+        ...     ranks.add(np.array(losses))
+        >>> others, own = ranks.rank(np.array([5.0, 5.0]))
+        >>> others.tolist(), own
+        ([0.0, 0.0, 2.0], 3.0)
+    """
+
+    def __init__(self, n_metrics: int) -> None:
+        self._points = np.empty((0, n_metrics))
+        self._dominators = np.empty(0)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def add(self, losses: _Array) -> None:
+        """Add a point.
+
+        Args:
+            losses: The point, smaller is better; NaN is worst.
+        """
+        losses = _comparable(losses)
+        dominated, dominating = self._compare(losses)
+        self._dominators = np.append(self._dominators + dominated, dominating.sum())
+        self._points = np.vstack([self._points, losses])
+
+    def rank(self, losses: _Array) -> tuple[_Array, float]:
+        """Rank a point among the others.
+
+        Where others have as many dominators, the point that dominates the larger volume (down
+        to a reference 10% beyond the worst of them) comes first, by less than 1.
+
+        Args:
+            losses: The point, which is not added.
+
+        Returns:
+            The ranks of the others, 0 for those on the front, and the point's own; -1 if it is on
+            the front.
+        """
+        losses = _comparable(losses)
+        dominated, dominating = self._compare(losses)
+        others, own = self._dominators + dominated, float(dominating.sum())
+        if own == 0:
+            return others, -1.0
+        tied = others == own
+        points = np.vstack([self._points[tied], losses])
+        if tied.any() and np.isfinite(points).all():
+            worst = points.max(0)
+            reference = worst + 0.1 * np.abs(worst)
+            volume = (reference - points).prod(1)
+            later = 0.5 * (1 - volume / volume.max()) if volume.max() > 0 else 0 * volume
+            others[tied] += later[:-1]
+            own += float(later[-1])
+        return others, own
+
+    def _compare(self, losses: _Array) -> tuple[_Array, _Array]:
+        """Return which points this one dominates, and which dominate it."""
+        lower = np.asarray((self._points < losses).any(1))
+        higher = np.asarray((self._points > losses).any(1))
+        return higher & ~lower, lower & ~higher
+
+
+def _comparable(losses: _Array) -> _Array:
+    return np.where(np.isnan(losses), np.inf, losses)

@@ -1,27 +1,22 @@
-"""The rule "calibrated" of `FlatnessPruner`: prune what will hardly end among the best.
+"""The rule of `FlatnessPruner`: prune what will hardly end among the best.
 
 After every step the probability that the trial ends among the best is predicted from the finished
-trials of the study (`flatsearch.predictor`). Below a limit the trial is *flagged*. A known share of
-the flagged trials is audited: run to the end all the same, so that what the study learns from is
-not only what survived. While more audited trials turn out good than the stated probabilities allow,
-pruning is suspended, and every flagged trial is run on.
+trials of the study (`flatsearch.pruners.predictor`). Below a limit the trial is *flagged*: pruned,
+unless it is audited or pruning is suspended (`flatsearch.pruners.audit`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from optuna.study import StudyDirection
-
-from flatsearch.pareto import is_best
-from flatsearch.pruners.metric_view import Annotated
+from flatsearch.pareto import signs
+from flatsearch.pruners.audit import Audit, Ended, draw
+from flatsearch.pruners.per_study import NewlyFinished
 from flatsearch.pruners.predictor import Observation, Predictor
-from flatsearch.record.decisions import Decision, write_decision
-from flatsearch.record.trial import FINISHED, TrialRecord
+from flatsearch.record.decisions import Decision
+from flatsearch.record.trial import TrialRecord
 from flatsearch.signals.curve import with_tse
 from flatsearch.signals.table import PRIOR, SIGNALS
 
@@ -30,39 +25,17 @@ if TYPE_CHECKING:
 
     import optuna
 
-__all__ = ["CalibratedRule", "as_observation", "tail_probability"]
+__all__ = ["CalibratedRule", "as_observation"]
 
 _UNTRAINED = tuple(name for name, signal in SIGNALS.items() if signal.first == "untrained")
-# An audit this unlikely under the stated probabilities suspends pruning.
-_SIGNIFICANT = 0.05
-
-
-def tail_probability(probabilities: Sequence[float], k: int) -> float:
-    """Return the probability that at least k of several independent events happen.
-
-    Args:
-        probabilities: One per event.
-        k: How many.
-
-    Returns:
-        P(K >= k), K Poisson-binomial, by adding one event after the other.
-
-    Example:
-        >>> tail_probability([0.5, 0.5], 1)
-        0.75
-    """
-    counts = np.ones(1)
-    for p in probabilities:
-        counts = np.convolve(counts, [1.0 - p, p])
-    return float(counts[k:].sum())
 
 
 def as_observation(trial: TrialRecord, final: Sequence[float] | None) -> Observation:
     """Return a trial as the predictor sees it.
 
     Args:
-        trial: Its record.
-        final: Its objective values, larger is better, if it was run to the end.
+        trial: The trial's record.
+        final: The trial's objective values, larger is better, if it was run to the end.
 
     Returns:
         The observation, with the sum of the training losses so far as "tse".
@@ -74,21 +47,21 @@ def as_observation(trial: TrialRecord, final: Sequence[float] | None) -> Observa
         final=final,
         feasible=trial.feasible,
         flagged=None if flag is None else flag.step,
-        chance=1.0 if flag is None else flag.chance,
+        weight=1.0 if flag is None else trial.weight,
     )
 
 
 class CalibratedRule:
-    """What one process knows of one study.
+    """What one process knows of one study, and decides by it.
 
     Args:
         study: Any study; its objectives are what is predicted.
         best: With one objective, the share of all trials that counts as the best.
         limit: A trial is flagged if its probability of ending there is below this share of the base
             rate, which is what it would be without any signal: the best share, or the front's.
-        audit: Share of the flagged trials that is run on.
-        n_startup_trials: None is flagged before this many are complete.
-        signals: What to learn from, beside the objectives by their names.
+        audit: The share of the flagged trials that is run on.
+        n_startup_trials: No trial is flagged before this many are complete.
+        signals: The names of the metrics to learn from, beside the objectives.
     """
 
     def __init__(
@@ -99,11 +72,11 @@ class CalibratedRule:
         limit: float,
         audit: float,
         n_startup_trials: int,
-        signals: Sequence[str] = tuple(SIGNALS),
+        signals: Sequence[str],
     ) -> None:
-        self._signs = [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions]
-        self._share = best if len(self._signs) == 1 else None
-        self._limit, self._audit = limit, audit
+        self._signs = signs(study.directions).tolist()
+        self._best = best if len(self._signs) == 1 else None
+        self._limit, self._audited_share = limit, audit
         self._n_startup_trials = max(1, n_startup_trials)
         # An objective that no epoch changes, such as a latency, is known from the first step.
         objectives = study.metric_names or [""] * len(self._signs)
@@ -114,95 +87,58 @@ class CalibratedRule:
             for name, sign in zip(objectives, self._signs, strict=True)
         ]
         self._predictor = Predictor(tuple(names), best=best, prior=priors)
-        self._seen: set[int] = set()
-        # Of complete trials: objectives, larger is better, and how many trials each stands for.
-        self._finals: list[tuple[float, ...]] = []
-        self._weights: list[float] = []
-        self._ended: list[float] = []
+        self._audit = Audit(self._best)
+        self._finished = NewlyFinished()
         self._last_step = 0
-        # Of those that were flagged and run on: stated probability, and their place among these.
-        self._audited: list[tuple[float, int]] = []
         self._flagged: set[int] = set()
         self._lock = threading.Lock()
 
-    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
-        """Decide, and record the decision with its reason."""
-        found = TrialRecord(trial)
-        if not found.steps:
-            return False
-        step = max(found.steps)
+    def decide(self, study: optuna.Study, trial: TrialRecord) -> Decision:
+        """Return the decision on a running trial after its last step."""
         with self._lock:
-            self._update(study)
-            flagged = trial.number in self._flagged or found.flag is not None
-            decision = self._decide(study, found, step, flagged)
+            for other in self._finished.take(study):
+                self._learn(other)
+            decision = self._decide(study.study_name, trial)
             if decision.runs_on:
-                # Optuna's own copy of a running trial does not see what is written here.
+                # Optuna's own copy of a running trial does not see what is recorded of it.
                 self._flagged.add(trial.number)
-        write_decision(Annotated(study, trial), decision)
-        return decision.outcome == "pruned"
+        return decision
 
-    def _decide(
-        self, study: optuna.Study, found: TrialRecord, step: int, flagged: bool
-    ) -> Decision:
-        estimate = self._predictor.ask(as_observation(found, None), step)
+    def _decide(self, study_name: str, trial: TrialRecord) -> Decision:
+        step = max(trial.steps)
+        estimate = self._predictor.ask(as_observation(trial, None), step)
         n, limit = estimate.n_trials, self._limit * estimate.base
         if n < self._n_startup_trials:
-            return Decision(step, math.nan, math.nan, "start-up", 1.0, n, self._share)
+            return Decision(step, math.nan, math.nan, "start-up", 1.0, n, self._best)
         outcome, chance = "kept", 1.0
-        if flagged:
+        if trial.number in self._flagged or trial.flag is not None:
             outcome = "under audit"
         # After its last step there is nothing to be saved.
         elif estimate.probability < limit and step < self._last_step:
-            if self.suspended():
+            if self._audit.suspends():
                 outcome = "suspended"
-            elif _uniform(study.study_name, found.number) < self._audit:
-                outcome, chance = "audited", self._audit
+            elif draw(study_name, trial.number) < self._audited_share:
+                outcome, chance = "audited", self._audited_share
             else:
                 outcome = "pruned"
-        return Decision(step, estimate.probability, limit, outcome, chance, n, self._share)
+        return Decision(step, estimate.probability, limit, outcome, chance, n, self._best)
 
-    def suspended(self) -> bool:
-        """Return whether more audited trials were good than the stated probabilities allow."""
-        finals, weights = np.array(self._finals), np.array(self._weights)
-        ended, good = np.array(self._ended), 0
-        for _, place in self._audited:
-            # A place on the front is stated of the trials that had ended before this one, which
-            # others may have moved since; a share of all trials stays where it is.
-            counts = slice(None) if self._share is not None else ended < ended[place]
-            good += is_best(finals[counts], weights[counts], finals[place], self._share)
-        stated = [probability for probability, _ in self._audited]
-        return good > 0 and tail_probability(stated, good) < _SIGNIFICANT
-
-    def _update(self, study: optuna.Study) -> None:
-        """Read the trials that have finished since the last time."""
-        finished = study.get_trials(deepcopy=False, states=FINISHED)
-        if len(finished) == len(self._seen):
+    def _learn(self, finished: optuna.trial.FrozenTrial) -> None:
+        trial = TrialRecord(finished)
+        if not trial.own:
             return
-        for trial in finished:
-            if trial.number in self._seen:
-                continue
-            found = TrialRecord(trial)
-            self._seen.add(trial.number)
-            if found.own:
-                self._learn(trial, found)
-
-    def _learn(self, trial: optuna.trial.FrozenTrial, found: TrialRecord) -> None:
-        final, flag = None, found.flag
-        if found.complete:
-            final = tuple(s * v for s, v in zip(self._signs, found.values or (), strict=True))
-            # One that is not feasible is no point of a front, and keeps no other from it.
-            counts = found.feasible or self._share is not None
-            self._finals.append(final if counts else (-math.inf,) * len(final))
-            self._weights.append(found.weight)
-            ended = trial.datetime_complete
-            self._ended.append(math.inf if ended is None else ended.timestamp())
-            self._last_step = max(self._last_step, *found.steps, 0)
-            if flag is not None and found.feasible:
-                self._audited.append((flag.probability, len(self._finals) - 1))
-        self._predictor.add(as_observation(found, final))
-
-
-def _uniform(name: str, number: int) -> float:
-    """Return a number in [0, 1) that any process draws alike for a trial."""
-    digest: Any = hashlib.blake2b(f"{name}:{number}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+        final = None
+        if trial.complete:
+            final = tuple(s * v for s, v in zip(self._signs, trial.values or (), strict=True))
+            time = finished.datetime_complete
+            self._audit.add(
+                Ended(
+                    final,
+                    weight=trial.weight,
+                    time=math.inf if time is None else time.timestamp(),
+                    feasible=trial.feasible,
+                    stated=None if trial.flag is None else trial.flag.probability,
+                )
+            )
+            self._last_step = max(self._last_step, *trial.steps, 0)
+        self._predictor.add(as_observation(trial, final))

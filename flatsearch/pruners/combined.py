@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from optuna.pruners import BasePruner
 
+from flatsearch.pruners.arguments import check_pruner
+
 if TYPE_CHECKING:
     import optuna
 
@@ -21,20 +23,23 @@ class AnyPruner(BasePruner):
         *pruners: The pruners.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If no pruner is given.
+        TypeError: If one is not a pruner.
 
     Example:
         >>> from optuna.pruners import MedianPruner
-        >>> from flatsearch import FlatnessPruner
+        >>> from flatsearch import FlatnessPruner, MetricPruner
         >>> pruner = AnyPruner(
-        ...     FlatnessPruner(metric="loss", direction="minimize", rule=MedianPruner()),
-        ...     FlatnessPruner(metric="accuracy", direction="maximize", percentile=80.0),
+        ...     FlatnessPruner(),
+        ...     MetricPruner("loss", MedianPruner(), direction="minimize"),
         ... )
     """
 
     def __init__(self, *pruners: BasePruner) -> None:
         if not pruners:
             raise ValueError("give at least one pruner")
+        for pruner in pruners:
+            check_pruner(pruner)
         self._pruners = pruners
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:

@@ -39,8 +39,7 @@ class Observation:
         feasible: Whether it may be on the front; one that may not keeps no other from it.
         flagged: The step after which it would have been pruned but for the audit; None if it
             never was.
-        chance: The probability with which it was run on after that; it stands for 1 / chance
-            trials that were flagged.
+        weight: The number of trials that were flagged like it, and that it stands for.
     """
 
     curve: Mapping[int, Mapping[str, float]]
@@ -48,7 +47,7 @@ class Observation:
     final: Sequence[float] | None = None
     feasible: bool = True
     flagged: int | None = None
-    chance: float = 1.0
+    weight: float = 1.0
 
     def signals(self, step: int, names: Sequence[str]) -> list[float]:
         """Return the signals at a step; NaN for those that are not there."""
@@ -132,13 +131,16 @@ class Predictor:
 
         Returns:
             With one objective the probability of a final value in the best share of all trials;
-            with several that of not being dominated by any finished one. 1 if nothing is known.
+            with several that of not being dominated by any finished one. 1 if nothing has been
+            learnt yet, and the base rate if the trial has none of the signals.
         """
         if step not in self._models:
             self._models[step] = self._learn(step)
         model = self._models[step]
         if not model.n_trials:
             return Estimate(1.0, 0)
+        if np.isnan(running.signals(step, model.names)).all():
+            return Estimate(model.base, model.n_trials, model.base)
         x = _scores(model.names, model.signals, [running], step)
         if len(model.posteriors) == 1:
             probability = float(model.posteriors[0].exceeds(x, model.limit)[0])
@@ -153,7 +155,7 @@ class Predictor:
         those that were flagged like it and pruned.
         """
         return np.array([
-            1.0 if t.flagged is None or t.flagged >= step else 1.0 / t.chance for t in trials
+            1.0 if t.flagged is None or t.flagged >= step else t.weight for t in trials
         ])
 
     def _learn(self, step: int) -> _Model:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import optuna
 
 from flatsearch.errors import SettingsError, unknown_name
-from flatsearch.pruners.flatness import PARETO_RANK, FlatnessPruner
+from flatsearch.pruners.flatness import FlatnessPruner
+from flatsearch.pruners.metric import MetricPruner
+from flatsearch.pruners.pareto import ParetoPruner
 from flatsearch.search.constraints import sampler_options
 from flatsearch.settings import COSTS, PRUNE_ON, PRUNERS, SAMPLERS
 
@@ -86,6 +88,6 @@ def make_pruner(
                 f" same in every epoch; give `prune_on`: {', '.join(PRUNE_ON)}"
             )
         return rule  # sees what is reported to Optuna
-    if prune_on in {None, PARETO_RANK}:
-        return FlatnessPruner(metric=PARETO_RANK, rule=rule)
-    return FlatnessPruner(metric=prune_on, direction=PRUNE_ON[prune_on], rule=rule)
+    if prune_on in {None, "pareto_rank"}:
+        return ParetoPruner(rule)
+    return MetricPruner(prune_on, rule, direction=PRUNE_ON[prune_on])

@@ -27,6 +27,8 @@ import numpy as np
 import optuna
 
 import flatsearch
+from flatsearch.search import measurements
+from flatsearch.search import objective as objective_module
 
 SIZES = (10, 200, 2_000, 5_000)
 STEPS, REPEATS = 8, 30
@@ -76,9 +78,9 @@ def decision(study: optuna.Study, report, prune, before=lambda: None) -> float:
     return round(statistics.median(times[1:]), 3)
 
 
-def flatsearch_decision(n: int, *, finishing: bool = False, **options) -> float:
-    """Time a `FlatnessPruner`, also where another trial has just finished."""
-    study = filled(n, flatsearch.FlatnessPruner(**options), ours)
+def flatsearch_decision(n: int, pruner, *, finishing: bool = False) -> float:
+    """Time one of our pruners, also where another trial has just finished."""
+    study = filled(n, pruner, ours)
 
     def report(trial, step, repeat):
         value = (repeat % 10) / 10
@@ -128,7 +130,7 @@ def peer_decision(package, n: int, *, joint: bool) -> float:
 def overhead() -> dict:
     """Return the milliseconds of a trial outside training and measuring."""
     spent = [0.0]
-    train, measure = flatsearch.objective.train, flatsearch.objective.relative_flatness
+    train, measure = objective_module.train, objective_module.relative_flatness
 
     def timed_train(*args, **kwargs):
         epochs = train(*args, **kwargs)
@@ -147,8 +149,8 @@ def overhead() -> dict:
         finally:
             spent[0] += time.perf_counter() - started
 
-    flatsearch.objective.train = timed_train
-    flatsearch.objective.relative_flatness = timed_measure
+    objective_module.train = timed_train
+    objective_module.relative_flatness = measurements.relative_flatness = timed_measure
     objective = flatsearch.FlatnessObjective("resnet_small", "digits", epochs=8, device="cpu")
     study = optuna.create_study(
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
@@ -190,16 +192,15 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     methods = {
-        "flatsearch calibrated": lambda n: flatsearch_decision(n, rule="calibrated"),
+        "flatsearch calibrated": lambda n: flatsearch_decision(n, flatsearch.FlatnessPruner()),
         "flatsearch calibrated, new trial": lambda n: flatsearch_decision(
-            n, finishing=True, rule="calibrated"
+            n, flatsearch.FlatnessPruner(), finishing=True
         ),
-        "flatsearch percentile": lambda n: flatsearch_decision(n, metric="accuracy"),
         "flatsearch, Optuna's median": lambda n: flatsearch_decision(
-            n, metric="accuracy", rule=median()
+            n, flatsearch.MetricPruner("accuracy", median())
         ),
         "flatsearch, median of Pareto ranks": lambda n: flatsearch_decision(
-            n, metric="pareto_rank", rule=median()
+            n, flatsearch.ParetoPruner(median())
         ),
         "Optuna's median, one objective": optuna_decision,
     }

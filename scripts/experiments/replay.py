@@ -68,8 +68,13 @@ def pruners(epochs: int, several: bool) -> dict[str, Callable[[], optuna.pruners
 
     def shown(rule: Callable[[], optuna.pruners.BasePruner]):
         if several:
-            return lambda: flatsearch.FlatnessPruner(metric="pareto_rank", rule=rule())
+            return lambda: flatsearch.ParetoPruner(rule())
         return rule
+
+    def by_flatness(direction: str):
+        return lambda: flatsearch.MetricPruner(
+            "flatness", PercentilePruner(75.0), direction=direction
+        )
 
     return {
         "none": NopPruner,
@@ -77,15 +82,11 @@ def pruners(epochs: int, several: bool) -> dict[str, Callable[[], optuna.pruners
         "percentile 25": shown(lambda: PercentilePruner(25.0)),
         "successive halving": shown(SuccessiveHalvingPruner),
         "hyperband": shown(lambda: HyperbandPruner(max_resource=epochs)),
-        "flatness, small pruned": flatsearch.FlatnessPruner,
-        "flatness, large pruned": lambda: flatsearch.FlatnessPruner(direction="minimize"),
-        "calibrated": lambda: flatsearch.FlatnessPruner(rule="calibrated"),
-        "calibrated, last layer": lambda: flatsearch.FlatnessPruner(
-            rule="calibrated", signals=LAST
-        ),
-        "calibrated, no kappa": lambda: flatsearch.FlatnessPruner(
-            rule="calibrated", signals=WITHOUT
-        ),
+        "flatness, small pruned": by_flatness("maximize"),
+        "flatness, large pruned": by_flatness("minimize"),
+        "calibrated": flatsearch.FlatnessPruner,
+        "calibrated, last layer": lambda: flatsearch.FlatnessPruner(signals=LAST),
+        "calibrated, no kappa": lambda: flatsearch.FlatnessPruner(signals=WITHOUT),
     }
 
 

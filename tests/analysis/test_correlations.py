@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import flatsearch
-from flatsearch import FlatnessPruner, record
+from flatsearch import FlatnessPruner, MetricPruner, record
 from flatsearch.analysis.correlations import signal_correlations
 from flatsearch.analysis.intervals import weighted_taus
 from flatsearch.analysis.summary import StudySummary, summarise
@@ -103,7 +103,7 @@ def test_no_gain_is_stated_with_too_few_trials_or_without_flatness() -> None:
 
 
 def audited_study() -> StudySummary:
-    pruner = FlatnessPruner(rule="calibrated", audit=0.3)
+    pruner = FlatnessPruner(audit=0.3)
     return summarise(study_of(150, helps=True, pruner=pruner))
 
 
@@ -156,7 +156,7 @@ def test_an_audit_makes_the_correlation_that_of_all_trials() -> None:
 
 
 def test_other_pruners_save_epochs_too_but_have_no_audit() -> None:
-    pruner = FlatnessPruner(metric="accuracy", direction="maximize", percentile=50.0)
+    pruner = MetricPruner("accuracy", optuna.pruners.MedianPruner())
     found = summarise(study_of(40, helps=True, pruner=pruner)).pruning
     assert found is not None
     assert found.pruned > 5

@@ -1,26 +1,32 @@
-"""The rule "calibrated": what it prunes, what it audits, and when it stops."""
+"""The rule of `FlatnessPruner`: what it prunes, what it audits, and when it stops."""
 
 from __future__ import annotations
 
 import math
 import pickle
+from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import flatsearch
 from flatsearch import FlatnessPruner, record
-from flatsearch.pareto import is_best
-from flatsearch.pruners.calibrated import tail_probability
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 STEPS = 3
 
 
 def make_study(
-    pruner: FlatnessPruner, directions: tuple[str, ...] = ("maximize",), storage: str | None = None
+    pruner: FlatnessPruner,
+    directions: tuple[str, ...] = ("maximize",),
+    storage: optuna.storages.BaseStorage | None = None,
 ) -> optuna.Study:
     study = optuna.create_study(
         directions=directions, pruner=pruner, study_name="one", storage=storage
@@ -55,7 +61,7 @@ def outcomes(study: optuna.Study) -> list[str]:
 
 @pytest.mark.parametrize("directions", [("maximize",), ("maximize", "minimize")])
 def test_prunes_what_will_not_end_among_the_best(directions: tuple[str, ...]) -> None:
-    study = make_study(FlatnessPruner(rule="calibrated", n_startup_trials=10), directions)
+    study = make_study(FlatnessPruner(n_startup_trials=10), directions)
     values = np.random.default_rng(0).uniform(size=80).tolist()
     run(study, values, values)
     found = outcomes(study)
@@ -70,7 +76,7 @@ def test_prunes_what_will_not_end_among_the_best(directions: tuple[str, ...]) ->
 
 
 def test_decisions_are_recorded_with_their_reason() -> None:
-    study = make_study(FlatnessPruner(rule="calibrated", limit=0.2, audit=0.5))
+    study = make_study(FlatnessPruner(limit=0.2, audit=0.5))
     values = np.random.default_rng(1).uniform(size=90).tolist()
     run(study, values, values)
     for trial in study.trials:
@@ -96,7 +102,7 @@ def test_decisions_are_recorded_with_their_reason() -> None:
 
 def test_suspends_itself_while_the_audit_says_that_it_hurts() -> None:
     # A trap: what is worst early ends best, after a start that says the opposite.
-    study = make_study(FlatnessPruner(rule="calibrated", n_startup_trials=20))
+    study = make_study(FlatnessPruner(n_startup_trials=20))
     generator = np.random.default_rng(2)
     start = generator.uniform(size=20).tolist()
     run(study, start, start)
@@ -113,7 +119,7 @@ def test_suspends_itself_while_the_audit_says_that_it_hurts() -> None:
 
 
 def test_no_suspension_where_the_probabilities_come_true() -> None:
-    study = make_study(FlatnessPruner(rule="calibrated", n_startup_trials=10, audit=0.5))
+    study = make_study(FlatnessPruner(n_startup_trials=10, audit=0.5))
     generator = np.random.default_rng(3)
     early = generator.uniform(size=100)
     run(study, early.tolist(), (early + 0.05 * generator.normal(size=100)).tolist())
@@ -121,32 +127,27 @@ def test_no_suspension_where_the_probabilities_come_true() -> None:
     assert outcomes(study).count("pruned") > 20
 
 
-def test_tail_probability() -> None:
-    assert tail_probability([], 0) == 1
-    assert tail_probability([0.1, 0.2, 0.3], 3) == pytest.approx(0.006)
-    assert tail_probability([0.1, 0.2, 0.3], 1) == pytest.approx(1 - 0.9 * 0.8 * 0.7)
-    assert tail_probability([0.1, 0.2], 3) == 0
-
-
 def test_soft_pruning_learns_nothing_from_values_that_were_not_reached() -> None:
-    hard, soft = (make_study(FlatnessPruner(rule="calibrated")) for _ in range(2))
+    hard, soft = (make_study(FlatnessPruner()) for _ in range(2))
     values = np.random.default_rng(4).uniform(size=50).tolist()
     run(hard, values, values)
     run(soft, values, values, soft=True)
     assert outcomes(hard) == outcomes(soft)
 
 
-def test_the_record_is_all_there_is(tmp_path: object) -> None:
+def test_the_record_is_all_there_is(tmp_path: Path) -> None:
     # A new process decides as the one that has seen every trial.
-    url = f"sqlite:///{tmp_path}/s.db"
-    pruner = FlatnessPruner(rule="calibrated", audit=0.4)
-    study = make_study(pruner, storage=url)
+    def opened() -> JournalStorage:
+        return JournalStorage(JournalFileBackend(f"{tmp_path}/log"))
+
+    pruner = FlatnessPruner(audit=0.4)
+    study = make_study(pruner, storage=opened())
     values = np.random.default_rng(5).uniform(size=25).tolist()
     run(study, values, values)
     trial = study.ask()
     flatsearch.report(trial, 0, accuracy=0.3, flatness=0.7)
     again = optuna.load_study(
-        study_name="one", storage=url, pruner=pickle.loads(pickle.dumps(pruner))
+        study_name="one", storage=opened(), pruner=pickle.loads(pickle.dumps(pruner))
     )
     frozen = again.trials[-1]
     decision = again.pruner.prune(again, frozen)
@@ -159,7 +160,7 @@ def test_the_record_is_all_there_is(tmp_path: object) -> None:
 def test_signals_that_say_nothing_prune_little() -> None:
     generator = np.random.default_rng(6)
     for directions in (("maximize",), ("maximize", "minimize")):
-        study = make_study(FlatnessPruner(rule="calibrated"), directions)
+        study = make_study(FlatnessPruner(), directions)
         for _ in range(60):
             trial = study.ask()
             for step in range(STEPS):
@@ -176,7 +177,7 @@ def test_signals_that_say_nothing_prune_little() -> None:
 
 def test_nothing_is_pruned_where_nothing_is_saved() -> None:
     # Optuna's usual loop asks after the last step, too.
-    study = make_study(FlatnessPruner(rule="calibrated", limit=0.9))
+    study = make_study(FlatnessPruner(limit=0.9))
     for value in np.random.default_rng(7).uniform(size=60).tolist():
         trial = study.ask()
         flatsearch.report(trial, 0, accuracy=value)
@@ -185,7 +186,7 @@ def test_nothing_is_pruned_where_nothing_is_saved() -> None:
 
 
 def test_trials_that_have_not_reached_the_step_do_not_count() -> None:
-    study = make_study(FlatnessPruner(rule="calibrated", n_startup_trials=5))
+    study = make_study(FlatnessPruner(n_startup_trials=5))
     for number in range(30):
         trial = study.ask()
         flatsearch.report(trial, 1000 + number, accuracy=number / 30)  # steps of their own
@@ -197,39 +198,10 @@ def test_trials_that_have_not_reached_the_step_do_not_count() -> None:
 
 
 def test_somebody_elses_attribute_is_left_alone() -> None:
-    study = make_study(FlatnessPruner(rule="calibrated"))
+    study = make_study(FlatnessPruner())
     for number in range(12):
         trial = study.ask()
         trial.set_user_attr("architecture", "my resnet")
         flatsearch.report(trial, 0, accuracy=number / 12)
         flatsearch.should_prune(trial)
         study.tell(trial, number / 12)
-
-
-def test_one_audited_trial_stands_for_those_that_were_pruned() -> None:
-    finals, weights = np.arange(10.0)[:, None], np.ones(10)
-    weights[8] = 10.0
-    assert is_best(finals, weights, finals[9], 0.1)
-    assert is_best(finals, weights, finals[8], 0.1)  # better: 1 of 19
-    assert not is_best(finals, weights, finals[7], 0.1)  # better: 11 of 19
-    assert not is_best(finals, np.ones(10), finals[8], 0.1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"metric": "loss"}, "leave `metric`, `direction` and `n_min_trials`"),
-        ({"direction": "minimize"}, "leave `metric`, `direction` and `n_min_trials`"),
-        ({"best": 0.0}, "`best` must be between 0 and 1 but got 0.0"),
-        ({"limit": 1.0}, "`limit` must be between 0 and 1 but got 1.0"),
-        ({"audit": 1.5}, "`audit` must be between 0 and 1 but got 1.5"),
-    ],
-)
-def test_arguments(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        FlatnessPruner(rule="calibrated", **arguments)  # type: ignore[arg-type]
-
-
-def test_settings_of_the_rule_without_the_rule() -> None:
-    with pytest.raises(ValueError, match="`audit` is for the rule 'calibrated'"):
-        FlatnessPruner(rule="percentile", audit=0.2)

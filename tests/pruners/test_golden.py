@@ -66,7 +66,8 @@ def decisions(case: Case, n_trials: int = 70) -> list[list[list[Any]]]:
         jitter = 0.1 * generator.normal(size=(STEPS, 4))
         lost, fails = generator.uniform(size=(STEPS, 2)) < 0.1, generator.uniform() < 0.05
         trial = study.ask()
-        record.write_final(trial, {"parameters": int(1000 * size), "flops": int(9000 * size)})
+        sizes = {"parameters": int(1000 * size), "flops": int(9000 * size)}
+        record.write_trial(trial, metrics=sizes)
         pruned = False
         for step in range(STEPS):
             inverted = case.trap is not None and number >= case.trap and step == STEPS - 1
@@ -87,7 +88,7 @@ def decisions(case: Case, n_trials: int = 70) -> list[list[list[Any]]]:
                 pruned = True
                 break
         if "latency" in case.names:
-            record.write_minimum(trial, final["accuracy"], 0.2)
+            record.write_constraints(trial, {"accuracy": 0.2 - final["accuracy"]})
         if case.soft:
             flatsearch.mark_pruned(trial, pruned=pruned)
         values = [final[name] for name in case.names]
@@ -97,7 +98,7 @@ def decisions(case: Case, n_trials: int = 70) -> list[list[list[Any]]]:
     return [
         [
             [d.step, d.outcome, d.probability, d.limit, d.n_trials]
-            for d in record.read_decisions(trial)
+            for d in record.TrialRecord(trial).decisions
         ]
         for trial in study.trials
     ]

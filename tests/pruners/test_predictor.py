@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from flatsearch.pareto import front_of
 from flatsearch.pruners.predictor import Observation, Predictor
 
 
@@ -65,7 +64,7 @@ def test_an_audit_makes_up_for_what_was_pruned() -> None:
             for predictor in (pruned, audited):
                 predictor.add(Observation(curve, final=(final,)))
         elif generator.random() < 0.2:
-            audited.add(Observation(curve, final=(final,), flagged=0, chance=0.2))
+            audited.add(Observation(curve, final=(final,), flagged=0, weight=5.0))
         else:
             audited.add(Observation({0: {"a": signal}}))
             pruned.add(Observation({0: {"a": signal}}))
@@ -117,18 +116,6 @@ def test_depends_on_ranks_alone() -> None:
         assert first == pytest.approx(second)
 
 
-def test_the_front_is_what_nothing_dominates() -> None:
-    generator = np.random.default_rng(8)
-    for n, objectives in ((0, 2), (1, 2), (60, 2), (60, 3), (40, 1)):
-        points = generator.integers(0, 12, (n, objectives)).astype(float)
-        expected = {
-            tuple(p) for p in points if not any((q >= p).all() and (q > p).any() for q in points)
-        }
-        found = front_of(points)
-        assert found.shape == (len(expected), objectives)
-        assert {tuple(p) for p in found} == expected
-
-
 def test_the_base_rate_is_what_is_known_without_signals() -> None:
     predictor = Predictor(("a",), best=0.2)
     for signal, final in trials(30, 11):
@@ -154,3 +141,13 @@ def test_all_that_tie_for_the_last_place_are_among_the_best() -> None:
     for signal in generator.normal(size=20):
         constant.add(Observation({0: {"a": signal}}, final=(1.0,)))
     assert constant.ask(Observation({0: {"a": -3.0}}), 0).probability == 1.0
+
+
+def test_a_trial_without_any_signal_has_the_base_rate() -> None:
+    for finals in (1, 2):
+        predictor = Predictor(("a",), best=0.2)
+        for signal, final in trials(60, 6):
+            predictor.add(Observation({0: {"a": signal}}, final=(final,) * finals))
+        for nothing in ({}, {"a": math.nan}, {"b": 1.0}):
+            estimate = predictor.ask(Observation({0: nothing}), 0)
+            assert estimate.probability == estimate.base < 1

@@ -11,7 +11,14 @@ import pytest
 from optuna.trial import TrialState
 
 import flatsearch
-from flatsearch import FlatnessObjective, FlatnessPruner, RunSettings, SettingsError, record
+from flatsearch import (
+    FlatnessObjective,
+    MetricPruner,
+    ParetoPruner,
+    RunSettings,
+    SettingsError,
+    record,
+)
 from flatsearch.analysis.summary import summarise
 from tests.fakes import Tiny
 
@@ -137,7 +144,7 @@ def test_samplers_go_on_and_do_not_repeat_themselves(sampler: str, mode: str) ->
     study = optuna.create_study(
         directions=["minimize", "minimize"],
         sampler=SAMPLERS[sampler](0),
-        pruner=FlatnessPruner(metric="pareto_rank", rule=optuna.pruners.MedianPruner(4)),
+        pruner=ParetoPruner(optuna.pruners.MedianPruner(4)),
     )
     study.set_metric_names(["a", "b"])
     study.optimize(synthetic(mode == "soft"), n_trials=40)
@@ -187,7 +194,7 @@ def proposals(sampler: str, *, soft: bool) -> float:
         study = optuna.create_study(
             directions=["minimize", "minimize"],
             sampler=SAMPLERS[sampler](seed),
-            pruner=FlatnessPruner(metric="pareto_rank", rule=optuna.pruners.MedianPruner(8)),
+            pruner=ParetoPruner(optuna.pruners.MedianPruner(8)),
         )
         study.set_metric_names(["a", "b"])
         study.optimize(parabolas(soft), n_trials=35 if slow else 50)
@@ -231,7 +238,7 @@ def test_samplers_of_single_objective_studies(sampler: str, mode: str) -> None:
 
     study = optuna.create_study(
         sampler=samplers[sampler](),
-        pruner=FlatnessPruner(metric="a", rule=optuna.pruners.MedianPruner(4)),
+        pruner=MetricPruner("a", optuna.pruners.MedianPruner(4)),
     )
     study.set_metric_names(["a"])
     study.optimize(objective, n_trials=40)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import optuna
 import pytest
 
-from flatsearch import FlatnessObjective, FlatnessPruner, RunSettings, StorageError, record
+from flatsearch import FlatnessObjective, ParetoPruner, RunSettings, StorageError, record
 from flatsearch.analysis.summary import summarise
 from flatsearch.search.loop import run_study
 from flatsearch.search.storage import open_storage
@@ -79,10 +79,7 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
         for target in (6, 8):
             objective = FlatnessObjective(Tiny(), digits, settings=settings, device="cpu")
             study = open_study("s", storage, objective, sampler="random")
-            study.pruner = FlatnessPruner(
-                metric="pareto_rank",
-                rule=optuna.pruners.SuccessiveHalvingPruner(reduction_factor=2),
-            )
+            study.pruner = ParetoPruner(optuna.pruners.SuccessiveHalvingPruner(reduction_factor=2))
             run_study(study, objective, target=target)
         study = optuna.load_study(study_name="s", storage=storage)
         assert finished_count(study) == 8

@@ -20,7 +20,7 @@ def objective(trial: optuna.Trial) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    pruner = module.FlatnessPruner(metric="pareto_rank", rule=optuna.pruners.MedianPruner())
+    pruner = module.ParetoPruner(optuna.pruners.MedianPruner())
     study = optuna.create_study(directions=["minimize", "minimize"], pruner=pruner)
     study.set_metric_names(["loss", "cost"])
     study.optimize(objective, n_trials=50)

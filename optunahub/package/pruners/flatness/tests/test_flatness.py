@@ -17,7 +17,7 @@ def fixture_module():
 
 
 def test_the_pruner_prunes_with_two_objectives(module):
-    pruner = module.FlatnessPruner(metric="pareto_rank", rule=optuna.pruners.MedianPruner(3))
+    pruner = module.ParetoPruner(optuna.pruners.MedianPruner(3))
     study = optuna.create_study(directions=["minimize"] * 2, pruner=pruner)
     study.set_metric_names(["loss", "cost"])
     for value in (1.0, 2.0, 3.0):
