@@ -32,7 +32,8 @@ def test_a_torchvision_model() -> None:
     assert "layer4.1.conv2" in out
     assert "hessian, 8 samples" in out
     assert "weights are random" in out
-    refused("error: layer", "torchvision:vgg11", *SMALL, "8")
+    # Of 32x32 pixels its last map is one position, of 64x64 four, which are flattened.
+    refused("error: layer", "torchvision:vgg11", "--data=digits", "--image-size=64", "--samples=8")
 
 
 def test_every_layer() -> None:
@@ -40,6 +41,8 @@ def test_every_layer() -> None:
     assert "features.3.squeeze" in out
     assert "\u2588" * 24 in out  # the largest layer's bar
     assert "all of them" in out
+    assert "noise loss" in out
+    assert out.count("±") == 26 + 1 + 26 + 1 + 1  # twice a row, and in the explanation
 
 
 def test_the_head_and_normalised_inputs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from typing import TYPE_CHECKING
@@ -145,7 +146,9 @@ def test_the_recipe_of_the_trial_is_used(
 
     monkeypatch.setattr("flatsearch.retrain.checkpoint.Trainer", spy)
     retrain(study, choice, digits, tmp_path / "out", epochs=1)
-    halved = dataclasses.replace(choice, trial=dataclasses.replace(choice.trial, halved=True))
+    trial = copy.copy(choice.trial)
+    trial.retried = "out of memory"
+    halved = dataclasses.replace(choice, trial=trial)
     retrain(study, halved, digits, tmp_path / "halved", epochs=1)
     (settings, smoothing, whole), (_, _, parts) = seen
     assert (whole, parts) == (1, 2)  # as the search had to
@@ -222,8 +225,8 @@ def test_a_checkpoint_of_another_training_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "--epochs must be at least 1 but got 0"),
-        ({"seeds": 0}, "--seeds must be at least 1 but got 0"),
+        ({"epochs": 0}, "`epochs` must be at least 1 but got 0"),
+        ({"seeds": 0}, "`seeds` must be at least 1 but got 0"),
         ({"space": "gone"}, "unknown search space 'gone'"),
     ],
 )
