@@ -82,7 +82,7 @@ def test_a_space_that_is_gone(learnt: Path) -> None:
         (["--epochs", "0"], "--epochs must be at least 1 but got 0"),
         (["--seeds", "0"], "--seeds must be at least 1 but got 0"),
         (["--data", "digit"], "unknown data 'digit' (did you mean 'digits'?)"),
-        (["--data", "digits", "no"], "no study"),
+        (["--data", "digits", "no"], "unknown study 'no'; known: s"),
     ],
 )
 def test_wrong_use(untouched: Path, arguments: list[str], message: str) -> None:
