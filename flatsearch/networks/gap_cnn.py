@@ -23,6 +23,7 @@ class GapCnn(nn.Module):
         num_classes: Length of the logits.
 
     Example:
+        >>> import torch
         >>> net = GapCnn(nn.Conv2d(3, 8, 3), 8, 10)
         >>> net(torch.zeros(2, 3, 5, 5)).shape
         torch.Size([2, 10])
@@ -86,6 +87,7 @@ def replace_stem(
         stride: Its new stride; the old one where None.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 7, stride=2, padding=3), nn.ReLU())
         >>> replace_stem(net, 1, kernel=3, stride=1)
         >>> net(torch.zeros(1, 1, 5, 5)).shape

@@ -105,7 +105,7 @@ def _page(summary: StudySummary) -> str:
         json = figure.to_json().replace("<", "\\u003c")
         parts.append(f'<script type="application/json" id="json-{key}">{json}</script>')
         parts.append(f'<div class="figure" id="figure-{key}" data-json="json-{key}"></div>')
-    parts += _section(tables.best_trials(summary, _MOST_TRIALS))
+    parts += _section(tables.best_trials(summary, _MOST_TRIALS, infeasible=False))
     parts += _section(tables.correlations(summary))
     parts += _section(tables.settings(summary))
     parts += [

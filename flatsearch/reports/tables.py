@@ -50,9 +50,9 @@ class Table:
     left_out: int = 0
 
 
-def best_trials(summary: StudySummary, most: int) -> Table:
+def best_trials(summary: StudySummary, most: int, *, infeasible: bool = True) -> Table:
     """Return the trials that have values of their own, best first in the first objective."""
-    ranked = [trial for trial in summary.ranked() if not trial.duplicate]
+    ranked = [t for t in summary.ranked() if not t.duplicate and (t.feasible or infeasible)]
     return _trials(f"Best trials by {summary.metric_names[0]}", summary, ranked, most)
 
 

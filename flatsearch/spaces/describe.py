@@ -138,7 +138,7 @@ def count_architectures(space: SearchSpace, most: int = _MOST_COUNTED) -> int | 
         The number; None if there are more settings, or infinitely many.
 
     Example:
-        >>> from flatsearch.registry import load_space
+        >>> from flatsearch.spaces.registry import load_space
         >>> count_architectures(load_space("nasbench201"))
         15625
     """
@@ -174,7 +174,7 @@ def estimate_settings(space: SearchSpace, samples: int = _ESTIMATES) -> float | 
         The estimate; None with a continuous parameter.
 
     Example:
-        >>> from flatsearch.registry import load_space
+        >>> from flatsearch.spaces.registry import load_space
         >>> estimate_settings(load_space("nasbench201"), samples=3)
         15625.0
     """

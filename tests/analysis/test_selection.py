@@ -68,7 +68,7 @@ def test_a_result_that_was_taken_over_is_the_earlier_trials() -> None:
         ("-1", None, "there is no trial '-1'"),
         ("2", None, "trial 2 has no architecture on record"),
         ("best", "acuracy", r"unknown objective to prefer 'acuracy' \(did you mean 'accuracy'\?\)"),
-        ("0", "accuracy", "--prefer is for the best trial, not for trial 0"),
+        ("0", "accuracy", "`prefer` is for the best trial, not for trial 0"),
     ],
 )
 def test_refused(which: str, prefer: str | None, message: str) -> None:
