@@ -143,14 +143,14 @@ def summarise(
     for name, (numbers, fan_in) in samples.items():
         results[name] = LayerFlatness(*_reduce(numbers), fan_in=fan_in)
         total = total + numbers
-        whole = float(numbers.sum())
-        if math.isnan(whole):
-            raise NonFiniteError(
-                f"layer {name!r}: its input or the derivatives of the layers after it are NaN"
-            )
-        if math.isinf(whole):
+        # Products of an infinity with a number that has vanished are NaN.
+        if bool(numbers.isinf().any()):
             raise NonFiniteError(
                 f"layer {name!r}: the measure overflows; dtype=torch.float64 may help"
+            )
+        if bool(numbers.isnan().any()):
+            raise NonFiniteError(
+                f"layer {name!r}: its input or the derivatives of the layers after it are NaN"
             )
     return FlatnessResult(
         *_reduce(total),
