@@ -72,7 +72,7 @@ def test_last_and_two_middle_convolutions(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
-        ("vgg16", 32, "layer 'features.28': its positions are flattened into a dense layer"),
+        ("vgg16", 64, "layer 'features.28': its positions are flattened into a dense layer"),
         ("vit_b_16", 224, "layer 'conv_proj', the last convolution, is not followed by global"),
     ],
 )
