@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from flatsearch.errors import NonFiniteError, UnsupportedModelError
-from flatsearch.flatness.contraction import by_factors, separable_norms
+from flatsearch.flatness.contraction import Contracted, by_factors, separable_norms
 from flatsearch.flatness.forward import Layer, Pass, State, forward
 from flatsearch.flatness.gauss_newton import backpropagate, factor_sums, sample_coupling
 from flatsearch.flatness.normalise import scale_input, scale_kernel
 from flatsearch.flatness.proof import Proof, examine
-from flatsearch.flatness.result import FlatnessResult, Kind, summarise
+from flatsearch.flatness.result import FlatnessResult, Kind, LayerSamples, summarise
 from flatsearch.flatness.softmax import SoftmaxRoot
 from flatsearch.flatness.tail import differentiate_tail
 
@@ -37,6 +37,8 @@ _CHUNK_ENTRIES = {"cpu": 2**18, "other": 2**25}
 # Both sides of the coupling check are the same sums times a power of two, so they agree to the
 # last bits; the margin is for devices that sum in another order each time.
 _COUPLING_TOLERANCE = 200.0
+# What a float32 forward and backward pass may be wrong by anyway.
+_MOST_ROUNDING = 1e-3
 
 
 @dataclass
@@ -47,33 +49,45 @@ class _Samples:
         W: The layer's kernel, (C, d).
         first: Their Gauss-Newton parts.
         second: What second derivatives add, where there are any.
+        sizes: The size of what they were summed from.
     """
 
     W: Tensor
     first: list[Tensor] = field(default_factory=list)
     second: list[Tensor] = field(default_factory=list)
+    sizes: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._norms = self.W.square().sum(1)
 
-    def add(self, traces: Tensor, kappa: Tensor, second: Tensor | None = None) -> None:
+    def add(self, first: Contracted, second: Tensor | None = None) -> None:
         """Append some samples.
 
         Args:
-            traces: Tr(H_cc) of the Gauss-Newton matrix, (n, C).
-            kappa: The same matrix's, (n,).
-            second: What second derivatives add to `traces`; None for nothing.
+            first: What the Gauss-Newton matrix gives.
+            second: What second derivatives add to its traces, (n, C); None for nothing.
         """
-        self.first.append(self._numbers(traces, kappa))
+        self.first.append(self._numbers(first.traces, first.kappa))
+        sizes = torch.maximum(first.traces, first.terms)
         if second is None:
             self.second.append(torch.zeros_like(self.first[-1]))
         else:
             self.second.append(self._numbers(second, second @ self._norms))
+            sizes = sizes + second.abs()
+        # kappa is summed from all pairs of filters, of which those of a filter with itself do not
+        # cancel.
+        self.sizes.append(self._numbers(sizes, sizes @ self._norms))
 
-    def numbers(self, *, second: bool) -> Tensor:
-        """Return kappa, trace and nu of every sample, (3, N), in float64."""
-        first = torch.cat(self.first, 1).double()
-        return first + torch.cat(self.second, 1) if second else first
+    def reduced(self, *, second: bool) -> LayerSamples:
+        """Return what the result is made of, with or without the second derivatives' part."""
+        numbers = torch.cat(self.first, 1).double()
+        if second:
+            numbers = numbers + torch.cat(self.second, 1)
+        precision = torch.finfo(self.W.dtype)
+        errors = precision.eps * torch.cat(self.sizes, 1).double()
+        if self.W.dtype == torch.float32:  # squares may underflow there
+            errors = errors + precision.tiny * self.W.numel()
+        return LayerSamples(numbers, errors, fan_in=self.W.shape[1])
 
     def _numbers(self, traces: Tensor, kappa: Tensor) -> Tensor:
         return torch.stack([kappa, traces.sum(1), traces @ self._norms / self.W.shape[1]])
@@ -159,7 +173,8 @@ class Accumulator:
         for part in _parts(V.numel(), g):
             root = SoftmaxRoot(logits[part])
             kappa = norm[part] * root.times(V).square().sum((1, 2))
-            samples.add(norm[part, None] * root.diagonal(), kappa)
+            traces = norm[part, None] * root.diagonal()
+            samples.add(Contracted(traces, kappa, terms=traces))
 
     def _add_closed(
         self, layer: Layer, run: Pass, proof: Proof, y: Tensor, *, keep_graph: bool
@@ -193,8 +208,8 @@ class Accumulator:
             residual = wrong.scatter(1, y[:, None], -wrong.sum(1, keepdim=True))
             residual = residual if V is None else residual @ V
             added = residual * (second * _patch_norms(x, layer, second)).sum((2, 3))
-        traces, kappa = (torch.cat(numbers) for numbers in zip(*parts, strict=True))
-        self._samples[layer.name].add(traces, kappa, added)
+        whole = Contracted(*map(torch.cat, zip(*parts, strict=True)))
+        self._samples[layer.name].add(whole, added)
 
     def _add_others(self, layers: list[Layer], run: Pass, proof: Proof) -> None:
         """Append the layers that take a backward pass per class."""
@@ -202,10 +217,11 @@ class Accumulator:
         if not proof.samplewise:
             self._coupling.append(sample_coupling(run.logits, edges))
         root, n = SoftmaxRoot(run.logits.detach()), len(run.logits)
-        zeros = run.logits.new_zeros
-        sums = {
-            layer.name: (zeros(n, len(self._kernels[layer.name][0])), zeros(n)) for layer in layers
+        zeros = {
+            layer.name: run.logits.new_zeros(n, len(self._kernels[layer.name][0]))
+            for layer in layers
         }
+        sums = {name: Contracted(zero, zero[:, 0], zero) for name, zero in zeros.items()}
         block = max(1, self._budget // max(1, n * self._found.factor_bytes))
         for start in range(0, root.columns, block):
             columns = range(start, min(start + block, root.columns))
@@ -215,11 +231,24 @@ class Accumulator:
                 if not g:
                     continue
                 x, (W, Q) = self._input(run, layer.name), self._kernels[layer.name]
-                traces, kappa = factor_sums(x, g, W, Q, layer.geometry, _entries(x))
-                old_traces, old_kappa = sums[layer.name]
-                sums[layer.name] = (old_traces + traces, old_kappa + kappa)
-        for name, (traces, kappa) in sums.items():
-            self._samples[name].add(traces, kappa)
+                more = factor_sums(x, g, W, Q, layer.geometry, _entries(x))
+                sums[layer.name] = Contracted(*map(torch.add, sums[layer.name], more))
+        for name, whole in sums.items():
+            self._samples[name].add(whole)
+
+    def uncertain(self) -> list[str]:
+        """Return the layers whose numbers have lost too many digits."""
+        return [
+            name
+            for name, samples in self._samples.items()
+            if samples.reduced(second=self._hessian).rounding > _MOST_ROUNDING
+        ]
+
+    def replace(self, other: Accumulator) -> None:
+        """Take over another's numbers of the layers that it has measured, on the same samples."""
+        n, m = (sum(map(len, measured._losses)) for measured in (self, other))
+        if n == m and (other._hessian or not self._hessian):
+            self._samples |= other._samples
 
     def result(self, normalize: Literal["input"] | None) -> FlatnessResult:
         """Judge the checks, and reduce."""
@@ -238,10 +267,7 @@ class Accumulator:
                 " times its input, plus its bias"
             )
         self._judge_coupling(torch.finfo(losses.dtype).eps)
-        layers = {
-            name: (samples.numbers(second=self._hessian), samples.W.shape[1])
-            for name, samples in self._samples.items()
-        }
+        layers = {name: s.reduced(second=self._hessian) for name, s in self._samples.items()}
         kind: Kind = "hessian" if self._hessian else "gauss-newton"
         return summarise(layers, losses, torch.cat(self._hits), kind, normalize)
 

@@ -44,7 +44,7 @@ whichever group they belong to; that is the definition of kappa applied to the p
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,17 +57,35 @@ if TYPE_CHECKING:
     from flatsearch.flatness.geometry import ConvGeometry
 
 __all__ = [
+    "Contracted",
     "Contraction",
     "by_factors",
     "cheaper",
     "factor_norms",
     "filter_grams",
     "multiply_adds",
-    "quadratic_forms",
     "separable_norms",
 ]
 
 Contraction = Literal["gram", "explicit"]
+
+
+class Contracted(NamedTuple):
+    """What the contraction makes of some samples.
+
+    Attributes:
+        traces: Tr(H_cc), (N, C).
+        kappa: kappa, (N,).
+        terms: The size of what `traces` were summed from, (N, C): sum_kp g_kc(p)^2 G(p, p) through
+            the pixels, else the traces themselves, which are sums of squares then. What is much
+            smaller than its terms has lost digits.
+    """
+
+    traces: Tensor
+    kappa: Tensor
+    terms: Tensor
+
+
 # What an operation on M costs in multiply-adds of a matrix product, measured on a CPU.
 _SLOW_ENTRIES = 3.0
 
@@ -207,8 +225,8 @@ def _kernel_gradients(x: Tensor, g: Tensor, geometry: ConvGeometry) -> Tensor:
 
 def filter_grams(
     x: Tensor, S: Tensor, geometry: ConvGeometry, contraction: Contraction | None = None
-) -> Tensor:
-    """Return M, the inner products of the filters' gradients: M_cc' = <m_c, m_c'>.
+) -> tuple[Tensor, Tensor]:
+    """Return M, the inner products of the filters' gradients, and the size of its terms.
 
     Args:
         x: The convolution's input, (N, C_in, H, W), not padded.
@@ -217,40 +235,28 @@ def filter_grams(
         contraction: Which way; the cheaper one where None.
 
     Returns:
-        M, (N, C, C).
+        M_cc' = <m_c, m_c'>, (N, C, C), and what its diagonal was summed from, (N, C); see
+        `Contracted`.
 
     Example:
-        One pixel of value 3, one filter of 1x1: m = 3 and M = 9.
+        Two pixels, 3 and -3, one filter of 1x1: m = 0, of terms 9 and 9.
 
         >>> from flatsearch.flatness.geometry import ConvGeometry
         >>> conv = ConvGeometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
-        >>> filter_grams(torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1), conv)
-        tensor([[[9.]]])
+        >>> x = torch.tensor([3.0, -3.0]).view(1, 1, 1, 2)
+        >>> filter_grams(x, torch.ones(1, 1, 1, 2), conv, "gram")
+        (tensor([[[0.]]]), tensor([[18.]]))
     """
     if contraction is None:
         contraction = cheaper(geometry, x.shape[1], S.shape[1], (x.shape[2], x.shape[3]))
     if contraction == "explicit":
         m = _kernel_gradients(geometry.pad(x), S[:, None], geometry)[:, 0]
-        return torch.bmm(m, m.mT)
+        M = torch.bmm(m, m.mT)
+        return M, M.diagonal(dim1=1, dim2=2)
     gram = _patch_gram(x, geometry, S.shape[2], S.shape[3])
     S = S.flatten(2)
-    return torch.bmm(torch.bmm(S, gram), S.mT)
-
-
-def quadratic_forms(M: Tensor, Q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each sample's traces and kappa from M, Q and the classes' vectors b.
-
-    Args:
-        M: (N, C, C), see `filter_grams`.
-        Q: (C, C), W W^T.
-        b: (N, K - 1, C), L^T V.
-
-    Returns:
-        Tr(H_cc), (N, C), and kappa, (N,).
-    """
-    traces = M.diagonal(dim1=1, dim2=2) * b.square().sum(1)
-    kappa = (torch.bmm(b, M * Q) * b).sum((1, 2))
-    return traces, kappa
+    norms = gram.diagonal(dim1=1, dim2=2)
+    return torch.bmm(torch.bmm(S, gram), S.mT), torch.bmm(S.square(), norms[:, :, None])[:, :, 0]
 
 
 def by_factors(channels: int, positions: int, factors: int) -> bool:
@@ -265,7 +271,7 @@ def by_factors(channels: int, positions: int, factors: int) -> bool:
         factors: K - 1.
 
     Returns:
-        Whether to call `factor_norms` instead of `filter_grams` and `quadratic_forms`.
+        Whether to call `factor_norms` instead of `filter_grams`.
 
     Example:
         A 2x2 map and an 8x8 one, ten classes:
@@ -279,7 +285,7 @@ def by_factors(channels: int, positions: int, factors: int) -> bool:
 
 def separable_norms(
     x: Tensor, S: Tensor, b: Tensor, W: Tensor, Q: Tensor, geometry: ConvGeometry
-) -> tuple[Tensor, Tensor]:
+) -> Contracted:
     """Return each sample's traces and kappa where the features treat channels separately.
 
     Args:
@@ -291,12 +297,15 @@ def separable_norms(
         geometry: The convolution.
 
     Returns:
-        Tr(H_cc), (N, C), and kappa, (N,).
+        The traces and kappa.
     """
     if by_factors(S.shape[1], S[0, 0].numel(), b.shape[1]):
         columns = [column[:, :, None, None] * S for column in b.unbind(1)]
         return factor_norms(x, columns, W, Q, geometry)
-    return quadratic_forms(filter_grams(x, S, geometry), Q, b)
+    M, terms = filter_grams(x, S, geometry)
+    squares = b.square().sum(1)
+    kappa = (torch.bmm(b, M * Q) * b).sum((1, 2))
+    return Contracted(M.diagonal(dim1=1, dim2=2) * squares, kappa, terms * squares)
 
 
 def factor_norms(
@@ -306,7 +315,7 @@ def factor_norms(
     Q: Tensor,
     geometry: ConvGeometry,
     contraction: Contraction | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Contracted:
     """Return each sample's traces and kappa from factors of any form.
 
     Args:
@@ -318,7 +327,7 @@ def factor_norms(
         contraction: Which way; the cheaper one where None.
 
     Returns:
-        Tr(H_cc), (N, C), and kappa, (N,), summed over the factors.
+        The traces and kappa, summed over the factors.
 
     Example:
         One pixel of value 3, one filter w = 2 of 1x1, one factor of 1: m = 3.
@@ -326,7 +335,7 @@ def factor_norms(
         >>> from flatsearch.flatness.geometry import ConvGeometry
         >>> conv = ConvGeometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
         >>> x, W = torch.full((1, 1, 1, 1), 3.0), torch.full((1, 1), 2.0)
-        >>> factor_norms(x, [torch.ones(1, 1, 1, 1)], W, W @ W.T, conv)
+        >>> factor_norms(x, [torch.ones(1, 1, 1, 1)], W, W @ W.T, conv)[:2]
         (tensor([[9.]]), tensor([36.]))
     """
     _, channels, rows, columns = factors[0].shape
@@ -337,12 +346,16 @@ def factor_norms(
         m = _kernel_gradients(geometry.pad(x), torch.stack(list(factors), 1), geometry)
         traces = torch.linalg.vector_norm(m, dim=3).square().sum(1)
         if W.shape[1] < channels:  # <m m^T, W W^T> = |W^T m|^2
-            return traces, torch.linalg.vector_norm(W.T @ m, dim=(1, 2, 3)).square()
-        return traces, ((Q @ m) * m).sum((1, 2, 3))
+            kappa = torch.linalg.vector_norm(W.T @ m, dim=(1, 2, 3)).square()
+        else:
+            kappa = ((Q @ m) * m).sum((1, 2, 3))
+        return Contracted(traces, kappa, traces)
     gram = _patch_gram(x, geometry, rows, columns)
     # (N, P, F C): positions first, so that both products are single large ones
     g = torch.stack([factor.flatten(2).mT for factor in factors], 2).flatten(2)
     weighted = torch.bmm(gram, g)
     traces = (weighted * g).view(len(x), -1, channels).sum(1)
+    norms = gram.diagonal(dim1=1, dim2=2)
+    terms = torch.bmm(norms[:, None], g.square()).view(len(x), -1, channels).sum(1)
     across = g.view(-1, channels) @ Q
-    return traces, (across.view_as(g) * weighted).sum((1, 2))
+    return Contracted(traces, (across.view_as(g) * weighted).sum((1, 2)), terms)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from flatsearch.flatness.contraction import factor_norms
+from flatsearch.flatness.contraction import Contracted, factor_norms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +65,7 @@ def factor_sums(
     Q: Tensor,
     geometry: ConvGeometry,
     entries: int,
-) -> tuple[Tensor, Tensor]:
+) -> Contracted:
     """Return `factor_norms` of a batch, worked on a few samples at a time.
 
     Args:
@@ -77,14 +77,14 @@ def factor_sums(
         entries: Numbers that the arrays in between may have.
 
     Returns:
-        Tr(H_cc), (N, C), and kappa, (N,).
+        The traces and kappa.
     """
     one, positions = len(factors), factors[0][0, 0].numel()
     per_sample = max(one * factors[0][0].numel(), one * W.numel(), x[0].numel(), positions**2)
     size = max(1, entries // per_sample)
     slices = [slice(start, start + size) for start in range(0, len(x), size)]
     parts = [factor_norms(x[part], [g[part] for g in factors], W, Q, geometry) for part in slices]
-    return torch.cat([traces for traces, _ in parts]), torch.cat([kappa for _, kappa in parts])
+    return Contracted(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def sample_coupling(logits: Tensor, edges: Sequence[GradientEdge]) -> Tensor:

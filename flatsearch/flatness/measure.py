@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -25,7 +26,7 @@ from flatsearch.flatness.normalise import ChannelMoments
 from flatsearch.flatness.result import FlatnessResult, LayerFlatness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 __all__ = ["FlatnessResult", "LayerFlatness", "relative_flatness"]
 
@@ -72,7 +73,9 @@ def relative_flatness(
             deviation per channel, which makes it invariant to a rescaling of the layer before,
             for one more forward pass.
         dtype: torch.float32 or torch.float64; the model's own where None, and float32 for
-            half-precision models. float32 is computed without TF32.
+            half-precision models. float32 is computed without TF32, and layers whose numbers lose
+            more than three digits to cancellation are measured again in float64, if `data` can be
+            read again; see `rounding`.
         batch_size: The most samples at a time; where None, as many as suit the device and fit into
             the free memory, whatever the size of the batches in `data`. The result does not
             depend on it.
@@ -121,26 +124,46 @@ def relative_flatness(
     device, dtype = _device_and_dtype(model, dtype)
     batches = as_batches(data, twice=normalize is not None)
     with measuring(model, device):
-        state = copy_state(model, dtype)
-        source = iterate(batches, device, dtype, MOST_SAMPLES)
-        first = _first_samples(source)
-        found = locate(model, state, first[0], layers)
-        budget = memory_budget(device) // 2
-        weights = sum(value.nbytes for value in state.values())
-        size = batch_size or most_samples(
-            budget, found.graph_bytes, found.map_bytes, weights, device
-        )
-        scales: dict[str, Tensor] = {}
-        chunks = _resume(first, source, size)
-        if normalize == "input":
-            # One pass after the other: some loaders have only one iterator.
-            source.close()
-            scales = _input_scales(model, state, found, iterate(batches, device, dtype, size))
-            chunks = iterate(batches, device, dtype, size)
-        measured = Accumulator(model, state, found, scales, budget)
-        for x, y in chunks:
-            measured.add(x, y)
+        measured = _measure(model, batches, layers, normalize, device, dtype, batch_size)
+        uncertain = measured.uncertain()
+        if uncertain and dtype == torch.float32 and not isinstance(batches, Iterator):
+            # Not every model and device can: then it is left at saying so, in `rounding`.
+            with contextlib.suppress(RuntimeError, TypeError, UnsupportedModelError):
+                double = torch.float64
+                size = None if batch_size is None else max(1, batch_size // 2)
+                measured.replace(
+                    _measure(model, batches, uncertain, normalize, device, double, size)
+                )
     return measured.result(normalize)
+
+
+def _measure(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    layers: str | Sequence[str],
+    normalize: Normalize | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int | None,
+) -> Accumulator:
+    state = copy_state(model, dtype)
+    source = iterate(batches, device, dtype, MOST_SAMPLES)
+    first = _first_samples(source)
+    found = locate(model, state, first[0], layers)
+    budget = memory_budget(device) // 2
+    weights = sum(value.nbytes for value in state.values())
+    size = batch_size or most_samples(budget, found.graph_bytes, found.map_bytes, weights, device)
+    scales: dict[str, Tensor] = {}
+    chunks = _resume(first, source, size)
+    if normalize == "input":
+        # One pass after the other: some loaders have only one iterator.
+        source.close()
+        scales = _input_scales(model, state, found, iterate(batches, device, dtype, size))
+        chunks = iterate(batches, device, dtype, size)
+    measured = Accumulator(model, state, found, scales, budget)
+    for x, y in chunks:
+        measured.add(x, y)
+    return measured
 
 
 def _device_and_dtype(

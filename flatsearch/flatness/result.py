@@ -49,6 +49,9 @@ class Flatness:
             for one sample.
         nu: What `noise_loss` is made of.
         nu_standard_error: The standard error of `nu`.
+        rounding: The relative error of the worst of the three numbers by rounding in their sums,
+            as estimated from how much smaller than its terms it is; infinite for a 0 that may have
+            underflowed. The errors of the forward and backward pass themselves are not in it.
     """
 
     relative_flatness: float
@@ -56,6 +59,7 @@ class Flatness:
     standard_error: float
     nu: float
     nu_standard_error: float
+    rounding: float
 
     def noise_loss(self, sigma: float = 0.1) -> float:
         """Return by how much the loss is expected to rise under relative weight noise, in nats.
@@ -71,7 +75,7 @@ class Flatness:
             The expected rise of the mean cross-entropy.
 
         Example:
-            >>> layer = LayerFlatness(1.0, 2.0, 0.1, nu=4.0, nu_standard_error=0.5, fan_in=9)
+            >>> layer = LayerFlatness(1.0, 2.0, 0.1, 4.0, 0.5, 1e-7, fan_in=9)
             >>> layer.noise_loss(0.5), layer.noise_loss_error(0.5)
             (0.5, 0.0625)
         """
@@ -116,8 +120,30 @@ class FlatnessResult(Flatness):
     layers: Mapping[str, LayerFlatness]
 
 
+@dataclass(frozen=True)
+class LayerSamples:
+    """A layer's numbers before they are averaged.
+
+    Attributes:
+        numbers: kappa, trace and nu of every sample, (3, N), in float64.
+        errors: What they may be wrong by: the size of what each was summed from, times the
+            precision.
+        fan_in: d.
+    """
+
+    numbers: Tensor
+    errors: Tensor
+    fan_in: int
+
+    @property
+    def rounding(self) -> float:
+        """The largest relative error of the three means."""
+        wrong, right = self.errors.sum(1), self.numbers.sum(1).abs()
+        return float(torch.where(wrong == 0, wrong, wrong / right).max())
+
+
 def summarise(
-    samples: Mapping[str, tuple[Tensor, int]],
+    samples: Mapping[str, LayerSamples],
     losses: Tensor,
     hits: Tensor,
     kind: Kind,
@@ -126,7 +152,7 @@ def summarise(
     """Reduce numbers per sample to means and standard errors.
 
     Args:
-        samples: Per layer, each sample's (kappa, trace, nu) in float64, (3, N), and the fan-in.
+        samples: The numbers of every sample, by layer.
         losses: Each sample's cross-entropy, (N,).
         hits: Whether each sample is classified correctly, (N,).
         kind: What the numbers are of.
@@ -139,16 +165,17 @@ def summarise(
         NonFiniteError: If any of it is NaN or infinite.
     """
     results: dict[str, LayerFlatness] = {}
-    total = torch.zeros(3, len(losses), dtype=torch.float64, device=losses.device)
-    for name, (numbers, fan_in) in samples.items():
-        results[name] = LayerFlatness(*_reduce(numbers), fan_in=fan_in)
-        total = total + numbers
+    zeros = torch.zeros(3, len(losses), dtype=torch.float64, device=losses.device)
+    total = LayerSamples(zeros, zeros, 0)
+    for name, layer in samples.items():
+        results[name] = LayerFlatness(*_reduce(layer), fan_in=layer.fan_in)
+        total = LayerSamples(total.numbers + layer.numbers, total.errors + layer.errors, 0)
         # Products of an infinity with a number that has vanished are NaN.
-        if bool(numbers.isinf().any()):
+        if bool(layer.numbers.isinf().any()):
             raise NonFiniteError(
                 f"layer {name!r}: the measure overflows; dtype=torch.float64 may help"
             )
-        if bool(numbers.isnan().any()):
+        if bool(layer.numbers.isnan().any()):
             raise NonFiniteError(
                 f"layer {name!r}: its input or the derivatives of the layers after it are NaN"
             )
@@ -163,9 +190,9 @@ def summarise(
     )
 
 
-def _reduce(numbers: Tensor) -> tuple[float, float, float, float, float]:
-    """Return kappa, trace, kappa's error, nu and its error from (kappa, trace, nu) per sample."""
-    n = numbers.shape[1]
-    kappa, trace, nu = numbers.mean(1).tolist()
-    errors = numbers.std(1) / math.sqrt(n) if n > 1 else torch.full((3,), math.nan)
-    return kappa, trace, float(errors[0]), nu, float(errors[2])
+def _reduce(samples: LayerSamples) -> tuple[float, float, float, float, float, float]:
+    """Return what `Flatness` consists of, in its order."""
+    n = samples.numbers.shape[1]
+    kappa, trace, nu = samples.numbers.mean(1).tolist()
+    errors = samples.numbers.std(1) / math.sqrt(n) if n > 1 else torch.full((3,), math.nan)
+    return kappa, trace, float(errors[0]), nu, float(errors[2]), samples.rounding

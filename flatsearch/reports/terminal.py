@@ -25,6 +25,8 @@ __all__ = ["print_final", "print_flatness", "print_summary"]
 
 _MOST_ROWS = 10
 _BAR_WIDTH = 24
+# A measured layer that may be wrong by more gets a line of its own.
+_MOST_ROUNDING = 1e-3
 
 
 def _empty(title: str, heads: Sequence[str]) -> Table:
@@ -104,6 +106,11 @@ def print_flatness(result: FlatnessResult, console: Console) -> None:
         table.add_section()
         table.add_row(*_numbers(result), "", "all of them")
     console.print(table)
+    for name, layer in result.layers.items():
+        if layer.rounding > _MOST_ROUNDING:
+            console.print(
+                f"{name}: its numbers may be wrong by {layer.rounding:.0%}, lost to rounding"
+            )
     console.print(
         "noise loss: by how many nats the loss is expected to rise under noise of 10% on every"
         " filter; ±: standard errors",
