@@ -19,6 +19,7 @@ from flatsearch.flatness.forward import Layer, State, disagree, forward
 from flatsearch.flatness.forward import call as run_alone
 from flatsearch.flatness.geometry import ConvGeometry, read_geometry
 from flatsearch.flatness.kernel_use import prove_linear, prove_plain
+from flatsearch.flatness.main_path import last_of_main_path
 from flatsearch.flatness.pooling import pooling
 from flatsearch.flatness.probe import Call, Probe
 
@@ -92,6 +93,9 @@ def _choose(
     if layers == "last":
         return [last], False
     reached = probe.reached(probe.convs)
+    if layers == "main":
+        nodes = [call.edge.node for call in reached if call.edge is not None]
+        return [reached[last_of_main_path(probe.logits, nodes)]], False
     if layers == "all":
         return reached, False
     wanted = [layers] if isinstance(layers, str) else list(layers)
@@ -152,8 +156,8 @@ def locate(model: nn.Module, state: State, x: Tensor, layers: str | Sequence[str
         model: In eval mode.
         state: Parameters and buffers to use.
         x: The first samples.
-        layers: "last" (the last convolution that is executed before the logits), "all", "head",
-            a name or several names.
+        layers: "last" (the last convolution that is executed before the logits), "main" (the last
+            one of the main path), "all", "head", a name or several names.
 
     Returns:
         The layers, the classifier, and what a sample costs in memory.

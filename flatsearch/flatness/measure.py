@@ -67,8 +67,9 @@ def relative_flatness(
             alone. The loss is the plain mean cross-entropy, whatever it was trained with.
         data: A pair (inputs, integer targets) of tensors, or an iterable of such batches.
             Moved to the model's device batch by batch.
-        layers: "last" for the last convolution executed, "all" for every one, a name, or several
-            names, of convolutions or of the linear classifier; "head" for the latter.
+        layers: "last" for the last convolution executed, "main" for the last one of the longest
+            path, gates and shortcuts aside, see `main_path`; "all" for every one, a name, or
+            several names, of convolutions or of the linear classifier; "head" for the latter.
         normalize: None for the measure as defined; "input" for kernels on inputs of unit standard
             deviation per channel, which makes it invariant to a rescaling of the layer before,
             for one more forward pass.
@@ -116,7 +117,7 @@ def relative_flatness(
         isinstance(name, str) for name in layers
     ):
         raise ValueError(
-            f"`layers` must be 'last', 'all', 'head', or layer names but got {layers!r}"
+            f"`layers` must be 'last', 'main', 'all', 'head', or names but got {layers!r}"
         )
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
