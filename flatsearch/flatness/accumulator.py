@@ -237,11 +237,11 @@ class Accumulator:
             self._samples[name].add(whole)
 
     def uncertain(self) -> list[str]:
-        """Return the layers whose numbers have lost too many digits."""
+        """Return the layers whose numbers have lost too many digits, or overflow."""
         return [
             name
             for name, samples in self._samples.items()
-            if samples.reduced(second=self._hessian).rounding > _MOST_ROUNDING
+            if not samples.reduced(second=self._hessian).rounding <= _MOST_ROUNDING
         ]
 
     def replace(self, other: Accumulator) -> None:

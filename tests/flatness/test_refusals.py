@@ -569,14 +569,17 @@ def test_layers_must_be_names(layers: object) -> None:
         flatsearch.relative_flatness(CASES[0].make(), images(), layers=layers)  # type: ignore[arg-type]
 
 
-def test_overflow_is_an_error() -> None:
+def test_overflow_is_an_error_where_the_data_cannot_be_read_again_for_float64() -> None:
     model = CASES[0].make()
     with torch.no_grad():
         model[-1].weight.mul_(1e20)
         model[2].weight.mul_(1e-25)
         model[2].bias.zero_()
     with pytest.raises(NonFiniteError, match="overflows"):
-        flatsearch.relative_flatness(model, images())
+        flatsearch.relative_flatness(model, iter([images()]))
+    double = flatsearch.relative_flatness(model, images(), dtype=torch.float64)
+    again = flatsearch.relative_flatness(model, images())
+    assert again.relative_flatness == pytest.approx(double.relative_flatness, rel=1e-9)
 
 
 def test_standard_error_of_several_layers_is_that_of_their_sum() -> None:
