@@ -19,7 +19,7 @@ from flatsearch.flatness.gauss_newton import backpropagate, factor_sums, sample_
 from flatsearch.flatness.normalise import scale_input, scale_kernel
 from flatsearch.flatness.proof import Proof, examine
 from flatsearch.flatness.result import FlatnessResult, Kind, LayerSamples, summarise
-from flatsearch.flatness.softmax import SoftmaxRoot
+from flatsearch.flatness.softmax import SampledRoot, SoftmaxRoot
 from flatsearch.flatness.tail import differentiate_tail
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ _CHUNK_ENTRIES = {"cpu": 2**18, "other": 2**25}
 _COUPLING_TOLERANCE = 200.0
 # What a float32 forward and backward pass may be wrong by anyway.
 _MOST_ROUNDING = 1e-3
+# Of the classes that are drawn: the same ones for the same data.
+_SEED = 16
 
 
 @dataclass
@@ -102,13 +104,23 @@ class Accumulator:
         found: What is measured.
         scales: By layer, what to divide its input channels by; empty for the measure as defined.
         budget: Bytes that the backpropagated factors may take.
+        classes: The most backward passes per batch, so that with more classes what they give is
+            estimated; None for no limit.
     """
 
     def __init__(
-        self, model: nn.Module, state: State, found: Located, scales: dict[str, Tensor], budget: int
+        self,
+        model: nn.Module,
+        state: State,
+        found: Located,
+        scales: dict[str, Tensor],
+        budget: int,
+        classes: int | None,
     ) -> None:
         self._model, self._state, self._found = model, state, found
         self._scales, self._budget = scales, budget
+        self._most, self._sampled = classes, False
+        self._generator = torch.Generator().manual_seed(_SEED)
         # W (C, d) and Q = W W^T, once: for many filters Q costs as much as several samples.
         self._kernels = {
             layer.name: (W, W @ W.T)
@@ -216,7 +228,7 @@ class Accumulator:
         edges = [run.edges[layer.name] for layer in layers]
         if not proof.samplewise:
             self._coupling.append(sample_coupling(run.logits, edges))
-        root, n = SoftmaxRoot(run.logits.detach()), len(run.logits)
+        root, n = self._root(run.logits.detach()), len(run.logits)
         zeros = {
             layer.name: run.logits.new_zeros(n, len(self._kernels[layer.name][0]))
             for layer in layers
@@ -235,6 +247,13 @@ class Accumulator:
                 sums[layer.name] = Contracted(*map(torch.add, sums[layer.name], more))
         for name, whole in sums.items():
             self._samples[name].add(whole)
+
+    def _root(self, logits: Tensor) -> SoftmaxRoot | SampledRoot:
+        root = SoftmaxRoot(logits)
+        if self._most is None or root.columns <= self._most:
+            return root
+        self._sampled = True
+        return SampledRoot(root, self._most, self._generator)
 
     def uncertain(self) -> list[str]:
         """Return the layers whose numbers have lost too many digits, or overflow."""
@@ -269,7 +288,8 @@ class Accumulator:
         self._judge_coupling(torch.finfo(losses.dtype).eps)
         layers = {name: s.reduced(second=self._hessian) for name, s in self._samples.items()}
         kind: Kind = "hessian" if self._hessian else "gauss-newton"
-        return summarise(layers, losses, torch.cat(self._hits), kind, normalize)
+        classes = self._most if self._sampled else None
+        return summarise(layers, losses, torch.cat(self._hits), kind, normalize, classes)
 
     def _judge_coupling(self, eps: float) -> None:
         if not self._coupling:

@@ -28,20 +28,25 @@ if TYPE_CHECKING:
     from torch.autograd.graph import GradientEdge
 
     from flatsearch.flatness.geometry import ConvGeometry
-    from flatsearch.flatness.softmax import SoftmaxRoot
+    from flatsearch.flatness.softmax import SampledRoot, SoftmaxRoot
 
 __all__ = ["backpropagate", "factor_sums", "sample_coupling"]
 
 
 def backpropagate(
-    logits: Tensor, edges: Sequence[GradientEdge], root: SoftmaxRoot, columns: range, *, last: bool
+    logits: Tensor,
+    edges: Sequence[GradientEdge],
+    root: SoftmaxRoot | SampledRoot,
+    columns: range,
+    *,
+    last: bool,
 ) -> list[list[Tensor]]:
     """Return g_k for some columns k of L, at every convolution.
 
     Args:
         logits: (N, K), with a recorded graph.
         edges: Where each convolution's output entered the graph.
-        root: L.
+        root: L, or a sample of it.
         columns: Which k.
         last: Whether the graph is not needed afterwards.
 

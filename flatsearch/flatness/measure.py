@@ -40,6 +40,7 @@ def relative_flatness(
     normalize: Normalize | None = None,
     dtype: torch.dtype | None = None,
     batch_size: int | None = None,
+    classes: int | None = None,
 ) -> FlatnessResult:
     """Compute the exact relative flatness of a classifier's convolution kernels.
 
@@ -80,6 +81,9 @@ def relative_flatness(
         batch_size: The most samples at a time; where None, as many as suit the device and fit into
             the free memory, whatever the size of the batches in `data`. The result does not
             depend on it.
+        classes: The most backward passes per batch. Convolutions that take one per class are
+            estimated from that many where there are more: without bias, and with standard errors
+            that contain it; see `FlatnessResult.classes`. None for exact values.
 
     Returns:
         The measure with its standard error, the loss and the accuracy.
@@ -113,6 +117,8 @@ def relative_flatness(
         raise ValueError(f"`normalize` must be None or 'input' but got {normalize!r}")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"`batch_size` must be at least 1 but got {batch_size!r}")
+    if classes is not None and (not isinstance(classes, int) or classes < 1):
+        raise ValueError(f"`classes` must be at least 1 but got {classes!r}")
     if not (isinstance(layers, (str, Sequence)) and layers) or not all(
         isinstance(name, str) for name in layers
     ):
@@ -125,7 +131,7 @@ def relative_flatness(
     device, dtype = _device_and_dtype(model, dtype)
     batches = as_batches(data, twice=normalize is not None)
     with measuring(model, device):
-        measured = _measure(model, batches, layers, normalize, device, dtype, batch_size)
+        measured = _measure(model, batches, layers, normalize, dtype, batch_size, classes)
         uncertain = measured.uncertain()
         if uncertain and dtype == torch.float32 and not isinstance(batches, Iterator):
             # Not every model and device can: then it is left at saying so, in `rounding`.
@@ -133,7 +139,7 @@ def relative_flatness(
                 double = torch.float64
                 size = None if batch_size is None else max(1, batch_size // 2)
                 measured.replace(
-                    _measure(model, batches, uncertain, normalize, device, double, size)
+                    _measure(model, batches, uncertain, normalize, double, size, classes)
                 )
     return measured.result(normalize)
 
@@ -143,11 +149,12 @@ def _measure(
     batches: Iterable[tuple[Tensor, Tensor]],
     layers: str | Sequence[str],
     normalize: Normalize | None,
-    device: torch.device,
     dtype: torch.dtype,
     batch_size: int | None,
+    classes: int | None,
 ) -> Accumulator:
     state = copy_state(model, dtype)
+    device = next(iter(state.values())).device
     source = iterate(batches, device, dtype, MOST_SAMPLES)
     first = _first_samples(source)
     found = locate(model, state, first[0], layers)
@@ -161,7 +168,7 @@ def _measure(
         source.close()
         scales = _input_scales(model, state, found, iterate(batches, device, dtype, size))
         chunks = iterate(batches, device, dtype, size)
-    measured = Accumulator(model, state, found, scales, budget)
+    measured = Accumulator(model, state, found, scales, budget, classes)
     for x, y in chunks:
         measured.add(x, y)
     return measured

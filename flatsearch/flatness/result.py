@@ -109,6 +109,9 @@ class FlatnessResult(Flatness):
             those of the Gauss-Newton matrix, because for some layer the second derivatives of
             what comes after it could not be included. The two are never added up.
         normalize: The variant, None or "input".
+        classes: How many columns of the softmax's root were drawn for every sample, of layers that
+            take a backward pass for each: the numbers are estimates then, exact in expectation, and
+            the standard errors contain the spread of the draw. None where everything is exact.
         layers: The same numbers per layer, by module name, in order of execution.
     """
 
@@ -117,6 +120,7 @@ class FlatnessResult(Flatness):
     n_samples: int
     kind: Kind
     normalize: Literal["input"] | None
+    classes: int | None
     layers: Mapping[str, LayerFlatness]
 
 
@@ -148,6 +152,7 @@ def summarise(
     hits: Tensor,
     kind: Kind,
     normalize: Literal["input"] | None,
+    classes: int | None,
 ) -> FlatnessResult:
     """Reduce numbers per sample to means and standard errors.
 
@@ -157,6 +162,7 @@ def summarise(
         hits: Whether each sample is classified correctly, (N,).
         kind: What the numbers are of.
         normalize: The variant.
+        classes: How many columns were drawn, if any.
 
     Returns:
         The result.
@@ -186,6 +192,7 @@ def summarise(
         n_samples=len(losses),
         kind=kind,
         normalize=normalize,
+        classes=classes,
         layers=results,
     )
 

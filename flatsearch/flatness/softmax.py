@@ -15,6 +15,9 @@ with j the k-th class other than q, is
 One column less than the K of diag(u) (I - u u^T) itself is one backward pass less; and nothing
 cancels when p is close to one class, where differences like V^T diag(p) V - (V^T p)(V^T p)^T lose
 all digits.
+
+With a thousand classes, K - 1 backward passes are many. `SampledRoot` has fewer columns, drawn for
+each sample on its own, with the right sum of quadratic forms in expectation.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["SoftmaxRoot"]
+__all__ = ["SampledRoot", "SoftmaxRoot"]
 
 
 class SoftmaxRoot:
@@ -56,12 +59,16 @@ class SoftmaxRoot:
         others = torch.arange(k - 1, device=logits.device).expand(n, -1)
         self._others = others + (others >= self._q)  # (N, K - 1)
 
-    def column(self, k: int) -> Tensor:
-        """Return L[:, k] of every sample, (N, K); k from 0 to K - 2."""
-        j = self._others[:, k : k + 1]
+    def column(self, k: int | Tensor) -> Tensor:
+        """Return L[:, k] of every sample, (N, K); k from 0 to K - 2, or one for each, (N, 1)."""
+        j = self._others[:, k : k + 1] if isinstance(k, int) else self._others.gather(1, k)
         u_j = self._u.gather(1, j)
         result = self._u * self._h * (-u_j / (1 + self._peak))
         return result.scatter_add(1, j, u_j)
+
+    def probabilities(self) -> Tensor:
+        """Return the probability of each column's class, (N, K - 1)."""
+        return self._p.gather(1, self._others)
 
     def times(self, V: Tensor | None) -> Tensor:
         """Return b = L^T V, (N, K - 1, C), of a matrix V (K, C), the identity where None.
@@ -77,6 +84,54 @@ class SoftmaxRoot:
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of L L^T, p_k (1 - p_k), (N, K)."""
-        others = self._p.gather(1, self._others).sum(1, keepdim=True)
+        others = self.probabilities().sum(1, keepdim=True)
         # 1 - p_q as a sum, which does not cancel
         return self._p * (1 - self._p).scatter(1, self._q, others)
+
+
+class SampledRoot:
+    """Some columns of L, scaled so that a quadratic form's sum over them is right on average.
+
+    Half of them are those of the most probable classes. The others are drawn with chance
+    r_k ~ p_k, which is about |L_k|^2, and divided by sqrt(D r_k) for D draws:
+
+        E[sum_d f(l_d)] = sum_k f(L_k)      for f(l) = l^T A l
+
+    Attributes:
+        columns: How many.
+
+    Args:
+        root: L.
+        columns: How many, fewer than K - 1.
+        generator: The generator of random numbers, on the CPU.
+
+    Example:
+        Three equal classes, one column of two: either of them, times the square root of 2.
+
+        >>> root = SoftmaxRoot(torch.zeros(1, 3))
+        >>> drawn = SampledRoot(root, 1, torch.Generator().manual_seed(0)).column(0)
+        >>> any(torch.allclose(drawn, root.column(k) * 2**0.5) for k in range(2))
+        True
+    """
+
+    def __init__(self, root: SoftmaxRoot, columns: int, generator: torch.Generator) -> None:
+        self.columns, self._root = columns, root
+        certain = columns // 2
+        p, order = root.probabilities().double().sort(1, descending=True)
+        rest = p[:, certain:]
+        rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, 1.0)  # where all have vanished
+        ladder = rest.cumsum(1)
+        draws = (len(p), columns - certain)
+        height = torch.rand(draws, generator=generator, dtype=p.dtype).to(p.device)
+        places = torch.searchsorted(ladder, height * ladder[:, -1:], right=True)
+        places = places.clamp(max=rest.shape[1] - 1)
+        chances = rest.gather(1, places) / ladder[:, -1:]
+        drawn = order[:, certain:].gather(1, places)
+        self._chosen = torch.cat([order[:, :certain], drawn], 1)
+        ones = torch.ones_like(p[:, :certain])
+        self._scale = torch.cat([ones, (draws[1] * chances).rsqrt()], 1)
+
+    def column(self, k: int) -> Tensor:
+        """Return the k-th of the columns of every sample, (N, K)."""
+        column = self._root.column(self._chosen[:, k : k + 1])
+        return column * self._scale[:, k : k + 1].to(column.dtype)

@@ -15,7 +15,7 @@ import flatsearch
 from flatsearch import UnsupportedModelError
 from flatsearch.flatness import accumulator as accumulate
 from flatsearch.flatness import batches, measure
-from flatsearch.flatness.softmax import SoftmaxRoot
+from flatsearch.flatness.softmax import SampledRoot, SoftmaxRoot
 from tests.flatness import oracle
 from tests.flatness.nets import CASES, GapByMean, images
 
@@ -312,3 +312,43 @@ def test_normalising_with_a_loader_that_has_one_iterator() -> None:
     result = flatsearch.relative_flatness(model, Loader(), normalize="input")  # type: ignore[arg-type]
     assert result.n_samples == 8
     assert result.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-12)
+
+
+def test_classes_that_are_drawn_are_right_on_average() -> None:
+    logits = 2 * torch.randn(1, 9, generator=torch.Generator().manual_seed(1)).double()
+    root, generator = SoftmaxRoot(logits.expand(20_000, -1)), torch.Generator().manual_seed(2)
+    whole = torch.stack([root.column(k)[0] for k in range(root.columns)], 1)
+    expected = whole @ whole.T
+    for columns in (1, 4, 7):
+        sampled = SampledRoot(root, columns, generator)
+        L = torch.stack([sampled.column(k) for k in range(columns)], 2)
+        forms = L @ L.mT
+        error = forms.std(0) / len(forms) ** 0.5
+        assert bool(((forms.mean(0) - expected).abs() <= 5 * error + 1e-12).all())
+        assert bool((error <= 0.05 * expected.diagonal().max()).all())
+
+
+def test_estimated_from_some_classes() -> None:
+    model, (x, _) = network(40), images(60)
+    x, y = x.double(), torch.arange(60) % 40
+    exact = flatsearch.relative_flatness(model, (x, y), layers=["0", "2", "4", "7"])
+    some = flatsearch.relative_flatness(model, (x, y), layers=["0", "2", "4", "7"], classes=8)
+    assert (exact.classes, some.classes) == (None, 8)
+    for name in ("0", "2"):
+        estimate, value = some.layers[name], exact.layers[name]
+        # the standard error is that of the samples and of the classes together
+        assert estimate.standard_error > value.standard_error
+        noise = (estimate.standard_error**2 - value.standard_error**2) ** 0.5
+        assert 0 < abs(estimate.relative_flatness - value.relative_flatness) < 4 * noise
+        assert estimate.nu == pytest.approx(value.nu, abs=4 * estimate.nu_standard_error)
+    for name in ("4", "7"):  # closed forms are exact anyway
+        assert some.layers[name] == exact.layers[name]
+    for size in (1, 7):
+        parts = flatsearch.relative_flatness(
+            model, (x, y), layers=["0", "2", "4", "7"], classes=8, batch_size=size
+        )
+        assert parts.relative_flatness == pytest.approx(some.relative_flatness, rel=1e-12)
+    enough = flatsearch.relative_flatness(model, (x, y), layers="all", classes=39)
+    assert enough == flatsearch.relative_flatness(model, (x, y), layers="all")
+    with pytest.raises(ValueError, match="`classes` must be at least 1 but got 0"):
+        flatsearch.relative_flatness(model, (x, y), classes=0)
