@@ -140,9 +140,10 @@ def test_candidates_over_a_limit_are_not_trained_and_do_not_count() -> None:
     assert "max_parameters=100" in run("--objectives", "accuracy,latency", code=2).err
 
 
-def test_a_space_without_a_candidate_within_the_limits() -> None:
+def test_a_space_without_a_candidate_within_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatsearch.search.loop._MAX_IDLE", 20)
     err = run("--max-params", "10", code=1).err
-    assert "200 candidates in a row are over the limits (parameters 10)" in err
+    assert "20 candidates in a row are over the limits (parameters 10)" in err
 
 
 # What goes wrong in a user's space, and what is said about it.
@@ -308,7 +309,7 @@ def test_ctrl_c_keeps_finished_trials() -> None:
                 break
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130, (seen, err)
     assert "interrupted; finished trials are kept" in err
     assert "Traceback" not in err
@@ -319,7 +320,7 @@ def test_ctrl_c_keeps_finished_trials() -> None:
 
 
 def test_several_workers_one_of_them_killed() -> None:
-    options = ("--epochs", "40", "--trials", "8", "--workers", "2", "--pruner", "none")
+    options = ("--epochs", "20", "--trials", "6", "--workers", "2", "--pruner", "none")
     with started(*options) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -328,13 +329,13 @@ def test_several_workers_one_of_them_killed() -> None:
         children = psutil.Process(process.pid).children()
         assert len(children) == 2
         children[0].kill()
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "was killed by signal 9; starting another" in err
     assert "Pareto front" in out
     study = stored()
     finished = [t for t in study.trials if record.TrialRecord(t).finished]
-    assert len(finished) == 8
+    assert len(finished) == 6
     # The killed worker's trial was failed at once, not by its heartbeat five minutes later.
     assert {t.state.name for t in study.trials} <= {"COMPLETE", "FAIL"}
     assert len({record.TrialRecord(t).worker for t in finished}) >= 2
