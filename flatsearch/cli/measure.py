@@ -97,10 +97,7 @@ def _measure(options: _Options) -> None:
 
 
 def _noise(measured: Flatness) -> dict[str, float]:
-    return {
-        "noise_loss": measured.noise_loss(),
-        "noise_loss_error": measured.noise_loss_error(),
-    }
+    return {"noise_loss": measured.noise_loss(), "noise_loss_error": measured.noise_loss_error()}
 
 
 COMMAND = Command(

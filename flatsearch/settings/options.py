@@ -19,10 +19,8 @@ __all__ = [
     "DEFAULT_STORAGE",
     "DEFAULT_TRIALS",
     "PRUNERS",
-    "PRUNE_MODES",
     "PRUNE_ON",
     "SAMPLERS",
-    "SOFT_SAMPLERS",
     "RunOptions",
     "settings_table",
 ]
@@ -44,9 +42,8 @@ PRUNE_ON: dict[str, Direction] = {
     "train_accuracy": "maximize",
     "train_loss": "minimize",
 }
-PRUNE_MODES = ("auto", "hard", "soft")
 # Samplers that learn nothing from a trial in Optuna's state PRUNED.
-SOFT_SAMPLERS = ("nsga2", "gp")
+_SOFT_SAMPLERS = ("nsga2", "gp")
 _WHERE = "where"
 
 
@@ -98,12 +95,13 @@ class RunOptions(SettingsRecord):
     )
     prune_mode: str = setting(
         "auto",
-        Choice("prune mode", PRUNE_MODES),
+        Choice("prune mode", ("auto", "hard", "soft")),
         "what a pruned trial is",
         more="hard: Optuna's PRUNED; soft: complete, with a violated constraint, for samplers that"
-        f" ignore pruned trials; auto: soft for {' and '.join(SOFT_SAMPLERS)}",
+        f" ignore pruned trials; auto: soft for {' and '.join(_SOFT_SAMPLERS)}",
         joined=True,
         group=SEARCH,
+        metavar="MODE",
     )
     trials: int | None = setting(
         None,
@@ -177,7 +175,7 @@ class RunOptions(SettingsRecord):
     @property
     def how_to_prune(self) -> Literal["hard", "soft"]:
         """The prune mode, without "auto"."""
-        automatic = "soft" if self.sampler in SOFT_SAMPLERS else "hard"
+        automatic = "soft" if self.sampler in _SOFT_SAMPLERS else "hard"
         mode = automatic if self.prune_mode == "auto" else self.prune_mode
         return "soft" if mode == "soft" else "hard"
 

@@ -11,12 +11,9 @@ from flatsearch.settings.fields import SettingsRecord, setting
 from flatsearch.settings.values import Choice, Names, Quantity, Switch
 from flatsearch.signals.table import PROXIES
 
-__all__ = ["AUGMENTATIONS", "COSTS", "DUPLICATES", "LAYERS", "OBJECTIVES", "RunSettings"]
+__all__ = ["COSTS", "OBJECTIVES", "RunSettings"]
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
-AUGMENTATIONS = ("auto", "none", "crop", "crop+flip")
-DUPLICATES = ("reuse", "retrain")
-LAYERS = ("last", "all")
 # Headings in the help.
 SEARCH = "search"
 BUDGET = "budget"
@@ -102,7 +99,7 @@ class RunSettings(Limits):
     )
     augment: str = setting(
         "auto",
-        Choice("augmentation", AUGMENTATIONS),
+        Choice("augmentation", ("auto", "none", "crop", "crop+flip")),
         "random changes of training images",
         more="auto is what suits the data set",
         group=_TRAINING,
@@ -112,7 +109,7 @@ class RunSettings(Limits):
     )
     layers: str = setting(
         "all",
-        Choice("layers", LAYERS),
+        Choice("layers", ("last", "all")),
         "convolutions whose flatness is measured",
         more="last is measured after every epoch; with all, also all of them together in the first"
         " epochs, where that says most about the final accuracy, and at the end, or after every"
@@ -140,7 +137,7 @@ class RunSettings(Limits):
     )
     duplicates: str = setting(
         "reuse",
-        Choice("way with duplicates", DUPLICATES),
+        Choice("way with duplicates", ("reuse", "retrain")),
         "what becomes of a candidate that is the same network as an earlier one",
         more="reuse takes its result over and does not count as a trial; retrain trains it with"
         " other random numbers",

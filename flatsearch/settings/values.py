@@ -22,10 +22,10 @@ class Accepts(Protocol):
 
     def parse(self, text: str) -> object:
         """Return the value that a text stands for; the text itself if it stands for none."""
+        return text
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(Accepts):
     """Any text."""
 
     def __str__(self) -> str:
@@ -35,12 +35,8 @@ class Text:
         if not isinstance(value, str):
             raise SettingsError(f"`{name}` must be a text but got {value!r}")
 
-    def parse(self, text: str) -> object:  # noqa: D102
-        return text
 
-
-@dataclass(frozen=True)
-class Switch:
+class Switch(Accepts):
     """On or off."""
 
     def __str__(self) -> str:
@@ -50,12 +46,9 @@ class Switch:
         if not isinstance(value, bool):
             raise SettingsError(f"`{name}` must be True or False but got {value!r}")
 
-    def parse(self, text: str) -> object:  # noqa: D102
-        return text
-
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Accepts):
     """One of several names.
 
     Attributes:
@@ -72,9 +65,6 @@ class Choice:
     def check(self, name: str, value: object) -> None:  # noqa: ARG002, D102 - the kind says it
         if value not in tuple(self.names):
             raise SettingsError(unknown_name(self.kind, str(value), self.names))
-
-    def parse(self, text: str) -> object:  # noqa: D102
-        return text
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -118,8 +119,7 @@ def test_no_message_of_the_package_has_an_option() -> None:
     """Outside of the command line messages name arguments."""
     for file in Path(flatsearch.__file__).parent.rglob("*.py"):
         if file.parent.name not in {"cli", "settings"}:
-            lines = [line.strip() for line in file.read_text().splitlines()]
-            options = [line for line in lines if '"--' in line or " --" in line]
+            options = re.findall(r"\n.*[\"' (]--[a-z].*", file.read_text())
             # A command to be typed is one.
             assert [line for line in options if "flatsearch train" not in line] == [], file
 
