@@ -18,7 +18,7 @@ from flatsearch.cli import (
     worker,
 )
 from flatsearch.cli.command import Command, Parser
-from flatsearch.cli.config import in_toml, is_configurable, read_config, resolve
+from flatsearch.cli.config import ConfigFile, configurable, in_toml, read_config, resolve
 from flatsearch.errors import FlatsearchError, SettingsError, UsageError, unknown_name
 from flatsearch.settings import REQUIRED
 
@@ -48,7 +48,7 @@ def make_parser(*, complete: bool = False) -> tuple[Parser, dict[str, Parser]]:
     for command in COMMANDS.values():
         parsers[command.name] = own = command.add_to(commands, complete=complete)
         own.add_argument("--debug", action="store_true", help="show tracebacks")
-        if _configurable(command, command.settings):
+        if configurable(command):
             group = own.add_argument_group("configuration file")
             group.add_argument(
                 "--config",
@@ -98,7 +98,7 @@ def _main(argv: Sequence[str]) -> int:
     try:
         held = _held(command, given, parsers[command.name])
         if "show_config" in given:
-            print(in_toml(_configurable(command, held)))
+            print(in_toml({name: held[name] for name in held if name in configurable(command)}))
             return 0
         return command.call(*_records(command, held, parsers[command.name])) or 0
     except KeyboardInterrupt as stop:
@@ -116,14 +116,9 @@ def _main(argv: Sequence[str]) -> int:
         return 2 if isinstance(error, UsageError) else 1
 
 
-def _configurable(command: Command, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what there is of the settings that a configuration file may have."""
-    return {n: facts[n] for n, known in command.settings.items() if is_configurable(n, known)}
-
-
 def _held(command: Command, given: dict[str, Any], parser: Parser) -> dict[str, Held]:
     """Return what holds for a command, with help for who has misspelt an option's value."""
-    file = read_config(given.get("config"))
+    file = read_config(given.get("config")) if configurable(command) else ConfigFile()
     try:
         return resolve(command, given, file)
     except SettingsError as error:

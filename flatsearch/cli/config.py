@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from flatsearch.cli.command import Command
 
-__all__ = ["ConfigFile", "Held", "in_toml", "is_configurable", "read_config", "resolve"]
+__all__ = ["ConfigFile", "Held", "configurable", "in_toml", "read_config", "resolve"]
 
 _FILE = "pyproject.toml"
 _KNOWN = {**RunSettings.settings(), **RunOptions.settings()}
@@ -53,9 +53,9 @@ class Held:
     told: str
 
 
-def is_configurable(name: str, known: Setting) -> bool:
-    """Return whether a command's setting is the very one of a run, which a file may have."""
-    return _KNOWN.get(name) is known
+def configurable(command: Command) -> set[str]:
+    """Return the names of a command's settings that are the very ones of a run."""
+    return {name for name, known in command.settings.items() if _KNOWN.get(name) is known}
 
 
 def read_config(path: str | None) -> ConfigFile:
@@ -84,7 +84,10 @@ def read_config(path: str | None) -> ConfigFile:
     except ValueError as error:
         raise UsageError(f"{file} is not a TOML file: {error}") from None
     if path is None or "tool" in table:
-        table = table.get("tool", {}).get("flatsearch", {})
+        for key in ("tool", "flatsearch"):
+            table = table.get(key, {})
+            if not isinstance(table, dict):
+                raise UsageError(f"{file}: {key!r} must be a table but is {table!r}")
     keys: dict[str, str] = {}
     for key in table:
         name = key.replace("-", "_")
@@ -111,13 +114,13 @@ def resolve(command: Command, given: Mapping[str, Any], file: ConfigFile) -> dic
         SettingsError: If a value on the command line is not accepted.
         UsageError: If one of the file is not; names file and key.
     """
-    held = {}
+    held, of_the_run = {}, configurable(command)
     for name, known in command.settings.items():
         value, source = known.default, "default"
         if name in given:
             value, source = _parsed(known, given[name]), "command line"
             known.check(name, value)
-        elif name in file.values and is_configurable(name, known):
+        elif name in file.values and name in of_the_run:
             value, source = _from_file(name, known, file), file.name
         held[name] = Held(value, source, known.unset)
     return held

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import optuna
 import pytest
 
 from flatsearch import Architecture, UsageError, record
-from flatsearch.analysis.selection import choose
+from flatsearch.analysis.selection import choose, saved_model
 from flatsearch.analysis.summary import StudySummary, summarise
 from flatsearch.search.duplicates import take_over
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -91,3 +96,42 @@ def test_a_trial_that_is_running_or_was_pruned() -> None:
         choose(summarise(study), "0")
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     assert choose(summarise(study), "0").reason == "as asked for, though it ended as pruned"
+
+
+def study_with_a_model(artifact: str | None) -> optuna.Study:
+    study = optuna.create_study(direction="maximize", study_name="s")
+    trial = study.ask()
+    record.write_trial(trial, architecture=Architecture("toy", {"width": 1}), artifact=artifact)
+    study.tell(trial, 0.5)
+    return study
+
+
+def test_the_model_of_the_final_training_comes_first(tmp_path: Path) -> None:
+    study = study_with_a_model("found")
+    choice = choose(summarise(study))
+    (tmp_path / "found").touch()
+    model = saved_model(study, choice, tmp_path)
+    assert (model.file, model.name) == (tmp_path / "found", "s-trial-0")
+    assert model.what.endswith("as the search left it; 'flatsearch train' makes a better one")
+    assert model.architecture == Architecture("toy", {"width": 1}).to_json()
+    final = tmp_path / "final.pt"
+    record.write_study(study, tests=[record.FinalTest(0, 0.9, str(final))])
+    model = saved_model(study, choice, tmp_path)
+    assert model.what.endswith(f"left it: the final training's {str(final)!r} is missing")
+    final.touch()
+    model = saved_model(study, choice, tmp_path)
+    assert (model.file, model.what) == (final, "trial 0 (the best value), after its final training")
+
+
+def test_no_model_to_be_found(tmp_path: Path) -> None:
+    study = study_with_a_model("gone")
+    with pytest.raises(
+        UsageError, match=r"'.*gone', is missing; give `artifacts`, or train it with"
+    ):
+        saved_model(study, choose(summarise(study)), tmp_path)
+    study = study_with_a_model(None)
+    with pytest.raises(UsageError, match="trial 0 has no saved model: train it with 'flatsearch"):
+        saved_model(study, choose(summarise(study)), tmp_path)
+    record.write_study(study, tests=[record.FinalTest(0, 0.9, "x.pt")])
+    with pytest.raises(UsageError, match=r"\(that of its final training, 'x.pt', is missing\)"):
+        saved_model(study, choose(summarise(study)), tmp_path)

@@ -103,6 +103,13 @@ def test_refused(text: str, message: str) -> None:
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_table_that_is_none() -> None:
+    Path("pyproject.toml").write_text("[tool]\nflatsearch = 3\n")
+    err = call("run", "--space", "s", code=2).err
+    assert err == "flatsearch run: error: pyproject.toml: 'flatsearch' must be a table but is 3\n"
+    call("spaces")  # a command without such options does not read it
+
+
 def test_a_file_that_is_not_there() -> None:
     err = call("run", "--space", "s", "--config", "no.toml", code=2).err
     assert err == "flatsearch run: error: no.toml cannot be read: No such file or directory\n"
