@@ -120,14 +120,13 @@ def test_the_model_of_the_final_training_comes_first(tmp_path: Path) -> None:
     assert model.what.endswith(f"left it: the final training's {str(final)!r} is missing")
     final.touch()
     model = saved_model(study, choice, tmp_path)
-    assert (model.file, model.what) == (final, "trial 0 (the best value), after its final training")
+    assert model.file == final
+    assert model.what.endswith(", after its final training")
 
 
 def test_no_model_to_be_found(tmp_path: Path) -> None:
     study = study_with_a_model("gone")
-    with pytest.raises(
-        UsageError, match=r"'.*gone', is missing; give `artifacts`, or train it with"
-    ):
+    with pytest.raises(UsageError, match=r"gone', is missing; give `artifacts`, or train it"):
         saved_model(study, choose(summarise(study)), tmp_path)
     study = study_with_a_model(None)
     with pytest.raises(UsageError, match="trial 0 has no saved model: train it with 'flatsearch"):
