@@ -141,7 +141,7 @@ def test_candidates_over_a_limit_are_not_trained_and_do_not_count() -> None:
 
 
 def test_a_space_without_a_candidate_within_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("._MAX_IDLE", 20)
+    monkeypatch.setattr("flatsearch.search.tally._MOST_IDLE", 20)
     err = run("--max-params", "10", code=1).err
     assert "20 candidates in a row are over the limits (parameters 10)" in err
 
