@@ -38,7 +38,7 @@ from design import FACTORS, SEEDS, Configuration, configurations, order
 from images import GROUPS, PER_CLASS, Images, load, with_noise
 from networks import build
 from signals import COSTLY, SIGNALS, costly, measure, rescaled
-from training import LEVELS, SAM_RADIUS, score, train, weights
+from training import LEVELS, MILESTONES, SAM_RADIUS, score, train, weights
 
 import flatsearch
 from flatsearch.errors import NonFiniteError
@@ -184,6 +184,7 @@ def describe(file: Path, dataset: str, images: Images) -> None:
         "brief": BRIEF,
         "levels": LEVELS,
         "sam_radius": SAM_RADIUS,
+        "milestones": MILESTONES,
         "factors": FACTORS,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
