@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
 from flatsearch.cli.shared import Printing, make_console, print_json
-from flatsearch.errors import COUNT
+from flatsearch.errors import COUNT, UnsupportedModelError
 from flatsearch.settings import REQUIRED, RunOptions, RunSettings, same, setting
 from flatsearch.settings.values import Switch, Text
 
@@ -32,6 +32,9 @@ class _Options(Printing):
     data: str = same(RunOptions, "data", default=REQUIRED, group="options")
     layers: str = setting(
         "last", Text(), "last, all, head (the linear classifier), or comma-separated names"
+    )
+    skip_unsupported: bool = setting(
+        False, Switch(), "measure the other layers where some are not covered, and say which"
     )
     normalize: bool = setting(
         False, Switch(), "measure kernels on inputs of unit standard deviation per channel"
@@ -77,14 +80,19 @@ def _measure(options: _Options) -> None:
     )
     layers = options.layers
     keyword = layers in {"last", "all", "head"}
-    result = relative_flatness(
-        model.to(device),
-        (inputs, targets),
-        layers=layers if keyword else [name.strip() for name in layers.split(",")],
-        normalize="input" if options.normalize else None,
-        dtype=torch.float64 if options.float64 else None,
-        batch_size=options.batch_size,
-    )
+    try:
+        result = relative_flatness(
+            model.to(device),
+            (inputs, targets),
+            layers=layers if keyword else [name.strip() for name in layers.split(",")],
+            normalize="input" if options.normalize else None,
+            dtype=torch.float64 if options.float64 else None,
+            batch_size=options.batch_size,
+            skip_unsupported=options.skip_unsupported,
+        )
+    except UnsupportedModelError as error:
+        message = str(error).replace("skip_unsupported=True", "--skip-unsupported")
+        raise UnsupportedModelError(message) from error
     if options.json:
         fields = {**dataclasses.asdict(result), **_noise(result)}
         for name, layer in result.layers.items():
@@ -92,6 +100,8 @@ def _measure(options: _Options) -> None:
         print_json({**fields, "model": options.model, "data": options.data, "note": note})
         return
     print_flatness(result, make_console())
+    for name, reason in result.skipped.items():
+        print(f"left out: layer {name!r}: {reason}")
     if note:
         print(note)
 

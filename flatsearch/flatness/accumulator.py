@@ -1,12 +1,12 @@
 """Batches in, result out: which formula applies to which layer of a batch, and the sums.
 
-Nothing between two batches waits for the device; what has to be judged (targets, coupled samples,
-irregular heads) is kept there and judged at the end.
+Nothing between two batches waits for the device; what has to be judged (targets, coupled samples)
+is kept there and judged at the end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from flatsearch.errors import NonFiniteError, UnsupportedModelError
 from flatsearch.flatness.contraction import Contracted, by_factors, separable_norms
-from flatsearch.flatness.forward import Layer, Pass, State, forward
+from flatsearch.flatness.forward import Layer, Network, Pass, forward
 from flatsearch.flatness.gauss_newton import backpropagate, factor_sums, sample_coupling
 from flatsearch.flatness.normalise import scale_input, scale_kernel
 from flatsearch.flatness.proof import Proof, examine
@@ -25,7 +25,7 @@ from flatsearch.flatness.tail import differentiate_tail
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from flatsearch.flatness.layers import Located
 
@@ -99,8 +99,7 @@ class Accumulator:
     """The numbers of every sample of every measured layer.
 
     Args:
-        model: In eval mode.
-        state: Parameters and buffers to use.
+        network: What is run.
         found: What is measured.
         scales: By layer, what to divide its input channels by; empty for the measure as defined.
         budget: Bytes that the backpropagated factors may take.
@@ -110,14 +109,14 @@ class Accumulator:
 
     def __init__(
         self,
-        model: nn.Module,
-        state: State,
+        network: Network,
         found: Located,
         scales: dict[str, Tensor],
         budget: int,
         classes: int | None,
     ) -> None:
-        self._model, self._state, self._found = model, state, found
+        self._network, self._found = network, found
+        self._weights = {name: kernel.detach() for name, kernel in network.kernels.items()}
         self._scales, self._budget = scales, budget
         self._most, self._sampled = classes, False
         self._generator = torch.Generator().manual_seed(_SEED)
@@ -134,12 +133,11 @@ class Accumulator:
         self._losses: list[Tensor] = []
         self._hits: list[Tensor] = []
         self._targets: list[Tensor] = []
-        self._irregular: list[Tensor] = []
         self._coupling: list[Tensor] = []
         self._classes = 0
 
     def _kernel(self, name: str, groups: int = 1) -> Tensor:
-        W = self._state[f"{name}.weight"]
+        W = self._weights[name]
         if name in self._scales:
             W = scale_kernel(W, self._scales[name], groups)
         return W.flatten(1)
@@ -151,21 +149,20 @@ class Accumulator:
     def add(self, x: Tensor, y: Tensor) -> None:
         """Measure one batch."""
         found = self._found
-        run = forward(self._model, self._state, x, found.layers, found.classifier)
+        run = forward(self._network, x, found.layers, found.classifier)
         logits = run.logits.detach()
         self._classes = logits.shape[1]
         self._targets.append(y)
         y = y.clamp(0, self._classes - 1)  # judged at the end, with all others
         self._losses.append(F.cross_entropy(logits, y, reduction="none"))
         self._hits.append(logits.argmax(1) == y)
-        self._irregular.append(run.irregular)
         if found.head:
             self._add_head(run)
         if not found.layers:
             return
         proof = examine(run.logits, run.features, run.edges)
         exact = proof.linear | proof.pointwise
-        self._hessian = self._hessian and all(layer.name in exact for layer in found.layers)
+        self._hessian = self._hessian and set(run.edges) <= exact
         closed = [layer for layer in found.layers if layer.name in proof.channelwise]
         others = [layer for layer in found.layers if layer.name not in proof.channelwise]
         for layer in closed:
@@ -197,7 +194,7 @@ class Accumulator:
             run.features, run.edges[layer.name], second=curved, keep_graph=keep_graph
         )
         classifier = self._found.classifier
-        V = None if classifier is None else self._state[f"{classifier}.weight"]
+        V = None if classifier is None else self._weights[classifier]
         x, logits = self._input(run, layer.name), run.logits.detach()
         W, Q = self._kernels[layer.name]
         classes = logits.shape[1]
@@ -225,17 +222,17 @@ class Accumulator:
 
     def _add_others(self, layers: list[Layer], run: Pass, proof: Proof) -> None:
         """Append the layers that take a backward pass per class."""
+        zeros, n = run.logits.new_zeros, len(run.logits)
+        nothing = {layer.name: zeros(n, len(self._kernels[layer.name][0])) for layer in layers}
+        sums = {name: Contracted(zero, zero[:, 0], zero) for name, zero in nothing.items()}
+        # The logits of this batch may not depend on some of them.
+        layers = [layer for layer in layers if layer.name in run.edges]
         edges = [run.edges[layer.name] for layer in layers]
-        if not proof.samplewise:
+        if edges and not proof.samplewise:
             self._coupling.append(sample_coupling(run.logits, edges))
-        root, n = self._root(run.logits.detach()), len(run.logits)
-        zeros = {
-            layer.name: run.logits.new_zeros(n, len(self._kernels[layer.name][0]))
-            for layer in layers
-        }
-        sums = {name: Contracted(zero, zero[:, 0], zero) for name, zero in zeros.items()}
+        root = self._root(run.logits.detach())
         block = max(1, self._budget // max(1, n * self._found.factor_bytes))
-        for start in range(0, root.columns, block):
+        for start in range(0, root.columns if edges else 0, block):
             columns = range(start, min(start + block, root.columns))
             last = columns[-1] == root.columns - 1
             factors = backpropagate(run.logits, edges, root, columns, last=last)
@@ -280,16 +277,12 @@ class Accumulator:
             )
         if not bool(losses.isfinite().all()):
             raise NonFiniteError("the model gives NaN or infinite logits on these data")
-        if bool(torch.stack(self._irregular).any()):
-            raise UnsupportedModelError(
-                f"layer {self._found.classifier!r}: the logits are not this linear layer's weight"
-                " times its input, plus its bias"
-            )
         self._judge_coupling(torch.finfo(losses.dtype).eps)
         layers = {name: s.reduced(second=self._hessian) for name, s in self._samples.items()}
         kind: Kind = "hessian" if self._hessian else "gauss-newton"
         classes = self._most if self._sampled else None
-        return summarise(layers, losses, torch.cat(self._hits), kind, normalize, classes)
+        result = summarise(layers, losses, torch.cat(self._hits), kind, normalize, classes)
+        return replace(result, skipped=self._found.skipped)
 
     def _judge_coupling(self, eps: float) -> None:
         if not self._coupling:

@@ -43,7 +43,6 @@ whichever group they belong to; that is the definition of kappa applied to the p
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -132,8 +131,6 @@ def multiply_adds(
     offsets = geometry.kernel[0] * geometry.kernel[1]
     rows, columns = geometry.output_size(*size)
     positions = rows * columns
-    if geometry.padding_mode != "constant":
-        size = geometry.padded_size(*size)
     fan_in = in_channels // geometry.groups * offsets
     times = 1 if factors is None else factors
     across = out_channels if factors is None else min(out_channels, fan_in)
@@ -169,10 +166,8 @@ def _patch_gram(x: Tensor, geometry: ConvGeometry, height: int, width: int) -> T
 
     G(p, q) = sum_u <x(p + u), x(q + u)>: one matrix product over C_in for all pixel pairs,
     then kh * kw shifted views of it are added, instead of a product over C_in * kh * kw. Pixels
-    of zero padding add nothing, and are not made.
+    of padding add nothing, and are not made.
     """
-    if geometry.padding_mode != "constant":
-        x, geometry = geometry.pad(x), replace(geometry, padding=(0, 0, 0, 0))
     n, _, rows, columns = x.shape
     pixels = x.flatten(2)
     gram = torch.bmm(pixels.mT, pixels)

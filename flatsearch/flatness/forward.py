@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import functional_call
-from torch.nn.parameter import UninitializedParameter
+from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 
 from flatsearch.errors import UnsupportedModelError
-from flatsearch.flatness.graph import match_layouts, ordered
-from flatsearch.networks.inference import eval_mode
+from flatsearch.flatness.convolutions import leaf_users, problem, used_once
+from flatsearch.flatness.geometry import ConvGeometry, recorded_geometry
+from flatsearch.flatness.graph import ACCUMULATE, match_layouts, name_of, ordered
+from flatsearch.flatness.operations import PASSIVE
+from flatsearch.flatness.watch import without_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from flatsearch.flatness.geometry import ConvGeometry
-
 __all__ = [
+    "CHANGED_IN_PLACE",
+    "HIDDEN",
+    "USED_ELSEWHERE",
     "Layer",
+    "Network",
     "Pass",
-    "State",
     "call",
-    "copy_state",
+    "classifier_input",
     "disagree",
     "forward",
-    "hooks",
-    "layer_input",
-    "measuring",
+    "influential",
 ]
 
-State = dict[str, Tensor]
+# In the words of autograd.
+CHANGED_IN_PLACE = "modified by an inplace operation"
+USED_ELSEWHERE = "its kernel is used elsewhere too, or changed before use"
+HIDDEN = (
+    "the logits depend on it, but no gradient reaches it: it runs under torch.no_grad, its output"
+    " is detached, or reentrant gradient checkpointing hides it"
+)
+
+# The place of the data among the operands; that of the transposed weight is the next one.
+_MATRIX_PRODUCTS = {"AddmmBackward0": 1, "MmBackward0": 0}
 
 
 @dataclass(frozen=True)
@@ -45,16 +51,61 @@ class Layer:
     """A convolution to measure.
 
     Attributes:
-        name: Its name in `model.named_modules()`.
-        geometry: Kernel, stride, dilation, padding, groups.
-        input_changes: The model changes the convolution's input in place later on.
-        output_changes: The model changes the convolution's output in place.
+        name: The layer's name.
+        kernel: The name of the parameter that is its kernel.
+        geometry: Kernel size, stride, dilation, padding, groups.
     """
 
     name: str
+    kernel: str
     geometry: ConvGeometry
-    input_changes: bool = False
-    output_changes: bool = False
+
+
+@dataclass
+class Network:
+    """The copy of a model that is measured.
+
+    Attributes:
+        model: The copy, in eval mode.
+        kernels: The kernels that are measured, and the classifier's, by their layers' names.
+        others: Kernels that no pass should use, by name: those that the probe has not seen.
+        copies: Whether the graph keeps copies, because the model changes in place what it needs.
+        hooks: Whether the model puts hooks on tensors on the way, which are left out.
+        head: Whether the classifier's kernel is measured.
+        keeping: Told of every tensor that the graph keeps.
+    """
+
+    model: nn.Module
+    kernels: dict[str, Tensor]
+    others: dict[str, Tensor] = field(default_factory=dict)
+    copies: bool = False
+    hooks: bool = False
+    head: bool = False
+    keeping: Callable[[Tensor], None] | None = None
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record operations in a way that all of them can be differentiated."""
+        with contextlib.ExitStack() as stack:
+            if self.copies or self.keeping is not None:
+                stack.enter_context(saved_tensors_hooks(self._keep, _kept))
+            if self.hooks:
+                stack.enter_context(without_hooks())
+            stack.enter_context(torch.enable_grad())
+            yield
+
+    def _keep(self, tensor: Tensor) -> tuple[Tensor, int]:
+        kept = tensor.detach().clone() if self.copies else tensor
+        if self.keeping is not None:
+            self.keeping(kept)
+        return kept, kept._version
+
+
+def _kept(saved: tuple[Tensor, int]) -> Tensor:
+    kept, version = saved
+    if kept._version != version:  # with hooks autograd does not look
+        raise RuntimeError(f"what an operation needs has been {CHANGED_IN_PLACE}")
+    return kept
 
 
 @dataclass
@@ -64,123 +115,15 @@ class Pass:
     Attributes:
         logits: (N, K), with the graph.
         features: g, (N, C), what the linear classifier was given; the logits without one.
-        inputs: The measured convolutions' inputs, by layer name.
+        inputs: The measured convolutions' inputs, by layer name; a layer that the logits do not
+            depend on in this pass is missing.
         edges: Where their outputs entered the graph, by layer name.
-        irregular: Whether the logits are something else than the classifier's kernel and bias
-            applied to the features; a scalar on the device, so that nothing waits for it.
     """
 
     logits: Tensor
     features: Tensor
     inputs: dict[str, Tensor]
     edges: dict[str, GradientEdge]
-    irregular: Tensor
-
-
-@contextlib.contextmanager
-def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    """Remove hooks afterwards."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _precise() -> Callable[[], None]:
-    """Switch off TF32 and bfloat16 in float32 products; return what switches them back."""
-    backends: Any = torch.backends
-    if hasattr(backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
-        switches = [
-            backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv,
-        ]  # fmt: skip
-        before = [switch.fp32_precision for switch in switches]
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-
-        def restore() -> None:
-            for switch, precision in zip(switches, before, strict=True):
-                switch.fp32_precision = precision
-
-        return restore
-    matmul, convolution = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    backends.cudnn.allow_tf32 = False
-
-    def restore_legacy() -> None:
-        torch.set_float32_matmul_precision(matmul)
-        backends.cudnn.allow_tf32 = convolution
-
-    return restore_legacy
-
-
-class _FullPrecision:
-    """No TF32 and no bfloat16 in float32 products; the switches as they were afterwards.
-
-    The switches are the process's. Of several threads that measure at the same time the first
-    one sets them, and the last one sets them back.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._restore: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._restore = _precise()
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._restore()
-
-
-_full_precision = _FullPrecision()
-
-
-@contextlib.contextmanager
-def measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, full precision and gradients on; everything as it was afterwards."""
-    with (
-        _full_precision,
-        eval_mode(model),
-        torch.inference_mode(False),
-        torch.autocast(device.type, enabled=False),
-    ):
-        yield
-
-
-def copy_state(model: nn.Module, dtype: torch.dtype) -> State:
-    """Return detached parameters and buffers, floating-point ones in the measure's precision.
-
-    Args:
-        model: Whose.
-        dtype: The precision.
-
-    Returns:
-        By name; shared ones once.
-
-    Raises:
-        UnsupportedModelError: If the model has not been built to the end.
-    """
-    state = {}
-    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if isinstance(value, UninitializedParameter):
-            raise UnsupportedModelError(
-                f"parameter {name!r} of a lazy layer has no shape yet; run the model once before"
-            )
-        state[name] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
-    return state
-
-
-def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return a layer's input, however it was passed."""
-    source: Tensor = args[0] if args else kwargs["input"]
-    return source
 
 
 def disagree(a: Tensor, b: Tensor) -> Tensor:
@@ -193,19 +136,16 @@ def disagree(a: Tensor, b: Tensor) -> Tensor:
     if b.numel() == 0:
         return torch.zeros((), dtype=torch.bool, device=b.device)
     tolerance = 1e4 * torch.finfo(b.dtype).eps
-    if b.device.type == "cpu" and bool((a - b).abs().amax() <= tolerance * b.abs().amax()):
-        return torch.zeros((), dtype=torch.bool)  # the same, and nothing in it is NaN
     scale = b.nan_to_num(0, 0, 0).abs().amax()
     same = ((a - b).abs() <= tolerance * scale) | (a == b) | (a.isnan() & b.isnan())
     return ~same.all()
 
 
-def call(model: nn.Module, state: State, x: Tensor) -> Tensor:
+def call(model: nn.Module, x: Tensor) -> Tensor:
     """Return the logits (N, K) of a copy of x: models may change their input in place.
 
     Args:
         model: In eval mode.
-        state: Parameters and buffers to use.
         x: A batch of inputs.
 
     Returns:
@@ -213,8 +153,17 @@ def call(model: nn.Module, state: State, x: Tensor) -> Tensor:
 
     Raises:
         UnsupportedModelError: If they are something else.
+        RuntimeError: If the model fails.
     """
-    logits = functional_call(model, state, (x.clone(),))
+    try:
+        logits = model(x.clone())
+    except RuntimeError as error:
+        if "nference tensor" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            "a part of the model runs in torch.inference_mode, and nothing behind it can be"
+            " differentiated; use torch.no_grad there"
+        ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedModelError(
@@ -223,53 +172,72 @@ def call(model: nn.Module, state: State, x: Tensor) -> Tensor:
     return logits
 
 
-class _Taps:
-    """Hooks that record the measured convolutions' inputs, and where their outputs enter."""
+def influential(model: nn.Module, kernels: dict[str, Tensor], x: Tensor) -> list[str]:
+    """Return which kernels the logits depend on, whether or not autograd knows of it.
 
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
-        self.inputs: dict[str, tuple[Tensor, int]] = {}
-        self.edges: dict[str, GradientEdge] = {}
-        self.features: list[Tensor] = []
-
-    def tap(self, layer: Layer) -> Callable[..., Tensor]:
-        def hook(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-        ) -> Tensor:
-            if layer.name in self.inputs:
-                raise UnsupportedModelError(f"layer {layer.name!r}: it is called more than once")
-            source = layer_input(args, kwargs).detach()
-            if output.ndim != 4 or len(output) != self._samples:
-                raise UnsupportedModelError(
-                    f"layer {layer.name!r}: it gives {tuple(output.shape)} for {self._samples}"
-                    " samples, not one map of channels for each"
-                )
-            if layer.input_changes or source.is_inference():
-                source = source.clone()
-            self.inputs[layer.name] = (source, source._version)
-            # In place, so that whoever else keeps this tensor is seen to use it.
-            tracked = output.clone() if output.is_inference() else output
-            leaf = not tracked.requires_grad
-            if leaf:
-                tracked.requires_grad_()
-            self.edges[layer.name] = get_gradient_edge(tracked)
-            return tracked.clone() if leaf and layer.output_changes else tracked
-
-        return hook
-
-    def keep_features(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.features.append(layer_input(args, kwargs))
-
-
-def forward(
-    model: nn.Module, state: State, x: Tensor, layers: Sequence[Layer], classifier: str | None
-) -> Pass:
-    """Run the model once and record the graph from the measured convolutions on.
+    NaN in a kernel shows wherever its layer's output goes.
 
     Args:
         model: In eval mode.
-        state: Parameters and buffers to use, none of which requires a gradient, so that
-            nothing is recorded before the first measured convolution.
+        kernels: Some of its parameters, by name.
+        x: A batch of inputs.
+
+    Returns:
+        Some of the names.
+    """
+    if not kernels:
+        return []
+    with torch.no_grad():
+        plain = call(model, x)
+        if not _show(list(kernels.values()), model, x, plain):
+            return []
+        return [name for name, kernel in kernels.items() if _show([kernel], model, x, plain)]
+
+
+def _show(kernels: list[Tensor], model: nn.Module, x: Tensor, plain: Tensor) -> bool:
+    originals = [kernel.data for kernel in kernels]
+    try:
+        for kernel in kernels:
+            kernel.data = torch.full_like(kernel.data, torch.nan)
+        return not torch.equal(call(model, x), plain)
+    finally:
+        for kernel, original in zip(kernels, originals, strict=True):
+            kernel.data = original
+
+
+def classifier_input(logits: Tensor) -> tuple[Tensor, Any] | None:
+    """Return what the linear classifier was given, and the leaf of its weight.
+
+    Args:
+        logits: (N, K), with the graph.
+
+    Returns:
+        g (N, C), with the graph, and the leaf of V (K, C) where the logits are g V^T, plus a bias;
+        None where they are something else.
+    """
+    node: Any = logits.grad_fn
+    while node is not None and name_of(node) in PASSIVE:
+        node = node.next_functions[0][0]
+    if node is None or name_of(node) not in _MATRIX_PRODUCTS:
+        return None
+    place = _MATRIX_PRODUCTS[name_of(node)]
+    transposed = node.next_functions[place + 1][0]
+    if transposed is None or transposed.name() != "TBackward0":
+        return None
+    weight = transposed.next_functions[0][0]
+    scaled = place == 1 and (node._saved_alpha, node._saved_beta) != (1, 1)
+    if weight.name() != ACCUMULATE or scaled:
+        return None
+    features: Tensor = node._saved_mat1 if place == 1 else node._saved_self
+    return (features, weight) if len(features) == len(logits) else None
+
+
+def forward(network: Network, x: Tensor, layers: Sequence[Layer], classifier: str | None) -> Pass:
+    """Run the model once and record the graph from the measured convolutions on.
+
+    Args:
+        network: Of whose parameters only its `kernels` and `others` require gradients, so that
+            nothing is recorded before the first of them.
         x: A batch of inputs.
         layers: The measured convolutions.
         classifier: The linear classifier's name; None if the network ends without one.
@@ -280,35 +248,51 @@ def forward(
     Raises:
         UnsupportedModelError: If the forward pass differs from the one that was probed.
     """
-    taps = _Taps(len(x))
-    handles = [
-        model.get_submodule(layer.name).register_forward_hook(taps.tap(layer), with_kwargs=True)
-        for layer in layers
-    ]
+    with network.recording():
+        logits = call(network.model, x)
+    features = logits
     if classifier is not None:
-        head = model.get_submodule(classifier)
-        handles.append(head.register_forward_pre_hook(taps.keep_features, with_kwargs=True))
-    with hooks(handles), torch.enable_grad():
-        logits = call(model, state, x)
-    for layer in layers:
-        if layer.name not in taps.inputs:
+        head = classifier_input(logits)
+        if head is None or head[1].variable is not network.kernels[classifier]:
             raise UnsupportedModelError(
-                f"layer {layer.name!r}: the layers that are called depend on the input"
+                f"layer {classifier!r}: the logits are not this linear layer's weight"
+                " times its input, plus its bias"
             )
-        source, version = taps.inputs[layer.name]
-        if source._version != version:
-            raise UnsupportedModelError(f"layer {layer.name!r}: its input is changed in place")
-    if layers and logits.grad_fn is None:
-        raise UnsupportedModelError(f"layer {layers[-1].name!r}: no gradient reaches it")
-    match_layouts(ordered(logits.grad_fn))
-    features, irregular = logits, torch.zeros((), dtype=torch.bool, device=x.device)
-    if classifier is not None:
-        if len(taps.features) != 1:
+        features = head[0]
+        if network.head and not used_once(ordered(logits.grad_fn), head[1]):
+            raise UnsupportedModelError(f"layer {classifier!r}: {USED_ELSEWHERE}")
+    run = Pass(logits, features, {}, {})
+    if layers:
+        _read(run, network, layers)
+    missing = {
+        layer.name: network.kernels[layer.name] for layer in layers if layer.name not in run.edges
+    }
+    hidden = influential(network.model, missing, x)
+    if hidden:
+        raise UnsupportedModelError(f"layer {hidden[0]!r}: {HIDDEN}")
+    return run
+
+
+def _read(run: Pass, network: Network, layers: Sequence[Layer]) -> None:
+    """Take the convolutions' inputs and edges from the graph, which proves what they are."""
+    nodes = ordered(run.logits.grad_fn)
+    match_layouts(nodes)
+    measured = {id(network.kernels[layer.name]): layer for layer in layers}
+    others = {id(kernel): name for name, kernel in network.others.items()}
+    for leaf, users in leaf_users(nodes).items():
+        if id(leaf.variable) in others:
             raise UnsupportedModelError(
-                f"layer {classifier!r}: the layers that are called depend on the input"
+                f"layer {others[id(leaf.variable)]!r}: the layers that are called depend on the"
+                " input"
             )
-        features = taps.features[0]
-        V, bias = state[f"{classifier}.weight"], state.get(f"{classifier}.bias")
-        irregular = disagree(F.linear(features.detach(), V, bias), logits.detach())
-    inputs = {name: source for name, (source, _) in taps.inputs.items()}
-    return Pass(logits, features, inputs, taps.edges, irregular)
+        layer = measured.get(id(leaf.variable))
+        if layer is None:
+            continue
+        why = problem(leaf, users, len(run.logits))
+        node = users[0][0]
+        if not why and recorded_geometry(node) != layer.geometry:
+            why = "its stride, dilation or padding depends on the input"
+        if why:
+            raise UnsupportedModelError(f"layer {layer.name!r}: {why}")
+        run.inputs[layer.name] = node._saved_input.detach()
+        run.edges[layer.name] = GradientEdge(node, 0)

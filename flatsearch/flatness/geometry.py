@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
 
-__all__ = ["ConvGeometry", "read_geometry"]
+from flatsearch.flatness.graph import source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ConvGeometry", "recorded_geometry"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,6 @@ class ConvGeometry:
         stride: (vertical, horizontal).
         dilation: (vertical, horizontal).
         padding: (left, right, top, bottom), the order of `torch.nn.functional.pad`.
-        padding_mode: As in `torch.nn.functional.pad`, "constant" for zeros.
         groups: Blocks of channels that are convolved separately; C_in for a depthwise one.
     """
 
@@ -28,14 +31,13 @@ class ConvGeometry:
     stride: tuple[int, int]
     dilation: tuple[int, int]
     padding: tuple[int, int, int, int]
-    padding_mode: str = "constant"
     groups: int = 1
 
     def pad(self, x: Tensor) -> Tensor:
-        """Return x (N, C_in, H, W) with the convolution's own padding applied."""
+        """Return x (N, C_in, H, W) with the convolution's own zeros around it."""
         if not any(self.padding):
             return x
-        return F.pad(x, self.padding, mode=self.padding_mode)
+        return F.pad(x, self.padding)
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Return (height, width) after padding."""
@@ -77,10 +79,10 @@ class ConvGeometry:
     def overlaps(self, size: tuple[int, int]) -> list[tuple[slice, slice, slice, slice]]:
         """Return, per kernel offset, which output positions read which pixels.
 
-        Zero padding is not made: positions that read a padded pixel are left out.
+        Padding is not made: positions that read a padded pixel are left out.
 
         Args:
-            size: (height, width) of the input, not padded with zeros.
+            size: (height, width) of the input, not padded.
 
         Returns:
             kh * kw times (output rows, output columns, input rows, input columns), as slices; those
@@ -98,9 +100,8 @@ class ConvGeometry:
         for axis, before in enumerate((top, left)):
             stride, found = self.stride[axis], []
             for u in range(self.kernel[axis]):
-                offset = (
-                    u * self.dilation[axis] - before
-                )  # position p reads pixel p stride + offset
+                # position p reads pixel p stride + offset
+                offset = u * self.dilation[axis] - before
                 low = max(0, -(offset // stride))
                 high = min(self.output_size(*size)[axis], (size[axis] - 1 - offset) // stride + 1)
                 if low < high:
@@ -114,30 +115,31 @@ class ConvGeometry:
         ]
 
 
-def read_geometry(conv: nn.Conv2d) -> ConvGeometry:
-    """Read a module's geometry.
+def recorded_geometry(node: Any) -> ConvGeometry:
+    """Read the geometry of a convolution that autograd has recorded.
 
     Args:
-        conv: Any `nn.Conv2d`.
+        node: Its `ConvolutionBackward0`, whose kernel requires a gradient.
 
     Returns:
-        Its geometry, with string paddings resolved to numbers.
+        Its geometry.
 
     Example:
-        >>> read_geometry(nn.Conv2d(4, 8, 4, padding="same")).padding
-        (1, 2, 1, 2)
+        >>> import torch
+        >>> conv = torch.nn.Conv2d(4, 8, (3, 5), stride=2, padding=(1, 2))
+        >>> recorded_geometry(conv(torch.ones(1, 4, 8, 8)).grad_fn).padding
+        (2, 2, 1, 1)
     """
-    kh, kw = conv.kernel_size
-    dilation = (conv.dilation[0], conv.dilation[1])
-    if conv.padding == "valid":
-        padding = (0, 0, 0, 0)
-    elif conv.padding == "same":
-        # torch pads the odd pixel at the end
-        rows, columns = dilation[0] * (kh - 1), dilation[1] * (kw - 1)
-        padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    else:
-        ph, pw = cast("tuple[int, int]", conv.padding)
-        padding = (int(pw), int(pw), int(ph), int(ph))
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    stride = (conv.stride[0], conv.stride[1])
-    return ConvGeometry((kh, kw), stride, dilation, padding, mode, conv.groups)
+    kh, kw = source(node.next_functions[1][0]).variable.shape[2:]
+    rows, columns = _pair(node._saved_padding)
+    return ConvGeometry(
+        kernel=(kh, kw),
+        stride=_pair(node._saved_stride),
+        dilation=_pair(node._saved_dilation),
+        padding=(columns, columns, rows, rows),
+        groups=node._saved_groups,
+    )
+
+
+def _pair(saved: tuple[int, ...]) -> tuple[int, int]:
+    return saved[0], saved[-1]

@@ -17,12 +17,15 @@ __all__ = [
     "inputs",
     "is_complex",
     "match_layouts",
+    "name_of",
     "ordered",
     "shape_of",
+    "source",
 ]
 
 # The leaf of a tensor that requires a gradient, `node.variable`.
 ACCUMULATE = "torch::autograd::AccumulateGrad"
+_COPIES = frozenset({"AliasBackward0", "CloneBackward0"})
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
@@ -42,6 +45,32 @@ def is_complex(node: Any) -> bool:
 def inputs(node: Any) -> list[Any]:
     """Return the operations whose results an operation was given, as far as recorded."""
     return [previous for previous, _ in node.next_functions if previous is not None]
+
+
+def name_of(node: Any) -> str:
+    """Return an operation's name; that of a view where it only hands on what it is given.
+
+    That is what a hook on a module's gradients records, and the strides that global average
+    pooling gives its result where channels are last in memory.
+    """
+    name: str = node.name()
+    if name == "BackwardHookFunctionBackward" and len(node.next_functions) == 1:
+        return "AliasBackward0"
+    if name == "AsStridedBackward1":
+        previous, (n, channels, *rest) = node.next_functions[0][0], shape_of(node)
+        strides = (channels, 1, channels, channels)
+        plain = node._saved_storage_offset in {None, 0} and tuple(node._saved_stride) == strides
+        mean = previous is not None and previous.name() == "MeanBackward1"
+        if mean and plain and rest == [1, 1] and shape_of(previous) == (n, channels, 1, 1):
+            return "AliasBackward0"
+    return name
+
+
+def source(node: Any) -> Any:
+    """Return the operation behind copies, which are made for another layout in memory, say."""
+    while node is not None and node.name() in _COPIES:
+        node = node.next_functions[0][0]
+    return node
 
 
 def dimensions(saved: int | tuple[int, ...], rank: int) -> list[int]:

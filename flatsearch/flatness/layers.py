@@ -1,30 +1,39 @@
 """Which layers are measured.
 
-Everything is read off one forward pass of two samples: which modules are called, in which order,
-and how often. What the derivation does not cover is refused by name.
+Everything is read off one forward pass of two samples: which kernels are used, in which order, and
+how. What the derivation does not cover is refused by name.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from flatsearch.errors import UnsupportedModelError
-from flatsearch.flatness.forward import Layer, State, disagree, forward
-from flatsearch.flatness.forward import call as run_alone
-from flatsearch.flatness.geometry import ConvGeometry, read_geometry
-from flatsearch.flatness.kernel_use import prove_linear, prove_plain
+from flatsearch.flatness.forward import (
+    CHANGED_IN_PLACE,
+    Layer,
+    Network,
+    call,
+    disagree,
+    forward,
+)
+from flatsearch.flatness.geometry import recorded_geometry
+from flatsearch.flatness.graph import shape_of
 from flatsearch.flatness.main_path import last_of_main_path
 from flatsearch.flatness.pooling import pooling
-from flatsearch.flatness.probe import Call, Probe
+from flatsearch.flatness.probe import Probe
+from flatsearch.flatness.replica import changed, replicate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from flatsearch.flatness.convolutions import Convolution
+    from flatsearch.flatness.watch import RandomState
 
 __all__ = ["Located", "locate"]
 
@@ -37,11 +46,13 @@ class Located:
 
     Attributes:
         layers: The convolutions, in order of execution.
-        classifier: The linear layer whose output the logits are; None if there is none.
+        classifier: The name of the linear layer whose output the logits are; None if there is
+            none.
         head: Whether the classifier's own kernel is measured too.
         graph_bytes: What the recorded graph keeps, per sample.
         map_bytes: What a forward pass holds beside it at any moment, per sample, about.
         factor_bytes: Memory of the measured convolutions' outputs, per sample.
+        skipped: Layers that should be measured and are not covered, with the reasons.
     """
 
     layers: list[Layer]
@@ -50,6 +61,13 @@ class Located:
     graph_bytes: int
     map_bytes: int
     factor_bytes: int
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all layers that are measured."""
+        head = [self.classifier] if self.head and self.classifier is not None else []
+        return [*(layer.name for layer in self.layers), *head]
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:
@@ -61,13 +79,13 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
             )
 
 
-def _last(probe: Probe) -> Call:
+def _last(probe: Probe) -> Convolution:
     """Return the last convolution on the way to the logits, whose maps must be pooled globally."""
-    # From the end, so that only the tail is differentiated.
-    last = next((call for call in reversed(probe.convs) if probe.reached([call])), None)
-    if last is None or last.edge is None:
+    if not probe.convolutions:
+        _covered(probe.hidden_convolutions(), skip=False)
         raise UnsupportedModelError("no convolution is called on the way to the logits")
-    how = pooling(probe.logits, last.edge.node)
+    last = probe.convolutions[-1]
+    how = pooling(probe.logits, last.node)
     if how == "flattened":
         raise UnsupportedModelError(
             f"layer {last.name!r}: its positions are flattened into a dense layer, as in VGG;"
@@ -81,130 +99,177 @@ def _last(probe: Probe) -> Call:
     return last
 
 
-def _choose(
-    probe: Probe, layers: str | Sequence[str], model: nn.Module, classifier: str | None
-) -> tuple[list[Call], bool]:
-    """Return the calls of the wanted convolutions in order, and whether the head is wanted."""
+def _last_of_main_path(probe: Probe) -> Convolution:
+    nodes = [convolution.node for convolution in probe.convolutions]
+    return probe.convolutions[last_of_main_path(probe.logits, nodes)]
+
+
+def _choose(probe: Probe, layers: str | Sequence[str]) -> tuple[list[Convolution], bool]:
+    """Return the wanted convolutions in order, and whether the head is wanted."""
     if layers == "head":
-        if classifier is None:
+        if probe.classifier is None:
             raise UnsupportedModelError("the model's logits are not the output of one linear layer")
         return [], True
     last = _last(probe)
-    if layers == "last":
-        return [last], False
-    reached = probe.reached(probe.convs)
-    if layers == "main":
-        nodes = [call.edge.node for call in reached if call.edge is not None]
-        return [reached[last_of_main_path(probe.logits, nodes)]], False
+    if layers in ("last", "main"):  # unlike a set, it may be asked for a list
+        one = last if layers == "last" else _last_of_main_path(probe)
+        return [one, *probe.hidden_after(one)][-1:], False
     if layers == "all":
-        return reached, False
+        return [*probe.convolutions, *probe.hidden_convolutions()], False
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    known = list(dict.fromkeys(call.name for call in reached))
-    heads = [] if classifier is None else [classifier]
+    every = probe.convolutions
+    if not set(wanted) <= {name for c in every for name in (c.name, c.kernel)}:
+        every = [*every, *probe.hidden_convolutions()]
+    head = [] if probe.classifier is None else [probe.classifier]
     for name in wanted:
-        if name not in known + heads:
-            module = dict(model.named_modules()).get(name)
+        if name not in head and not any(name in (c.name, c.kernel) for c in every):
+            module = dict(probe.model.named_modules()).get(name)
             what = "unknown" if module is None else f"a {type(module).__name__}"
             raise UnsupportedModelError(
-                f"layer {name!r} is {what}; convolutions: {', '.join(known)}"
-                + "".join(f"; classifier: {head}" for head in heads)
+                f"layer {name!r} is {what}; convolutions: {', '.join(c.name for c in every)}"
+                + "".join(f"; classifier: {name}" for name in head)
             )
-    return [call for call in reached if call.name in wanted], classifier in wanted
+    chosen = [c for c in every if c.name in wanted or c.kernel in wanted]
+    return chosen, probe.classifier in wanted
 
 
-def _check_module(call: Call, model: nn.Module, calls: int, trained: set[str]) -> ConvGeometry:
-    """Return the geometry of a convolution, refusing what the derivation does not cover."""
-    conv = model.get_submodule(call.name)
-    if not isinstance(conv, nn.Conv2d):
-        raise UnsupportedModelError(
-            f"layer {call.name!r}: {type(conv).__name__} is not covered, only Conv2d"
-        )
-    if calls > 1:
-        raise UnsupportedModelError(
-            f"layer {call.name!r}: its kernel is used {calls} times in one pass"
-        )
-    if f"{call.name}.weight" not in trained:
-        raise UnsupportedModelError(
-            f"layer {call.name!r}: its kernel is no parameter of its own: reparametrised, a"
-            " buffer, or shared with another layer"
-        )
-    return read_geometry(conv)
+def _covered(chosen: list[Convolution], *, skip: bool) -> tuple[list[Convolution], dict[str, str]]:
+    """Return the convolutions that can be measured, and the others with the reasons."""
+    covered = [convolution for convolution in chosen if not convolution.problem]
+    skipped = {c.name: c.problem for c in chosen if c.problem}
+    if skipped and not (skip and covered):
+        more = "; skip_unsupported=True measures the others" if covered else ""
+        reasons = "; ".join(f"layer {name!r}: {why}" for name, why in skipped.items())
+        raise UnsupportedModelError(reasons + more)
+    return covered, skipped
+
+
+def _network(
+    model: nn.Module,
+    dtype: torch.dtype,
+    probe: Probe,
+    layers: list[Layer],
+    *,
+    every: bool,
+    copies: bool,
+    head: bool,
+) -> Network:
+    """Return the copy to be measured, whose kernels alone require gradients."""
+    share = not changed(model, probe.model)
+    twin = replicate(model, dtype, share=share)
+    kernels: dict[str, Tensor] = {layer.name: twin.get_parameter(layer.kernel) for layer in layers}
+    if probe.classifier is not None and probe.classifier_kernel is not None:
+        kernels[probe.classifier] = twin.get_parameter(probe.classifier_kernel)
+    others: dict[str, Tensor] = {
+        name: twin.get_parameter(name) for name in (probe.unseen() if every else ())
+    }
+    for kernel in (*kernels.values(), *others.values()):
+        kernel.requires_grad_()
+    return Network(twin, kernels, others, copies=copies, hooks=probe.watch.left_out, head=head)
 
 
 def _memory(
-    model: nn.Module, state: State, x: Tensor, layers: list[Layer], classifier: str | None
+    network: Network, x: Tensor, layers: list[Layer], classifier: str | None
 ) -> tuple[Tensor, int]:
     """Return the logits, and the bytes per sample that the recorded graph keeps."""
-    owned = {value.untyped_storage().data_ptr() for value in state.values()}
+    owned = {value.untyped_storage().data_ptr() for value in network.model.parameters()}
     kept: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in owned:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        run = forward(model, state, x, layers, classifier)
+    run = forward(replace(network, keeping=count), x, layers, classifier)
     return run.logits.detach(), sum(kept.values()) // len(x)
 
 
-def locate(model: nn.Module, state: State, x: Tensor, layers: str | Sequence[str]) -> Located:
-    """Find the convolutions to measure and the linear classifier.
-
-    Args:
-        model: In eval mode.
-        state: Parameters and buffers to use.
-        x: The first samples.
-        layers: "last" (the last convolution that is executed before the logits), "main" (the last
-            one of the main path), "all", "head", a name or several names.
-
-    Returns:
-        The layers, the classifier, and what a sample costs in memory.
-
-    Raises:
-        UnsupportedModelError: If the derivation does not cover the model; names the layer.
-    """
-    _refuse_batch_statistics(model)
-    trained = {name for name, _ in model.named_parameters()}
-    frozen, state = state, {k: v.detach().requires_grad_(k in trained) for k, v in state.items()}
-    # Of the first images the two with most contrast: blank ones would prove nothing.
-    x = x[:_PROBED]
-    x = x[x.flatten(1).std(1, correction=0).topk(min(2, len(x))).indices]
-    probe = Probe(model, state, x)
-    classifier = probe.classifier(state)
-    name = None if classifier is None else classifier[0]
-    calls, head = _choose(probe, layers, model, name)
-    if classifier is not None and head:
-        prove_linear(probe, *classifier, state)
-    counts = Counter(call.name for call in probe.convs)
-    geometries = [_check_module(call, model, counts[call.name], trained) for call in calls]
-    if calls:
-        prove_plain(probe, calls, geometries, state)
-    found = [
-        Layer(
-            call.name,
-            geometry,
-            input_changes=call.input._version != call.versions[0],
-            output_changes=call.output._version != call.versions[1],
-        )
-        for call, geometry in zip(calls, geometries, strict=True)
-    ]
-    logits, graph = _memory(model, frozen, x, found, name)
-    if bool(disagree(logits, probe.logits.detach())):
-        raise UnsupportedModelError("the model gives different logits for the same images")
-    alone = torch.cat([run_alone(model, frozen, image[None]) for image in x])
-    if bool(disagree(alone.detach(), logits)):
+def _refuse_mixed_samples(network: Network, x: Tensor, logits: Tensor) -> None:
+    """Check that a sample's logits are the same in another batch, with the others elsewhere."""
+    places = [len(x) - 1, 0, 0]
+    with network.recording(), torch.no_grad():
+        others = call(network.model, x[places])
+    if bool(disagree(others, logits[places])):
         raise UnsupportedModelError(
             "the model mixes samples: the logits of one depend on others of its batch"
         )
-    # At any moment some of the largest maps are alive beside what the graph keeps.
-    largest = max((call.input.nbytes + call.output.nbytes for call in probe.convs), default=0)
-    return Located(
+
+
+def _bytes(convolution: Convolution) -> int:
+    """Return what a convolution's output takes."""
+    item: int = convolution.node._input_metadata[0].dtype.itemsize
+    return math.prod(shape_of(convolution.node)) * item
+
+
+def locate(
+    model: nn.Module,
+    dtype: torch.dtype,
+    x: Tensor,
+    layers: str | Sequence[str],
+    *,
+    skip_unsupported: bool,
+    random: RandomState,
+) -> tuple[Network, Located]:
+    """Find the convolutions to measure and the linear classifier.
+
+    Args:
+        model: A model, which is only read.
+        dtype: The precision to measure in.
+        x: The first samples.
+        layers: "last" (the last convolution that is executed before the logits), "main" (the last
+            one of the main path), "all", "head", a name or several names.
+        skip_unsupported: Whether layers that are not covered are left out.
+        random: The generators of random numbers.
+
+    Returns:
+        The copy of the model to be measured; the layers, the classifier, and what a sample costs
+        in memory.
+
+    Raises:
+        UnsupportedModelError: If the derivation does not cover the model; names the layer.
+        RuntimeError: If the model fails.
+    """
+    _refuse_batch_statistics(model)
+    try:
+        return _locate(model, dtype, x, layers, skip_unsupported, random, copies=False)
+    except RuntimeError as error:
+        if CHANGED_IN_PLACE not in str(error):
+            raise
+    return _locate(model, dtype, x, layers, skip_unsupported, random, copies=True)
+
+
+def _locate(
+    model: nn.Module,
+    dtype: torch.dtype,
+    x: Tensor,
+    layers: str | Sequence[str],
+    skip: bool,
+    random: RandomState,
+    *,
+    copies: bool,
+) -> tuple[Network, Located]:
+    # Of the first images the two with most contrast: blank ones would prove nothing.
+    x = x[:_PROBED]
+    x = x[x.flatten(1).std(1, correction=0).topk(min(2, len(x))).indices]
+    probe = Probe(model, dtype, x, copies=copies, random=random)
+    chosen, head = _choose(probe, layers)
+    chosen, skipped = _covered(chosen, skip=skip)
+    if head:
+        probe.prove_head()
+    probe.prove_derivatives(chosen)
+    found = [Layer(c.name, c.kernel, recorded_geometry(c.node)) for c in chosen]
+    network = _network(model, dtype, probe, found, every=layers == "all", copies=copies, head=head)
+    logits, graph = _memory(network, x, found, probe.classifier)
+    if bool(disagree(logits, probe.logits.detach())):
+        raise UnsupportedModelError("the model gives different logits for the same images")
+    _refuse_mixed_samples(network, x, logits)
+    return network, Located(
         found,
-        name,
+        probe.classifier,
         head,
         graph_bytes=graph,
-        map_bytes=4 * largest // len(x),
-        factor_bytes=sum(call.output.nbytes for call in calls) // len(x),
+        # At any moment some of the largest maps are alive beside what the graph keeps.
+        map_bytes=4 * probe.watch.largest // len(x),
+        factor_bytes=sum(_bytes(convolution) for convolution in chosen) // len(x),
+        skipped=skipped,
     )

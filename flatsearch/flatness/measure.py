@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,16 @@ from flatsearch.flatness.batches import (
     memory_budget,
     most_samples,
 )
-from flatsearch.flatness.forward import State, copy_state, forward, measuring
-from flatsearch.flatness.layers import Located, locate
-from flatsearch.flatness.normalise import ChannelMoments
+from flatsearch.flatness.layers import locate
+from flatsearch.flatness.normalise import input_scales
+from flatsearch.flatness.precision import exact_arithmetic
 from flatsearch.flatness.result import FlatnessResult, LayerFlatness
+from flatsearch.flatness.watch import keep_random_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from flatsearch.flatness.watch import RandomState
 
 __all__ = ["FlatnessResult", "LayerFlatness", "relative_flatness"]
 
@@ -41,6 +45,7 @@ def relative_flatness(
     dtype: torch.dtype | None = None,
     batch_size: int | None = None,
     classes: int | None = None,
+    skip_unsupported: bool = False,
 ) -> FlatnessResult:
     """Compute the exact relative flatness of a classifier's convolution kernels.
 
@@ -84,6 +89,8 @@ def relative_flatness(
         classes: The most backward passes per batch. Convolutions that take one per class are
             estimated from that many where there are more: without bias, and with standard errors
             that contain it; see `FlatnessResult.classes`. None for exact values.
+        skip_unsupported: Whether layers that the derivation does not cover are left out and listed
+            in `result.skipped`, where others are measured.
 
     Returns:
         The measure with its standard error, the loss and the accuracy.
@@ -125,22 +132,30 @@ def relative_flatness(
         raise ValueError(
             f"`layers` must be 'last', 'main', 'all', 'head', or names but got {layers!r}"
         )
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    compiled: Any = getattr(model, "_orig_mod", None)
+    if isinstance(compiled, nn.Module):
+        model = compiled
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     device, dtype = _device_and_dtype(model, dtype)
     batches = as_batches(data, twice=normalize is not None)
-    with measuring(model, device):
-        measured = _measure(model, batches, layers, normalize, dtype, batch_size, classes)
+    with exact_arithmetic(device), keep_random_state(device) as random:
+        measure = functools.partial(
+            _measure,
+            model,
+            batches,
+            normalize=normalize,
+            classes=classes,
+            skip_unsupported=skip_unsupported,
+            random=random,
+        )
+        measured = measure(layers, dtype, batch_size)
         uncertain = measured.uncertain()
         if uncertain and dtype == torch.float32 and not isinstance(batches, Iterator):
+            size = None if batch_size is None else max(1, batch_size // 2)
             # Not every model and device can: then it is left at saying so, in `rounding`.
             with contextlib.suppress(RuntimeError, TypeError, UnsupportedModelError):
-                double = torch.float64
-                size = None if batch_size is None else max(1, batch_size // 2)
-                measured.replace(
-                    _measure(model, batches, uncertain, normalize, double, size, classes)
-                )
+                measured.replace(measure(uncertain, torch.float64, size))
     return measured.result(normalize)
 
 
@@ -148,27 +163,31 @@ def _measure(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     layers: str | Sequence[str],
-    normalize: Normalize | None,
     dtype: torch.dtype,
     batch_size: int | None,
+    *,
+    normalize: Normalize | None,
     classes: int | None,
+    skip_unsupported: bool,
+    random: RandomState,
 ) -> Accumulator:
-    state = copy_state(model, dtype)
-    device = next(iter(state.values())).device
+    device = next(model.parameters()).device
     source = iterate(batches, device, dtype, MOST_SAMPLES)
     first = _first_samples(source)
-    found = locate(model, state, first[0], layers)
+    network, found = locate(
+        model, dtype, first[0], layers, skip_unsupported=skip_unsupported, random=random
+    )
     budget = memory_budget(device) // 2
-    weights = sum(value.nbytes for value in state.values())
+    weights = sum(parameter.nbytes for parameter in network.model.parameters())
     size = batch_size or most_samples(budget, found.graph_bytes, found.map_bytes, weights, device)
     scales: dict[str, Tensor] = {}
     chunks = _resume(first, source, size)
     if normalize == "input":
         # One pass after the other: some loaders have only one iterator.
         source.close()
-        scales = _input_scales(model, state, found, iterate(batches, device, dtype, size))
+        scales = input_scales(network, found.names, iterate(batches, device, dtype, size))
         chunks = iterate(batches, device, dtype, size)
-    measured = Accumulator(model, state, found, scales, budget, classes)
+    measured = Accumulator(network, found, scales, budget, classes)
     for x, y in chunks:
         measured.add(x, y)
     return measured
@@ -180,8 +199,6 @@ def _device_and_dtype(
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise UnsupportedModelError("the model has no parameters")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError("TorchScript models cannot be measured; torch.export's can")
     devices = sorted({str(p.device) for p in model.parameters()})
     if len(devices) > 1:
         raise UnsupportedModelError(f"the model is spread over several devices: {devices}")
@@ -212,16 +229,3 @@ def _resume(
     """Yield batches of at most `size` samples."""
     for x, y in itertools.chain([first], rest):
         yield from zip(torch.split(x, size), torch.split(y, size), strict=True)
-
-
-def _input_scales(
-    model: nn.Module, state: State, found: Located, batches: Iterable[tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
-    """Return the standard deviation of every input channel of the measured layers."""
-    moments = ChannelMoments()
-    for x, _ in batches:
-        run = forward(model, state, x, found.layers, found.classifier)
-        moments.add(run.inputs)
-        if found.head and found.classifier is not None:
-            moments.add({found.classifier: run.features.detach()})
-    return moments.scales(next(iter(state.values())).dtype)

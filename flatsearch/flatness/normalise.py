@@ -7,20 +7,38 @@ with it, is the same function with such a scaling taken out; the measure of that
 invariances.
 
 A channel that is the same everywhere has no standard deviation: it is divided by its absolute
-value instead, which keeps the invariance, and one that is 0 everywhere counts for nothing.
+value instead, which keeps the invariance, and one that is 0 everywhere counts for nothing. Padding
+directly in front of a convolution is part of the convolution and does not count.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from flatsearch.errors import UnsupportedModelError
+from flatsearch.flatness.forward import call
+from flatsearch.flatness.watch import without_hooks
 
-__all__ = ["ChannelMoments", "scale_input", "scale_kernel"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from flatsearch.flatness.forward import Network
+
+__all__ = ["ChannelMoments", "input_scales", "scale_input", "scale_kernel"]
+
+_ATEN = torch.ops.aten
+_PADDINGS = {
+    F.pad,
+    torch.constant_pad_nd,
+    _ATEN.constant_pad_nd.default,
+    _ATEN.pad.default,
+    _ATEN.reflection_pad2d.default,
+    _ATEN.replication_pad2d.default,
+}
 
 
 class ChannelMoments:
@@ -57,6 +75,64 @@ class ChannelMoments:
             constant = deviation <= 10 * self._precision * mean.abs()
             result[name] = torch.where(constant, mean.abs(), deviation).to(dtype)
         return result
+
+
+class _Measuring(without_hooks):
+    """Takes in what convolutions and linear layers are given, without the padding around it."""
+
+    def __init__(self, kernels: Mapping[int, str], moments: ChannelMoments) -> None:
+        super().__init__()
+        self._kernels, self._moments = kernels, moments
+        self._padded: tuple[Tensor, Tensor] | None = None
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what the function returns."""
+        kwargs = kwargs or {}
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        name = self._kernels.get(id(weight))
+        if weight is not None and name is not None:
+            x = args[0] if args else kwargs["input"]
+            if self._padded is not None and self._padded[1] is x:
+                x = self._padded[0]
+            self._moments.add({name: x.flatten(0, -2) if weight.ndim == 2 else x})
+        result = super().__torch_function__(function, types, args, kwargs)
+        if function in _PADDINGS:
+            self._padded = (args[0] if args else kwargs["input"], result)
+        return result
+
+
+def input_scales(
+    network: Network, layers: Iterable[str], batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the standard deviation of every input channel of the measured layers.
+
+    Args:
+        network: What is run.
+        layers: The layers' names.
+        batches: The data.
+
+    Returns:
+        (C_in,) per layer.
+
+    Raises:
+        UnsupportedModelError: If a layer is called by something that Python does not see.
+    """
+    moments = ChannelMoments()
+    kernels = {id(network.kernels[name]): name for name in layers}
+    with torch.no_grad(), _Measuring(kernels, moments):
+        for x, _ in batches:
+            call(network.model, x)
+    scales = moments.scales(next(network.model.parameters()).dtype)
+    for name in kernels.values():
+        if name not in scales:
+            raise UnsupportedModelError(f"layer {name!r}: its input cannot be normalised")
+    return scales
 
 
 def scale_input(x: Tensor, scale: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ __all__ = [
     "MOVING",
     "NORMALISING",
     "ONCE",
+    "PASSIVE",
     "POINTWISE",
     "POOLING",
     "PRODUCTS",
@@ -118,6 +119,13 @@ RESHAPING = frozenset({
     "SqueezeBackward2",
     "UnsafeViewBackward0",
     "UnsqueezeBackward0",
+    "ViewBackward0",
+})
+# They hand on what they are given, in another shape.
+PASSIVE = frozenset({
+    "AliasBackward0",
+    "CloneBackward0",
+    "UnsafeViewBackward0",
     "ViewBackward0",
 })
 JOINING = frozenset({"CatBackward0", "StackBackward0"})

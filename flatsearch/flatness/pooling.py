@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from flatsearch.flatness.graph import dimensions, inputs, ordered, shape_of
+from flatsearch.flatness.graph import dimensions, inputs, name_of, ordered, shape_of
 from flatsearch.flatness.operations import REDUCING
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ Factors = list[tuple[Kind, int]]
 
 _RESHAPES = frozenset({
     "AliasBackward0",
-    "AsStridedBackward1",
     "ReshapeAliasBackward0",
     "SqueezeBackward0",
     "SqueezeBackward1",
@@ -77,7 +76,7 @@ def pooling(logits: Tensor, convolution: Any) -> Literal["global", "flattened", 
             continue
         before = [behind[operand] for operand in operands]
         after = behind[node] = _follow(node, behind)
-        if node.name() in _RESHAPES and len(after) == 2 and _has(after[:1], "sample"):
+        if name_of(node) in _RESHAPES and len(after) == 2 and _has(after[:1], "sample"):
             if _has(after[1:], "position") and not _has(after[:1], "position", "other"):
                 return "flattened"
         elif (
@@ -95,7 +94,7 @@ def _has(dims: Sequence[Factors], *kinds: Kind) -> bool:
 
 def _follow(node: Any, behind: dict[Any, list[Factors]]) -> list[Factors]:
     """Return the dimensions of an operation's result."""
-    name, shape = node.name(), shape_of(node)
+    name, shape = name_of(node), shape_of(node)
     operand = next(previous for previous in inputs(node) if previous in behind)
     dims = behind[operand]
     if name in _RESHAPES:

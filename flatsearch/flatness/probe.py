@@ -1,122 +1,231 @@
-"""One forward pass of a few samples that records everything a network calls."""
+"""One forward pass of a few samples, with everything that was called."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.autograd import grad
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
-from flatsearch.flatness.forward import State, call, disagree, hooks, layer_input
+from flatsearch.errors import UnsupportedModelError
+from flatsearch.flatness.convolutions import Convolution, find_convolutions, leaf_users, used_once
+from flatsearch.flatness.forward import (
+    CHANGED_IN_PLACE,
+    HIDDEN,
+    USED_ELSEWHERE,
+    Network,
+    call,
+    classifier_input,
+    disagree,
+    influential,
+)
+from flatsearch.flatness.graph import match_layouts, ordered
+from flatsearch.flatness.parameters import Parameters
+from flatsearch.flatness.replica import modules_with_gradient_hooks, replicate
+from flatsearch.flatness.truth import derivatives_are_true, handwritten
+from flatsearch.flatness.watch import Watch
 
-__all__ = ["Call", "Probe"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
+    from torch import Tensor, nn
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a convolution during the probe.
+    from flatsearch.flatness.watch import RandomState
 
-    Attributes:
-        name: The layer's name.
-        input: What the model gave it.
-        input_value: A copy of that, which nothing changes.
-        output: What the model went on with.
-        versions: Of input and output, at the time of the call.
-        edge: Where to differentiate; None if nothing is recorded.
-    """
-
-    name: str
-    input: Tensor
-    input_value: Tensor
-    output: Tensor
-    versions: tuple[int, int]
-    edge: GradientEdge | None
+__all__ = ["Probe"]
 
 
 class Probe:
-    """One forward pass of a few samples, with everything that was called.
+    """One forward pass of a few samples through a copy of a model.
 
     Attributes:
-        convs: Calls of convolutions, in order.
-        linears: Calls of linear layers: name, input, output.
+        model: The copy, all of whose parameters require gradients.
+        parameters: What they are called.
+        watch: What the graph does not show.
         logits: (N, K).
+        nodes: The recorded operations.
+        convolutions: All convolutions that the logits depend on, in order of execution.
+        classifier: The name of the linear classifier; None if the logits are not one's output.
+        classifier_kernel: The name of its weight.
 
     Args:
-        model: In eval mode.
-        state: Parameters, which require gradients, and buffers.
+        model: The model itself, which is only read.
+        dtype: The precision of the copy.
         x: The samples.
+        copies: Whether the graph keeps copies of what it needs.
+        random: The generators of random numbers.
     """
 
-    def __init__(self, model: nn.Module, state: State, x: Tensor) -> None:
-        self.convs: list[Call] = []
-        self.linears: list[tuple[str, Tensor, Tensor]] = []
-        self._names = {module: name for name, module in model.named_modules()}
-        self._sources: list[Tensor] = []
-        handles = []
-        for module in self._names:
-            if isinstance(module, nn.modules.conv._ConvNd):
-                handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._conv, with_kwargs=True))
-            elif isinstance(module, nn.Linear):
-                handles.append(module.register_forward_hook(self._linear, with_kwargs=True))
-        with hooks(handles), torch.enable_grad():
-            self.logits = call(model, state, x)
-
-    # The model works on copies of the convolutions' inputs and outputs, so that a change in
-    # place shows on the version of what it was given.
-    def _before(
-        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        source = layer_input(args, kwargs)
-        self._sources.append(source.clone() if source.is_inference() else source)
-        return (source.clone(), *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
-
-    def _conv(
-        self, module: nn.Module, args: tuple[Any, ...], _: dict[str, Any], output: Tensor
-    ) -> Tensor:
-        source, passed = self._sources.pop(), output.clone()
-        edge = get_gradient_edge(output) if output.requires_grad else None
-        versions = (source._version, passed._version)
-        name = self._names[module]
-        self.convs.append(Call(name, source, args[0].detach(), passed, versions, edge))
-        return passed
-
-    def _linear(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        x: Tensor,
+        *,
+        copies: bool,
+        random: RandomState,
     ) -> None:
-        self.linears.append((self._names[module], layer_input(args, kwargs), output))
-
-    def reached(self, calls: list[Call]) -> list[Call]:
-        """Return the calls whose output the logits depend on."""
-        recorded = [(call, call.edge) for call in calls if call.edge is not None]
-        if not recorded:
-            return []
-        gradients = grad(
-            self.logits,
-            [edge for _, edge in recorded],
-            torch.ones_like(self.logits),
-            retain_graph=True,
-            allow_unused=True,
+        self._original, self._x = model, x
+        self._network = Network(replicate(model, dtype, share=False), {}, copies=copies)
+        self.model = self._network.model
+        require_gradients(self.model)
+        self.parameters = Parameters(self.model)
+        self.watch = Watch(random)
+        with self._network.recording(), self.watch, _in_precision(model, dtype):
+            self.logits = call(self.model, x)
+        self.nodes = ordered(self.logits.grad_fn)
+        match_layouts(self.nodes)
+        self.convolutions = find_convolutions(
+            self.nodes, self.parameters, len(x), self.watch.convolutions
         )
-        pairs = zip(recorded, gradients, strict=True)
-        return [call for (call, _), gradient in pairs if gradient is not None]
+        self.classifier = self.classifier_kernel = None
+        self._head: Any = None
+        found = classifier_input(self.logits)
+        if found is not None:
+            self._head = found[1]
+            (self.classifier_kernel, *_) = self.parameters.names(self._head.variable)
+            self.classifier = self.parameters.layer(self.classifier_kernel)
 
-    def classifier(self, state: State) -> tuple[str, Tensor] | None:
-        """Return the linear classifier's name and input, if the logits are one's output."""
-        if not self.linears:
-            return None
-        name, features, output = self.linears[-1]
-        calls = Counter(name for name, _, _ in self.linears)
-        if calls[name] > 1 or f"{name}.weight" not in state or features.ndim != 2:
-            return None
-        V, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
-        plain = F.linear(features, V, bias).detach()
-        logits = self.logits.detach()
-        if bool(disagree(output.detach(), logits) | disagree(plain, logits)):
-            return None
-        return name, features
+    def unseen(self) -> dict[str, Tensor]:
+        """Return the kernels that no recorded operation uses, by the parameter's name."""
+        seen = {id(node.variable) for node in leaf_users(self.nodes)}
+        return {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if id(parameter) not in seen and self._is_kernel(name, parameter)
+        }
+
+    def _is_kernel(self, name: str, parameter: Tensor) -> bool:
+        convolved = any(parameter is kernel for kernel in self.watch.convolutions)
+        return convolved or (parameter.ndim >= 3 and self.parameters.is_kernel(name))
+
+    def hidden_convolutions(self) -> list[Convolution]:
+        """Return the convolutions that the logits depend on although autograd has none of it."""
+        names = influential(self.model, self.unseen(), self._x)
+        names.sort(key=self._place)
+        return [Convolution(self.parameters.layer(name), name, None, HIDDEN) for name in names]
+
+    def hidden_after(self, last: Convolution) -> list[Convolution]:
+        """Return those of them that are executed after another one."""
+        place = self._place(last.kernel)
+        if all(self._place(name) <= place for name in self.unseen()):
+            return []
+        return [one for one in self.hidden_convolutions() if self._place(one.kernel) > place]
+
+    def _place(self, kernel: str) -> int:
+        """Return when a convolution was last called with a kernel, -1 if it was not seen."""
+        parameter = self.model.get_parameter(kernel)
+        called = self.watch.convolutions
+        return max((i for i, other in enumerate(called) if other is parameter), default=-1)
+
+    def prove_head(self) -> None:
+        """Check that nothing but the last linear layer uses its kernel.
+
+        Raises:
+            UnsupportedModelError: If something else does.
+        """
+        if not used_once(self.nodes, self._head):
+            raise UnsupportedModelError(f"layer {self.classifier!r}: {USED_ELSEWHERE}")
+
+    def prove_derivatives(self, convolutions: Sequence[Convolution]) -> None:
+        """Check that the logits can be differentiated, and that autograd's derivatives are right.
+
+        Args:
+            convolutions: Those at whose outputs derivatives are taken.
+
+        Raises:
+            UnsupportedModelError: If they are not.
+        """
+        if not convolutions:
+            return
+        self._gradients(self.logits, self.nodes, convolutions)
+        hooked = modules_with_gradient_hooks(self._original)
+        if hooked or self.watch.left_out:
+            self._refuse_changed_gradients(hooked)
+        written = handwritten(self.nodes)
+        if written or self.watch.cut:
+            self._refuse_untrue(convolutions, written)
+
+    def _gradients(
+        self, logits: Tensor, nodes: Sequence[Any], convolutions: Sequence[Convolution]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the derivatives of <c, logits> with a random c at the convolutions' outputs."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        c = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
+        by_name = {
+            convolution.name: convolution.node
+            for convolution in find_convolutions(nodes, self.parameters, len(logits))
+        }
+        edges = [GradientEdge(by_name[convolution.name], 0) for convolution in convolutions]
+        try:
+            return grad(logits, edges, c, retain_graph=True, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if CHANGED_IN_PLACE in str(error):
+                raise
+            reason = " ".join(str(error).split(". ")[0].split())
+            raise UnsupportedModelError(f"the model cannot be differentiated: {reason}") from error
+
+    def _refuse_changed_gradients(self, hooked: Sequence[str]) -> None:
+        """Run the model once more with its hooks on gradients, which must only look at them."""
+        convolutions = [one for one in self.convolutions if not one.problem]
+        expected = self._gradients(self.logits, self.nodes, convolutions)
+        dtype = self.logits.dtype
+        twin = replicate(self._original, dtype, share=False, gradient_hooks=True)
+        require_gradients(twin)
+        parameters, self.parameters = self.parameters, Parameters(twin)
+        try:
+            with Network(twin, {}, copies=self._network.copies).recording():
+                # torch warns of hooks on modules whose inputs require no gradients.
+                logits = call(twin, self._x.detach().requires_grad_())
+            nodes = ordered(logits.grad_fn)
+            match_layouts(nodes)
+            gradients = self._gradients(logits, nodes, convolutions)
+        finally:
+            self.parameters = parameters
+        for a, b in zip(gradients, expected, strict=True):
+            if (a is None) != (b is None) or (a is not None and b is not None and disagree(a, b)):
+                where = ", ".join(repr(name) for name in hooked)
+                what = f"of layer {where}" if hooked else "that the forward pass puts on a tensor"
+                raise UnsupportedModelError(f"a hook {what} changes gradients; remove it")
+
+    def _refuse_untrue(self, convolutions: Sequence[Convolution], written: Sequence[str]) -> None:
+        twin = replicate(self._original, torch.float64, share=False)
+        require_gradients(twin)
+        kernels = {id(twin.get_parameter(convolution.kernel)) for convolution in convolutions}
+        with _in_precision(self._original, torch.float64):
+            true = derivatives_are_true(twin, kernels, self._x.double())
+        if not true:
+            cut = "a tensor that is detached, or computed under torch.no_grad, on the way"
+            why = ", ".join(written) or cut
+            raise UnsupportedModelError(
+                f"autograd's derivatives are not those of the logits, because of {why}"
+            )
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Let every parameter require a gradient that can."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_()
+
+
+@contextlib.contextmanager
+def _in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Refuse models that fail only because they are computed in another precision."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        own = {parameter.dtype for parameter in model.parameters()}
+        if own == {dtype} or CHANGED_IN_PLACE in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise UnsupportedModelError(
+            f"the model cannot be computed in {dtype}, to which it does not convert all of its"
+            f" tensors: {reason}"
+        ) from error

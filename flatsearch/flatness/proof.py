@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.flatness import operations as ops
-from flatsearch.flatness.graph import dimensions, inputs, is_complex, ordered, shape_of
+from flatsearch.flatness.graph import dimensions, inputs, is_complex, name_of, ordered, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +75,7 @@ def _is_affine(node: Any, reach: _Reach) -> bool:
 
 def _curved(node: Any, reach: _Reach) -> int:
     """Return the convolutions that an operation may be curved in."""
-    name = node.name()
+    name = name_of(node)
     if name in ops.PRODUCTS:
         first, second = (reach[node.next_functions[i][0]] for i in ops.PRODUCTS[name])
         return second if name == "DivBackward0" else first & second
@@ -86,7 +86,7 @@ def _curved(node: Any, reach: _Reach) -> int:
 
 def _keeps_channels(node: Any, reach: _Reach, lead: tuple[int, int]) -> bool:
     """Return whether an operation works within (N, C); its operands are checked in their turn."""
-    name, shape = node.name(), shape_of(node)
+    name, shape = name_of(node), shape_of(node)
     ranks = {len(shape_of(previous)) for previous in reach.operands(node)}
     if shape[:2] != lead:
         return False
@@ -109,7 +109,7 @@ def _keeps_channels(node: Any, reach: _Reach, lead: tuple[int, int]) -> bool:
 
 def _keeps_samples(node: Any, reach: _Reach, n: int) -> bool:
     """Return whether an operation works within each sample."""
-    name, shape, operands = node.name(), shape_of(node), reach.operands(node)
+    name, shape, operands = name_of(node), shape_of(node), reach.operands(node)
     shapes = [shape_of(previous) for previous in operands]
     if any(s[:1] != (n,) for s in [shape, *shapes]):
         return False
@@ -141,16 +141,16 @@ def _keeps_samples(node: Any, reach: _Reach, n: int) -> bool:
     return same_rank and (name in ops.KINKED | ops.CURVED | ops.BROADCASTING)
 
 
-def _is_linear_head(nodes: set[Any], features: Any) -> bool:
-    """Return whether the nodes between features and logits are one linear layer of the features."""
-    matrix = [node for node in nodes if node.name() in {"AddmmBackward0", "MmBackward0"}]
-    passive = {"AliasBackward0", "CloneBackward0", "UnsafeViewBackward0", "ViewBackward0"}
-    if len(matrix) != 1 or any(n.name() not in passive for n in nodes if n not in matrix):
+def _is_linear_head(logits: Any, features: Any, reach: _Reach) -> bool:
+    """Return whether the logits are one linear layer of the features, with constant weights."""
+    while name_of(logits) in ops.PASSIVE:
+        logits = logits.next_functions[0][0]
+    if name_of(logits) not in {"AddmmBackward0", "MmBackward0"}:
         return False
-    data, _ = ops.PRODUCTS[matrix[0].name()]
-    below = {previous for node in nodes for previous in inputs(node)} - nodes
-    # neither the weights nor the bias may depend on the features
-    return below == {features} and inputs(matrix[0]) == [matrix[0].next_functions[data][0]]
+    place, _ = ops.PRODUCTS[name_of(logits)]
+    operands = [previous for previous, _ in logits.next_functions]
+    constants = [operand for i, operand in enumerate(operands) if i != place]
+    return operands[place] is features and not any(reach[operand] for operand in constants)
 
 
 def examine(logits: Tensor, features: Tensor, taps: Mapping[str, GradientEdge]) -> Proof:
@@ -169,7 +169,6 @@ def examine(logits: Tensor, features: Tensor, taps: Mapping[str, GradientEdge]) 
     lead = (n, features.shape[1] if features.ndim == 2 else 0)
     tail = set(ordered(features.grad_fn))
     order = ordered(logits.grad_fn)
-    plain = features is logits or _is_linear_head(set(order) - tail, features.grad_fn)
     bits = {edge.node: 1 << i for i, edge in enumerate(taps.values())}
     reach = _Reach()
     combined: dict[Any, int] = {}  # convolutions whose positions the node's value may combine
@@ -188,13 +187,13 @@ def examine(logits: Tensor, features: Tensor, taps: Mapping[str, GradientEdge]) 
             curved |= bent
             if node in tail:
                 # A curved operation that is not entrywise couples positions by itself.
-                coupling |= bent & together if node.name() in ops.POINTWISE else bent
-                if node.name() in ops.ONCE or unusual:
+                coupling |= bent & together if name_of(node) in ops.POINTWISE else bent
+                if name_of(node) in ops.ONCE or unusual:
                     coupling |= into
                 if not _keeps_channels(node, reach, lead):
                     mixing |= into
             samplewise = samplewise and _keeps_samples(node, reach, n)
-            if node.name() not in ops.POINTWISE:
+            if name_of(node) not in ops.POINTWISE:
                 together |= into
         combined[node] = together
         reach[node] = into | bit
@@ -205,6 +204,7 @@ def examine(logits: Tensor, features: Tensor, taps: Mapping[str, GradientEdge]) 
 
     # A convolution that the logits of this batch do not depend on is nobody's channel.
     absent = ~reach[logits.grad_fn]
+    plain = features is logits or _is_linear_head(logits.grad_fn, features.grad_fn, reach)
     channelwise = without(mixing | absent) if plain else frozenset[str]()
     pointwise = channelwise & without(coupling)
     return Proof(samplewise or n == 1, without(curved), channelwise, pointwise)

@@ -21,7 +21,7 @@ the loss (nats), and a sum over layers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -112,7 +112,8 @@ class FlatnessResult(Flatness):
         classes: How many columns of the softmax's root were drawn for every sample, of layers that
             take a backward pass for each: the numbers are estimates then, exact in expectation, and
             the standard errors contain the spread of the draw. None where everything is exact.
-        layers: The same numbers per layer, by module name, in order of execution.
+        layers: The same numbers per layer, by the layer's name, in order of execution.
+        skipped: The layers that were to be measured but are not covered, with the reasons.
     """
 
     loss: float
@@ -122,6 +123,7 @@ class FlatnessResult(Flatness):
     normalize: Literal["input"] | None
     classes: int | None
     layers: Mapping[str, LayerFlatness]
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

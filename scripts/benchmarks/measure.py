@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from flatsearch.flatness.contraction import cheaper, multiply_adds
-from flatsearch.flatness.geometry import read_geometry
+from flatsearch.flatness.geometry import ConvGeometry
 from flatsearch.networks.cost import count_flops
 
 if TYPE_CHECKING:
@@ -131,6 +131,13 @@ def floor(net: nn.Sequential, size: int, layers: str) -> float:
         net(torch.zeros(1, 3, size, size))
     for handle in keep:
         handle.remove()
+
+    def read_geometry(conv: nn.Conv2d) -> ConvGeometry:
+        rows, columns = conv.padding
+        padding = (columns, columns, rows, rows)
+        return ConvGeometry(
+            conv.kernel_size, conv.stride, conv.dilation, padding, groups=conv.groups
+        )
 
     def contraction(conv: nn.Conv2d, x: Tensor, factors: int | None) -> int:
         rows, columns = x.shape[2:]

@@ -109,6 +109,18 @@ def test_an_exported_program() -> None:
     assert found["relative_flatness"] == pytest.approx(expected.relative_flatness, rel=1e-4)
 
 
+def test_layers_that_are_not_covered() -> None:
+    export(Model(), "model.pt2")
+    options = ("model.pt2", "--data", "digits", "--samples", "8", "--layers", "all")
+    refused("layer 'twice': its kernel is used 2 times in one pass", *options)
+    refused("--skip-unsupported measures the others", *options)
+    out = call("measure", *options, "--skip-unsupported").out
+    assert "left out: layer 'twice': its kernel is used 2 times in one pass" in out
+    found = measured(*options, "--skip-unsupported")
+    assert list(found["layers"]) == ["stem", "last"]
+    assert list(found["skipped"]) == ["twice"]
+
+
 def test_exported_programs_that_cannot_be_measured() -> None:
     Path("damaged.pt2").write_bytes(b"PK nothing")
     export(Model(), "fixed.pt2", any_batch=False)

@@ -19,8 +19,13 @@ def _in_double(model: nn.Module, x: Tensor, layer: str) -> tuple[nn.Module, Tens
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # vmap cannot see through changes in place
-    name = f"{layer}.weight"
+    name = kernel_of(model, layer)
     return model, x.double(), name, model.get_parameter(name).detach()
+
+
+def kernel_of(model: nn.Module, layer: str) -> str:
+    """Return the name of a layer's kernel: its weight, or the layer is called as the kernel is."""
+    return layer if layer in dict(model.named_parameters()) else f"{layer}.weight"
 
 
 def _trace_and_kappa(H: Tensor, W: Tensor) -> tuple[float, float]:
@@ -109,7 +114,7 @@ def by_differences(model: nn.Module, x: Tensor, layer: str) -> tuple[float, floa
 
 
 def by_kernel_gradients(
-    model: nn.Module, x: Tensor, layers: list[str]
+    model: nn.Module, x: Tensor, layers: list[str], *, copied: bool = True
 ) -> dict[str, tuple[float, float]]:
     """Return each layer's Gauss-Newton (trace, kappa) where the matrix itself is too large.
 
@@ -117,8 +122,8 @@ def by_kernel_gradients(
     full K x K Hessian of the cross-entropy in the logits. Each sample is evaluated beside a copy
     of itself: torch's batch norm is not differentiated rightly for one alone.
     """
-    model = copy.deepcopy(model).double().eval()
-    weights = [model.get_parameter(f"{layer}.weight") for layer in layers]
+    model = (copy.deepcopy(model) if copied else model).double().eval()
+    weights = [model.get_parameter(kernel_of(model, layer)) for layer in layers]
     sums = {layer: [0.0, 0.0] for layer in layers}
     for n in range(len(x)):
         logits = model(x[[n, n]].double())[0]

@@ -6,6 +6,7 @@ Which matrix is compared with is decided by what the measure says of itself, and
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import flatsearch
 from tests.flatness import oracle
@@ -70,6 +73,51 @@ class Gate(nn.Module):
         return x * torch.sigmoid(gate)
 
 
+class Attention(nn.Module):
+    """Attention of convolutions behind batch norms, beside its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.q, self.k = nn.Conv2d(channels, 3, 1), nn.Conv2d(channels, 3, 1)
+        self.v, self.norm = nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.norm(self.q(x)).flatten(2), self.k(x).flatten(2), self.v(x).flatten(2)
+        return x + (v @ (q.mT @ k).softmax(-1).mT).view(x.shape)
+
+
+class Function(nn.Module):
+    """A convolution without a module of torch's."""
+
+    def __init__(self, into: int, out: int, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.register_parameter(name, nn.Parameter(0.3 * torch.randn(out, into, 3, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, getattr(self, self.name), padding=1)
+
+
+class Changing(nn.Conv2d):
+    """Clips its input and its output, and returns a tuple."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x.clamp(-1, 1)).clamp(-2, 2), x
+
+
+class First(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](x)[0]
+
+
+class Checkpointed(nn.Sequential):
+    on = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        run = super().forward
+        return checkpoint(run, x, use_reentrant=False) if self.on else run(x)
+
+
 class Shuffle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -101,12 +149,38 @@ class Pool(nn.Module):
 
 @dataclass
 class Net:
-    """A network, and whether anything in it is curved."""
+    """A network, how it is called, and whether anything in it is curved."""
 
     model: nn.Module
     curved: bool
     seed: int
     classes: int
+    samples: int
+    batch_size: int | None
+    channels_last: bool
+    hooked: bool
+
+    def plain(self) -> nn.Module:
+        """Return it as the oracles take it."""
+        model = copy.deepcopy(self.model)
+        for module in model.modules():
+            if isinstance(module, Checkpointed):
+                module.on = False
+        return model
+
+    def dressed(self) -> nn.Module:
+        """Return it as it is measured."""
+        model = copy.deepcopy(self.model)
+        if self.hooked:
+            for module in model.modules():
+                module.register_full_backward_hook(lambda m, into, out: None)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(self.seed)
+        x = torch.randn(self.samples, 2, 9, 8, dtype=torch.float64)
+        y = torch.randint(0, self.classes, (self.samples,))
+        return x.to(memory_format=torch.channels_last) if self.channels_last else x, y
 
 
 def conv(draw: Any, into: int, out: int, *, keep_size: bool) -> nn.Conv2d:
@@ -177,6 +251,24 @@ class Blocks:
             nn.Conv2d(channels, 4, 1),
         ]
 
+    def attention(self) -> list[nn.Module]:
+        self.curved = True
+        return [Attention(self.channels)]
+
+    def function(self) -> list[nn.Module]:
+        name = self.draw(st.sampled_from(["weight", "filters"]))
+        return [Function(self.channels, self.channels, name), self.act()]
+
+    def changing(self) -> list[nn.Module]:
+        return [First(Changing(self.channels, self.channels, 3, padding=1)), self.act()]
+
+    def checkpointed(self) -> list[nn.Module]:
+        return [Checkpointed(*self.add(), self.conv(self.channels))]
+
+    def reparametrised(self) -> list[nn.Module]:
+        conv = self.conv(self.channels)
+        return [parametrizations.weight_norm(conv), self.act()]
+
     def shuffle(self) -> list[nn.Module]:
         return [Shuffle()] if self.channels % 2 == 0 else []
 
@@ -196,7 +288,10 @@ class Blocks:
         return [gap, *between.get(kind, []), linear]
 
 
-KINDS = ["plain", "add", "dense", "parallel", "gate", "separable", "shuffle", "pool"]
+KINDS = [
+    "plain", "plain", "add", "dense", "parallel", "gate", "separable", "shuffle", "pool",
+    "attention", "function", "changing", "checkpointed", "reparametrised",
+]  # fmt: skip
 
 
 @st.composite
@@ -214,33 +309,62 @@ def nets(draw: Any) -> Net:
             nn.init.normal_(module.running_mean, 0, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
             nn.init.normal_(module.weight, 1, 0.3)
-    return Net(model, blocks.curved, seed, classes)
+    samples = draw(st.integers(1, 3))
+    return Net(
+        model,
+        blocks.curved,
+        seed,
+        classes,
+        samples,
+        draw(st.sampled_from([None, 1, 2])),
+        channels_last=draw(st.booleans()),
+        hooked=draw(st.booleans()),
+    )
+
+
+def layer_of(name: str) -> str:
+    """Return what the layer of a kernel is called."""
+    path, _, attribute = name.rpartition(".")
+    return path if attribute == "weight" else name
 
 
 def compare(net: Net, layers: str) -> str:
     """Compare the measured convolutions, and return the kind."""
-    torch.manual_seed(net.seed)
-    x = torch.randn(3, 2, 9, 8, dtype=torch.float64)
-    y = torch.randint(0, net.classes, (3,))
+    model, plain, (x, y) = net.dressed(), net.plain(), net.images()
+    # torch's batch norm is not differentiated rightly for one sample alone
+    twice = (x.repeat(2, 1, 1, 1), y.repeat(2)) if len(x) == 1 else (x, y)
     try:
-        net.model(x)
+        before = model(x)
     except RuntimeError:
         reject()  # the map has become smaller than a kernel
-    result = flatsearch.relative_flatness(net.model, (x, y), layers=layers)
+    try:
+        result = flatsearch.relative_flatness(
+            model, (x, y), layers=layers, batch_size=net.batch_size, skip_unsupported=True
+        )
+    except flatsearch.UnsupportedModelError as error:
+        # The last convolution has no plain kernel.
+        assert layers == "last"
+        assert "is reparametrised (WeightNorm)" in str(error)
+        return "refused"
+    finally:
+        assert torch.equal(model(x), before)
+    kernels = [name for name, value in plain.named_parameters() if value.ndim == 4]
+    reparametrised = {name.partition(".param")[0] for name in kernels if "parametrizations" in name}
     if layers == "all":
-        names = [name for name, m in net.model.named_modules() if isinstance(m, nn.Conv2d)]
-        assert sorted(result.layers) == sorted(names)
+        names = {layer_of(name) for name in kernels if "parametrizations" not in name}
+        assert set(result.layers) == names
+        assert set(result.skipped) == reparametrised
     if not net.curved:
         assert result.kind == "hessian"
     total = 0.0
     for name, layer in result.layers.items():
         if result.kind == "hessian":
-            trace, kappa = oracle.by_hessian(net.model, x, y, name)
+            trace, kappa = oracle.by_hessian(plain, *twice, name)
         else:
-            trace, kappa = oracle.by_gauss_newton(net.model, x, name)
+            trace, kappa = oracle.by_gauss_newton(plain, twice[0], name)
         assert layer.hessian_trace == pytest.approx(trace, rel=1e-8, abs=1e-14)
         # kappa may cancel between filters: the scale is that of its terms
-        weight = net.model.get_parameter(f"{name}.weight").detach()
+        weight = plain.get_parameter(oracle.kernel_of(plain, name)).detach()
         scale = abs(trace) * float(weight.square().sum())
         assert layer.relative_flatness == pytest.approx(kappa, rel=1e-8, abs=1e-12 * scale)
         total += kappa

@@ -212,9 +212,9 @@ def test_classes_and_samples_in_small_blocks(monkeypatch: pytest.MonkeyPatch) ->
     seen = []
     forward = accumulate.forward
 
-    def watched(model: nn.Module, state: object, x: Tensor, *rest: object) -> object:
+    def watched(network: object, x: Tensor, *rest: object) -> object:
         seen.append(len(x))
-        return forward(model, state, x, *rest)  # type: ignore[arg-type]
+        return forward(network, x, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(accumulate, "forward", watched)
     monkeypatch.setattr(measure, "memory_budget", lambda device: 1)
@@ -352,3 +352,22 @@ def test_estimated_from_some_classes() -> None:
     assert enough == flatsearch.relative_flatness(model, (x, y), layers="all")
     with pytest.raises(ValueError, match="`classes` must be at least 1 but got 0"):
         flatsearch.relative_flatness(model, (x, y), classes=0)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "replicate"])
+def test_padding_in_front_of_a_convolution_is_part_of_it(mode: str) -> None:
+    torch.manual_seed(0)
+    pad = nn.ZeroPad2d(1) if mode == "zeros" else nn.ReplicationPad2d(1)
+    conv, apart = nn.Conv2d(4, 5, 3, padding=1, padding_mode=mode), nn.Conv2d(4, 5, 3)
+    apart.load_state_dict(conv.state_dict())
+    stem, head, (x, y) = nn.Conv2d(2, 4, 3), nn.Linear(5, 3), images(8)
+    together = nn.Sequential(stem, nn.Tanh(), conv, nn.GELU(), GapByMean(), head)
+    split = nn.Sequential(stem, nn.Tanh(), nn.Sequential(pad, apart), nn.GELU(), GapByMean(), head)
+    for normalize in (None, "input"):
+        results = [
+            flatsearch.relative_flatness(net, (x, y), normalize=normalize, dtype=torch.float64)
+            for net in (together, split)
+        ]
+        assert [list(result.layers) for result in results] == [["2"], ["2.1"]]
+        kappas = [result.relative_flatness for result in results]
+        assert kappas[1] == pytest.approx(kappas[0], rel=1e-10)

@@ -1,0 +1,103 @@
+"""What a network's parameters are called, which layer they belong to, and what makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+__all__ = ["Parameters"]
+
+_MODULES = "torch.nn.utils"
+
+
+class Parameters:
+    """The parameters of a model, by what they are.
+
+    Args:
+        model: Any module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules())
+        self._names: dict[int, list[str]] = {}
+        self._tensors: list[Tensor] = []  # keeps their ids in use
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self._tensors.append(parameter)
+            self._names.setdefault(id(parameter), []).append(name)
+
+    def names(self, parameter: Tensor) -> list[str]:
+        """Return all names that a parameter has; none for a tensor that is not the model's."""
+        return self._names.get(id(parameter), [])
+
+    def owner(self, name: str) -> tuple[str, nn.Module]:
+        """Return the name of the module that a parameter belongs to, and the module."""
+        path, _, _ = name.rpartition(".")
+        path, _, _ = path.partition("parametrizations.")
+        path = path.removesuffix(".")
+        return path, self._modules[path]
+
+    def layer(self, name: str) -> str:
+        """Return what the layer with a kernel is called.
+
+        Args:
+            name: The kernel's name.
+
+        Returns:
+            The name of the module whose weight it is, or is made from; the kernel's own name if it
+            is not called a weight.
+        """
+        path, _ = self.owner(name)
+        named = name == f"{path}.weight" or self.is_kernel(name)
+        return path if path and named else name
+
+    def is_kernel(self, name: str) -> bool:
+        """Return whether a parameter is the weight of a convolution or a linear layer.
+
+        Args:
+            name: The parameter's name, or that of one which the weight is made from.
+        """
+        path, module = self.owner(name)
+        made = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        named = made or "conv" in type(module).__name__.lower()
+        return named and "weight" in name.removeprefix(path)
+
+    def kind(self, name: str) -> str:
+        """Return what the module that a parameter belongs to is called in Python."""
+        return type(self.owner(name)[1]).__name__
+
+    def computation(self, name: str) -> str:
+        """Say how a kernel is computed from a parameter, and what undoes that.
+
+        Args:
+            name: The parameter's name.
+
+        Returns:
+            The end of a sentence that starts with the kernel.
+        """
+        path, module = self.owner(name)
+        call = f"(model.get_submodule({path!r})" if path else "(model"
+        made = getattr(module, "parametrizations", None)
+        if ".parametrizations." in f".{name}" and made is not None:
+            attribute = name.rpartition("parametrizations.")[2].partition(".")[0]
+            by = ", ".join(type(part).__name__.strip("_") for part in made[attribute])
+            undo = f"{_MODULES}.parametrize.remove_parametrizations{call}, {attribute!r})"
+            return f"is reparametrised ({by}): {undo} makes it plain"
+        for hook in module._forward_pre_hooks.values():
+            undo = _undo(hook, call)
+            if undo:
+                return f"is reparametrised ({type(hook).__name__}): {undo} makes it plain"
+        return f"is computed from {name!r} in the forward pass"
+
+
+def _undo(hook: Any, call: str) -> str:
+    if isinstance(hook, WeightNorm):
+        return f"{_MODULES}.remove_weight_norm{call}, {hook.name!r})"
+    if isinstance(hook, SpectralNorm):
+        return f"{_MODULES}.remove_spectral_norm{call}, {hook.name!r})"
+    if isinstance(hook, BasePruningMethod):
+        return f"{_MODULES}.prune.remove{call}, {hook._tensor_name!r})"
+    return ""

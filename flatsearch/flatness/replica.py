@@ -1,0 +1,249 @@
+"""A copy of a model that can be run and differentiated without a trace in the model.
+
+Modules may keep tensors in eval mode, count their calls, change buffers or parameters in place,
+and other threads may use them at the same time. So it is never the model itself that is run, but
+a copy: everything that belongs to a module and can change is copied (containers, tensors, objects
+of the user's classes, the closures of hooks), and its tensors have the measure's precision.
+Parameters share their storage with the model's where that is asked for.
+
+What is left behind: hooks on gradients, which are not part of what the model computes, and
+compiled versions of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import enum
+import functools
+import random
+import sys
+import types
+import weakref
+from collections import OrderedDict, deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from flatsearch.errors import UnsupportedModelError
+
+__all__ = ["changed", "modules_with_gradient_hooks", "replicate"]
+
+_HOOKS_ON_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")
+_CONSTANTS = (type(None), bool, int, float, str, type, enum.Enum, types.ModuleType, torch.dtype)
+_DEEP = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
+_FOREIGN = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
+
+
+def modules_with_gradient_hooks(model: nn.Module) -> list[str]:
+    """Return the names of the modules with hooks on gradients."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if any(getattr(module, hooks, None) for hooks in _HOOKS_ON_GRADIENTS)
+    ]
+
+
+def replicate(
+    model: nn.Module, dtype: torch.dtype, *, share: bool, gradient_hooks: bool = False
+) -> nn.Module:
+    """Return a copy of a model in eval mode.
+
+    Args:
+        model: Any module; it is only read.
+        dtype: The precision of the copy's floating-point tensors.
+        share: Whether its parameters share storage with the model's where the precision is the
+            same. They must not be changed then.
+        gradient_hooks: Whether the hooks on gradients are copied too.
+
+    Returns:
+        The copy, none of whose tensors requires a gradient.
+
+    Raises:
+        UnsupportedModelError: If a part of it cannot be copied; names it.
+    """
+    copier = _Copier(model, dtype, share=share, gradient_hooks=gradient_hooks)
+    result: nn.Module = copier(model)
+    try:
+        result.eval()
+    except NotImplementedError:  # programs by torch.export have no modes
+        for module in result.modules():
+            module.training = False
+    return result
+
+
+class _Copier:
+    """Copies whatever may belong to a module; what is met twice is copied once."""
+
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, *, share: bool, gradient_hooks: bool
+    ) -> None:
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._dtype, self._share, self._gradient_hooks = dtype, share, gradient_hooks
+        self._copies: dict[int, tuple[Any, Any]] = {}  # with the originals, to keep them alive
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, _CONSTANTS):
+            return value
+        if id(value) in self._copies:
+            return self._copies[id(value)][1]
+        if isinstance(value, nn.Module):
+            return self._module(value)
+        if isinstance(value, Tensor):
+            return self._keep(value, self._tensor(value))
+        if isinstance(value, (dict, list, set, deque, tuple)):
+            return self._container(value)
+        if isinstance(value, types.MethodType):
+            owner = self(value.__self__)
+            return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, functools.partial):
+            parts = (self(value.func), self(value.args), self(value.keywords))
+            return self._keep(value, type(value)(parts[0], *parts[1], **parts[2]))
+        if isinstance(value, weakref.ref):
+            target = value()
+            return value if id(target) not in self._names else weakref.ref(self(target))
+        if isinstance(value, torch.Generator):
+            twin = torch.Generator(value.device)
+            return self._keep(value, twin.set_state(value.get_state()))
+        if isinstance(value, _DEEP):
+            return self._keep(value, copy.deepcopy(value))
+        return self._object(value)
+
+    def _keep(self, value: Any, twin: Any) -> Any:
+        self._copies[id(value)] = (value, twin)
+        return twin
+
+    def _module(self, module: nn.Module) -> Any:
+        if isinstance(module, torch.jit.ScriptModule):
+            name = self._names.get(id(module), "")
+            where = f"layer {name!r} is" if name else "the model is"
+            raise UnsupportedModelError(
+                f"{where} TorchScript, which hides its kernels and operations;"
+                " measure the module that it was made from, or torch.export's"
+            )
+        if "_orig_mod" in module._modules:  # what torch.compile wraps
+            return self._keep(module, self(module._orig_mod))
+        twin = self._keep(module, object.__new__(type(module)))
+        attributes = dict(module.__dict__)
+        attributes["_compiled_call_impl"] = None
+        twin.__dict__.update({name: self(value) for name, value in attributes.items()})
+        if not self._gradient_hooks:
+            for hooks in _HOOKS_ON_GRADIENTS:
+                setattr(twin, hooks, OrderedDict())
+        return twin
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            raise UnsupportedModelError(
+                "a parameter of a lazy layer has no shape yet; run the model once before"
+            )
+        data = tensor.detach()
+        if data.is_floating_point() and not data.is_quantized:
+            data = data.to(self._dtype)
+        alias = data.data_ptr() == tensor.data_ptr() if data.layout == torch.strided else True
+        shared = self._share and isinstance(tensor, nn.Parameter) and not tensor.is_inference()
+        if alias and not shared:
+            data = data.clone()
+        return nn.Parameter(data, False) if isinstance(tensor, nn.Parameter) else data
+
+    def _container(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            items = [self(item) for item in value]
+            if all(a is b for a, b in zip(items, value, strict=True)):
+                return value
+            named = hasattr(value, "_fields")
+            return self._keep(value, type(value)(*items) if named else type(value)(items))
+        twin = self._keep(value, copy.copy(value))
+        if isinstance(value, dict):
+            twin.clear()
+            for key, item in value.items():
+                twin[self(key)] = self(item)
+        elif isinstance(value, list):
+            twin[:] = [self(item) for item in value]
+        else:
+            items = [self(item) for item in value]
+            twin.clear()
+            twin.update(items) if isinstance(value, set) else twin.extend(items)
+        return twin
+
+    def _function(self, function: types.FunctionType) -> Any:
+        """Return a function over copies of what it has closed over, or finds by a global name."""
+        names = function.__globals__
+        mine = {
+            name: names[name]
+            for name in function.__code__.co_names
+            if id(names.get(name)) in self._names
+        }
+        if not (function.__closure__ or function.__defaults__ or mine):
+            return function
+        cells = tuple(types.CellType() for _ in function.__closure__ or ())
+        scope = (
+            {**names, **{name: self(module) for name, module in mine.items()}} if mine else names
+        )
+        twin = types.FunctionType(
+            function.__code__, scope, function.__name__, function.__defaults__, cells
+        )
+        self._keep(function, twin)
+        twin.__dict__.update(function.__dict__)
+        twin.__kwdefaults__ = self._of_function(function.__kwdefaults__)
+        twin.__defaults__ = self._of_function(function.__defaults__)
+        for cell, original in zip(cells, function.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # an empty cell
+                cell.cell_contents = self._of_function(original.cell_contents)
+        return twin
+
+    def _of_function(self, value: Any) -> Any:
+        """Return a copy of what a function refers to, as far as a module may be behind it.
+
+        A closure may have hold of anything, whole data sets: tensors and objects in it stay.
+        """
+        if id(value) in self._copies:
+            return self._copies[id(value)][1]
+        if isinstance(value, (nn.Module, types.MethodType, types.FunctionType, functools.partial)):
+            return self(value)
+        if isinstance(value, (list, dict, set, deque)):
+            twin = self._keep(value, copy.copy(value))
+            if isinstance(value, (list, dict)):
+                for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                    twin[key] = self._of_function(item)
+            return twin
+        if isinstance(value, tuple) and type(value) is tuple:
+            return tuple(self._of_function(item) for item in value)
+        return value
+
+    def _object(self, value: Any) -> Any:
+        """Return a copy of an object of the user's classes that has something to change."""
+        kind = type(value)
+        foreign = kind.__module__.partition(".")[0] in _FOREIGN
+        if foreign or not getattr(value, "__dict__", None):
+            return value
+        try:
+            twin = copy.copy(value)
+        except Exception:  # an object may refuse to be copied in any way
+            return value
+        if twin is value or type(twin) is not kind:
+            return value
+        self._keep(value, twin)
+        vars(twin).update({name: self(item) for name, item in vars(value).items()})
+        return twin
+
+
+def changed(model: nn.Module, twin: nn.Module) -> bool:
+    """Return whether a copy's parameters have other values than the model's.
+
+    Args:
+        model: A model.
+        twin: A copy that `replicate` made and that has been run.
+
+    Returns:
+        True also where the copy has other parameters.
+    """
+    pairs = [(a.detach(), b.detach()) for a, b in zip(model.parameters(), twin.parameters())]  # noqa: B905
+    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
+        return True
+    return bool(torch.stack([(a != b).any() for a, b in pairs]).any())

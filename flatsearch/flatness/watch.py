@@ -1,0 +1,218 @@
+"""What a model does in a forward pass that the recorded graph does not show."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["RandomState", "Watch", "keep_random_state", "kernel_of", "perturbing", "without_hooks"]
+
+_HOOKS = {Tensor.register_hook, Tensor.retain_grad}
+# What is computed from the result is a constant to autograd.
+_CUTS = {
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.detach,
+    Tensor.detach_,
+    Tensor.item,
+    Tensor.numpy,
+    Tensor.tolist,
+    torch.detach,
+}
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+# In the names of what may draw random numbers, beside others.
+_RANDOM = (
+    "attention", "bernoulli", "cauchy", "drop", "exponential", "fractional", "geometric", "gumbel",
+    "multinomial", "normal", "poisson", "rand", "rrelu", "uniform",
+)  # fmt: skip
+
+
+class _Handle:
+    """Stands for the handle of a hook that is not there."""
+
+    def remove(self) -> None:
+        """Do nothing."""
+
+
+class without_hooks(TorchFunctionMode):  # noqa: N801 - a context
+    """Leaves out the hooks that a model puts on tensors.
+
+    They see gradients that are nobody's, or change them; and tensors in front of the measured
+    layers do not even take hooks.
+
+    Attributes:
+        left_out: Whether there was one.
+    """
+
+    left_out = False
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what the function returns."""
+        if function in _HOOKS:
+            self.left_out = True
+            return _Handle()
+        return function(*args, **(kwargs or {}))
+
+
+class RandomState:
+    """The states of the generators of random numbers that a model may draw from.
+
+    They are the process's, so they are set back only if the model is seen to draw: other threads
+    draw too.
+
+    Args:
+        device: The model's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._first = self.current()
+        self._drawn = False
+
+    def current(self) -> list[Tensor]:
+        """Return the states."""
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states
+
+    def notice(self, before: list[Tensor]) -> None:
+        """Note whether something has been drawn since."""
+        pairs = zip(before, self.current(), strict=True)
+        self._drawn = self._drawn or not all(torch.equal(a, b) for a, b in pairs)
+
+    def restore(self) -> None:
+        """Set the states back to those of the beginning, if the model has drawn."""
+        if self._drawn:
+            torch.set_rng_state(self._first[0])
+            if self._device.type == "cuda":
+                torch.cuda.set_rng_state(self._first[1], self._device)
+
+
+@contextlib.contextmanager
+def keep_random_state(device: torch.device) -> Iterator[RandomState]:
+    """Set the generators of random numbers back afterwards if the model has drawn some.
+
+    Args:
+        device: The model's.
+
+    Yields:
+        What has to be told of operations that may draw.
+    """
+    state = RandomState(device)
+    try:
+        yield state
+    finally:
+        state.restore()
+
+
+class Watch(without_hooks):
+    """Sees what a forward pass calls, whether or not autograd does.
+
+    Attributes:
+        cut: Whether something is taken out of the graph, so that autograd's derivatives may be
+            those of something else.
+        largest: Bytes of the input and the output of the largest convolution.
+        convolutions: The kernels of the convolutions, in order.
+
+    Args:
+        random: Told of the operations that draw random numbers.
+    """
+
+    def __init__(self, random: RandomState) -> None:
+        super().__init__()
+        self._random = random
+        self.cut = False
+        self.largest = 0
+        self.convolutions: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what the function returns."""
+        name = getattr(function, "__name__", "")
+        before = self._random.current() if any(word in name for word in _RANDOM) else None
+        result = super().__torch_function__(function, types, args, kwargs)
+        if before is not None:
+            self._random.notice(before)
+        taken = function in _CUTS or function == _DATA
+        hidden = isinstance(result, Tensor) and not torch.is_grad_enabled()
+        if (taken or hidden) and any(
+            isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves((args, kwargs))
+        ):
+            self.cut = True
+        kernel = kernel_of(function, args, kwargs)
+        if kernel is not None:
+            x = args[0] if args else (kwargs or {})["input"]
+            self.convolutions.append(kernel)
+            self.largest = max(self.largest, x.nbytes + result.nbytes)
+        return result
+
+
+def kernel_of(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+) -> Tensor | None:
+    """Return the kernel that a convolution is called with; None if the function is no such.
+
+    Args:
+        function: Whatever is called.
+        args: Its arguments.
+        kwargs: Those by name.
+
+    Returns:
+        The tensor that the caller gave.
+    """
+    if "conv" not in getattr(function, "__name__", ""):
+        return None
+    weight = args[1] if len(args) > 1 else (kwargs or {}).get("weight")
+    return weight if isinstance(weight, Tensor) else None
+
+
+class perturbing(TorchFunctionMode):  # noqa: N801 - a context
+    """Changes the outputs of convolutions, which autograd does not know of.
+
+    Attributes:
+        outputs: What they were, by the id of the kernel.
+
+    Args:
+        changes: By which fraction each output changes, by the id of the kernel.
+        step: What the fractions are multiplied with.
+    """
+
+    def __init__(self, changes: Mapping[int, Tensor], step: float) -> None:
+        super().__init__()
+        self.outputs: dict[int, Tensor] = {}
+        self._changes, self._step = changes, step
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what the function returns, changed."""
+        result = function(*args, **(kwargs or {}))
+        key = id(kernel_of(function, args, kwargs))
+        if key in self._changes:
+            self.outputs[key] = result.detach()
+            return result * (1 + self._step * self._changes[key])
+        return result

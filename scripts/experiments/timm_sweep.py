@@ -1,0 +1,246 @@
+"""Every convolution of timm's networks against an independent computation in float64.
+
+Protocol. Of every module of timm's models, up to --per-module networks, spread evenly over its
+list, with at most --most-parameters parameters: random weights, five classes, batch statistics of
+random images, two random images as small as the network takes. `relative_flatness` with
+layers="all", skip_unsupported=True, in float64; every measured layer is compared with
+tests/flatness/oracle.py (autograd's kernel gradients of each logit of each image, and the K x K
+Hessian of the cross-entropy; each image beside a copy of itself). The networks' own results are
+compared before and after, to the bit. One network at a time in a process of its own, which is
+killed after --seconds.
+
+Writes one row per network to --out as soon as it is done; networks that have a row are left out,
+so the script can be stopped at any time and goes on where it was. timm is no dependency:
+
+    pip install --no-deps timm huggingface_hub safetensors pyyaml
+    python scripts/experiments/timm_sweep.py --out scripts/results/timm-sweep.csv
+
+Columns: `model`; `module` of timm; `parameters`; `size` of the images; `layers` measured;
+`skipped` layers; `kind`; `error`, the largest relative deviation of a layer's trace or kappa (of
+kappa relative to the trace times the kernel's square where its terms cancel to less than 1e-6 of
+that); `same`, whether the network gives the same bits afterwards; `reason` of a refusal, or of
+what was skipped, or the exception; `seconds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from flatsearch import UnsupportedModelError, relative_flatness  # noqa: E402
+from tests.flatness import oracle  # noqa: E402
+
+COLUMNS = (
+    "model", "module", "parameters", "size", "layers", "skipped", "kind", "error", "same", "reason",
+    "seconds",
+)  # fmt: skip
+CLASSES = 5
+SIZES = (64, 96, 128, 160, 224, 256)
+
+
+def names_by_module(pattern: str) -> dict[str, list[str]]:
+    """Return the names of timm's networks, by the module that they are defined in."""
+    import timm
+
+    found = defaultdict(list)
+    for name in timm.list_models(pattern):
+        module = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+        found[module].append(name)
+    return dict(found)
+
+
+def spread(names: list[str], count: int) -> list[str]:
+    """Return names that are spread evenly over a list, the first and the last among them."""
+    if len(names) <= count:
+        return names
+    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    """Return a network in float64 with batch statistics that are not special, and two images."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=CLASSES).double()
+    channels, *_ = model.pretrained_cfg.get("input_size", (3, 224, 224))
+    fixed = model.pretrained_cfg.get("fixed_input_size", False)
+    own = model.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
+    for size in [own] if fixed else [*SIZES, own]:
+        images = torch.randn(6, channels, size, size, dtype=torch.float64)
+        try:
+            with torch.no_grad():
+                model.eval()(images[:2])
+        except (RuntimeError, AssertionError, ValueError):  # too small for it
+            continue
+        break
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    if norms:
+        try:
+            with torch.no_grad():
+                model.train()(images)
+        except (RuntimeError, ValueError):  # some need larger maps to train
+            for norm in norms:
+                nn.init.normal_(norm.running_mean, 0, 0.3)
+                nn.init.uniform_(norm.running_var, 0.5, 2)
+    return model.eval(), images[:2]
+
+
+def deviation(model: nn.Module, x: Tensor, layers: Any) -> float:
+    """Return the largest relative deviation of the measured layers from the oracle."""
+    names, worst = list(layers), 0.0
+    expected = {}
+    # a few layers at a time, so that their gradients for all classes fit into memory
+    group: list[str] = []
+    size = 0
+    for name in names:
+        group.append(name)
+        size += model.get_parameter(oracle.kernel_of(model, name)).numel()
+        if size > 4_000_000 or name == names[-1]:
+            expected |= oracle.by_kernel_gradients(model, x, group, copied=False)
+            group, size = [], 0
+    for name in names:
+        trace, kappa = expected[name]
+        square = float(model.get_parameter(oracle.kernel_of(model, name)).detach().square().sum())
+        for value, right, scale in (
+            (layers[name].hessian_trace, trace, 0.0),
+            (layers[name].relative_flatness, kappa, 1e-6 * trace * square),
+        ):
+            if value != right:
+                worst = max(worst, abs(value - right) / max(abs(right), scale))
+    return worst
+
+
+def examine(name: str) -> dict[str, Any]:
+    """Return the row of one network."""
+    model, x = build(name)
+    row: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "size": x.shape[-1],
+    }
+    with torch.no_grad():
+        before = model(x)
+    try:
+        result = relative_flatness(
+            model, (x, torch.tensor([0, 1])), layers="all", skip_unsupported=True
+        )
+    except UnsupportedModelError as error:
+        row["reason"] = str(error)
+    else:
+        row |= {"layers": len(result.layers), "skipped": len(result.skipped), "kind": result.kind}
+        reasons = dict.fromkeys(result.skipped.values())
+        row["reason"] = "; ".join(reasons)
+    with torch.no_grad():
+        row["same"] = bool(torch.equal(before, model(x)))
+    if "layers" in row:
+        row["error"] = f"{deviation(model, x, result.layers):.1e}"
+    return row
+
+
+def work() -> None:
+    """Answer each name on standard input with a row as one line of JSON."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        try:
+            row = examine(line.strip())
+        except Exception as error:  # it is what the row is for
+            traceback.print_exc()
+            row = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        print("ROW " + json.dumps(row), flush=True)
+
+
+class Worker:
+    """A process that examines networks, and can be killed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, name: str, seconds: float) -> dict[str, Any]:
+        """Return the row of a network."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, "--work"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+        process = self._process
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        assert process.stdin is not None  # noqa: S101
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.write(name + "\n")
+        process.stdin.flush()
+        line = next((one for one in process.stdout if one.startswith("ROW ")), "")
+        timer.cancel()
+        if line:
+            return json.loads(line.removeprefix("ROW "))  # type: ignore[no-any-return]
+        return {"reason": f"no answer within {seconds:g} seconds, or the process died"}
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+
+
+def main() -> None:
+    """Examine all networks that have no row yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "scripts/results/timm-sweep.csv")
+    parser.add_argument("--models", default="*", help="a pattern of names")
+    parser.add_argument("--per-module", type=int, default=12)
+    parser.add_argument("--most-parameters", type=float, default=32e6)
+    parser.add_argument("--seconds", type=float, default=900)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work()
+        return
+    import timm
+
+    done = set()
+    if options.out.exists():
+        with options.out.open() as file:
+            done = {row["model"] for row in csv.DictReader(file)}
+    else:
+        options.out.write_text(",".join(COLUMNS) + "\n")
+    worker = Worker()
+    for module, names in names_by_module(options.models).items():
+        small = []
+        for name in names:
+            with torch.device("meta"):
+                try:
+                    model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
+                except Exception as error:  # some cannot be made without numbers
+                    print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+                    continue
+            if sum(parameter.numel() for parameter in model.parameters()) <= options.most_parameters:
+                small.append(name)
+        for name in spread(small, options.per_module):
+            if name in done:
+                continue
+            start = time.perf_counter()
+            row = {"model": name, "module": module, **worker.ask(name, options.seconds)}
+            row["seconds"] = round(time.perf_counter() - start, 1)
+            with options.out.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writerow(row)
+            print(row, flush=True)
+    worker.close()
+
+
+if __name__ == "__main__":
+    main()

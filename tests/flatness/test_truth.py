@@ -1,0 +1,227 @@
+"""Hooks, memory formats and modes: the same network has the same number, or is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_full_backward_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+import flatsearch
+from flatsearch import UnsupportedModelError
+from tests.flatness import oracle
+from tests.flatness.nets import GapByMean, images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flatsearch import FlatnessResult
+
+
+class Apply(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def network(
+    function: Callable[[Tensor], Tensor] = F.gelu, pool: nn.Module | None = None
+) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(4, 5, 3),
+        Apply(function),
+        nn.AdaptiveAvgPool2d(1) if pool is None else pool,
+        nn.Flatten(),
+        nn.Linear(5, 3),
+    ).double()
+
+
+def data() -> tuple[Tensor, Tensor]:
+    x, y = images()
+    return x.double(), y
+
+
+def measure(model: nn.Module, x: Tensor | None = None, **options: Any) -> FlatnessResult:
+    return flatsearch.relative_flatness(
+        model, (data()[0] if x is None else x, data()[1]), **options
+    )
+
+
+def same(result: FlatnessResult, expected: FlatnessResult) -> None:
+    assert result.kind == expected.kind
+    assert list(result.layers) == list(expected.layers)
+    assert result.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-9)
+    assert result.hessian_trace == pytest.approx(expected.hessian_trace, rel=1e-9)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), GapByMean(), nn.AvgPool2d(6)])
+def test_channels_last(layers: str, pool: nn.Module) -> None:
+    model, (x, y) = network(pool=pool), data()
+    expected = measure(model, layers=layers)
+    assert expected.kind == ("hessian" if layers == "last" else "gauss-newton")
+    if layers == "last":
+        kappa = oracle.by_hessian(model, x, y, "2")[1]
+        assert expected.relative_flatness == pytest.approx(kappa, rel=1e-9)
+    last = x.to(memory_format=torch.channels_last)
+    same(measure(model, last, layers=layers), expected)
+    same(measure(model.to(memory_format=torch.channels_last), layers=layers), expected)
+    same(measure(model, last, layers=layers, batch_size=1), expected)
+
+
+def observed(model: nn.Sequential, change: float) -> None:
+    """Put hooks on gradients that only look at them if `change` is 1."""
+    for module in model:
+        module.register_full_backward_hook(
+            lambda m, into, out: (
+                None if change == 1 else tuple(None if g is None else g * change for g in into)
+            )
+        )
+        module.register_full_backward_pre_hook(lambda m, out: None)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_hooks_on_modules_that_only_look(layers: str) -> None:
+    expected, model = measure(network(), layers=layers), network()
+    observed(model, 1)
+    same(measure(model, layers=layers), expected)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_hooks_on_modules_that_change_gradients(layers: str) -> None:
+    model = network()
+    model[2].register_full_backward_hook(lambda m, into, out: (2 * into[0],))
+    with pytest.raises(UnsupportedModelError, match="a hook of layer '2' changes gradients"):
+        measure(model, layers=layers)
+    model = network()
+    model[3].register_full_backward_pre_hook(lambda m, out: (out[0] * 2,))
+    with pytest.raises(UnsupportedModelError, match="a hook of layer '3' changes gradients"):
+        measure(model, layers=layers)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_hooks_on_all_modules(layers: str) -> None:
+    model, expected = network(), measure(network(), layers=layers)
+    handle = register_module_full_backward_hook(lambda m, into, out: None)
+    try:
+        same(measure(model, layers=layers), expected)
+    finally:
+        handle.remove()
+    handle = register_module_full_backward_hook(
+        lambda m, into, out: tuple(None if g is None else 2 * g for g in into)
+    )
+    try:
+        with pytest.raises(UnsupportedModelError, match="because of hook on the gradients of all"):
+            measure(model, layers=layers)
+    finally:
+        handle.remove()
+
+
+def hooking(change: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    def function(x: Tensor) -> Tensor:
+        y = F.gelu(x)
+        if y.requires_grad:
+            y.register_hook(change)
+            y.retain_grad()
+        return y
+
+    return function
+
+
+def test_hooks_on_tensors() -> None:
+    seen: list[Tensor] = []
+    same(measure(network(hooking(seen.append)), layers="all"), measure(network(), layers="all"))
+    with pytest.raises(UnsupportedModelError, match="puts on a tensor changes gradients"):
+        measure(network(hooking(lambda g: 3 * g)))
+
+
+def without_gradient(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = x.abs().mean()
+    return x / scale
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        return g
+
+
+def noted(x: Tensor) -> Tensor:
+    float(x.detach().mean())  # nothing comes of it
+    return F.gelu(x)
+
+
+UNTRUE: dict[str, Callable[[Tensor], Tensor]] = {
+    "straight through": StraightThrough.apply,
+    "straight through, detached": lambda x: x + (x.round() - x).detach(),
+    "gate without gradient": lambda x: x * x.detach().sigmoid(),
+    "scale as a number": lambda x: x / float(x.abs().max()),
+    "scale by data": lambda x: x / x.data.std(),
+    "scale without gradient": without_gradient,
+    "fake quantisation": lambda x: torch.fake_quantize_per_tensor_affine(
+        x.float(), 0.5, 0, -8, 7
+    ).double(),
+}
+
+
+@pytest.mark.parametrize("name", UNTRUE)
+def test_derivatives_that_are_not_those_of_the_logits(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="autograd's derivatives are not those of"):
+        measure(network(UNTRUE[name]))
+
+
+def test_what_is_detached_and_not_used_does_no_harm() -> None:
+    same(measure(network(noted), layers="all"), measure(network(), layers="all"))
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_modes_of_the_caller(layers: str) -> None:
+    model, expected = network(), measure(network(), layers=layers)
+    x = data()[0]
+    for mode in (
+        FlopCounterMode(display=False),
+        torch.no_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autograd.graph.save_on_cpu(),
+        torch.device("cpu"),
+    ):
+        with mode:
+            result = measure(model, x, layers=layers)
+        same(result, expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_compiled_and_exported(layers: str) -> None:
+    model, x = network(), data()[0]
+    expected = measure(model, layers=layers)
+    program = torch.export.export(
+        model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},)
+    )
+    for exported in (program.module(), torch.export.unflatten(program)):
+        result = measure(exported, layers=layers)
+        assert result.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-9)
+        assert result.kind == expected.kind
+    wrapped = nn.Sequential(torch.compile(model[:4], backend="eager"), *model[4:])
+    result = measure(wrapped, layers=layers)
+    assert result.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-9)
+    inner = network(torch.compile(F.gelu, backend="eager"))
+    same(measure(inner, layers=layers), expected)
+    model.compile(backend="eager")
+    same(measure(model, layers=layers), expected)
