@@ -3,9 +3,10 @@
 Read in this order: `measure` (the public function), `result` (the three numbers), `contraction`
 (the derivation and both ways through it), `softmax` (the square root of the loss's Hessian in the
 logits), `tail` and `gauss_newton` (the derivatives it needs), `proof` (what the recorded operations
-prove), `accumulator` (which formula therefore applies), `layers` (which layers are measured), `convolutions`
-(what a convolution is, and that its kernel is used as assumed), `replica` (the copy of the model that
-is run) and `truth` (whether autograd is right). Nothing in here knows of Optuna or of search spaces.
+prove), `accumulator` (which formula therefore applies), `layers` (which layers are measured),
+`convolutions` (what a convolution is, and that its kernel is used as assumed), `replica` (the copy
+of the model that is run) and `truth` (whether autograd is right). Nothing in here knows of Optuna
+or of search spaces.
 """
 
 from flatsearch.flatness.measure import relative_flatness

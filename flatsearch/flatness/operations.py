@@ -113,6 +113,7 @@ REDUCING = frozenset({
     "SumBackward1",
 })
 RESHAPING = frozenset({
+    "ReshapeAliasBackward0",
     "SliceBackward0",
     "SqueezeBackward0",
     "SqueezeBackward1",
@@ -125,6 +126,7 @@ RESHAPING = frozenset({
 PASSIVE = frozenset({
     "AliasBackward0",
     "CloneBackward0",
+    "ReshapeAliasBackward0",
     "UnsafeViewBackward0",
     "ViewBackward0",
 })

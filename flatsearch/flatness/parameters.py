@@ -22,7 +22,7 @@ class Parameters:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = dict(model.named_modules())
+        self._modules = dict(model.named_modules(remove_duplicate=False))
         self._names: dict[int, list[str]] = {}
         self._tensors: list[Tensor] = []  # keeps their ids in use
         for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -228,7 +228,10 @@ def main() -> None:
                 except Exception as error:  # some cannot be made without numbers
                     print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
                     continue
-            if sum(parameter.numel() for parameter in model.parameters()) <= options.most_parameters:
+            if (
+                sum(parameter.numel() for parameter in model.parameters())
+                <= options.most_parameters
+            ):
                 small.append(name)
         for name in spread(small, options.per_module):
             if name in done:

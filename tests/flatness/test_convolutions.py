@@ -132,7 +132,7 @@ MEASURED: dict[str, tuple[Any, str, Any]] = {
     "a copy of the kernel": (
         lambda: network(Own(lambda x, w: F.conv2d(x, w.clone(memory_format=torch.channels_last)))),
         "2",
-        None,
+        lambda: network(Own()),
     ),
     "made in inference mode": (
         made_in_inference_mode,

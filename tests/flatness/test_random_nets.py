@@ -337,17 +337,18 @@ def compare(net: Net, layers: str) -> str:
         before = model(x)
     except RuntimeError:
         reject()  # the map has become smaller than a kernel
+    options = {"layers": layers, "batch_size": net.batch_size, "skip_unsupported": True}
     try:
-        result = flatsearch.relative_flatness(
-            model, (x, y), layers=layers, batch_size=net.batch_size, skip_unsupported=True
-        )
+        result = flatsearch.relative_flatness(model, (x, y), **options)  # type: ignore[arg-type]
     except flatsearch.UnsupportedModelError as error:
-        # The last convolution has no plain kernel.
+        reason = str(error)
+    else:
+        reason = ""
+    assert torch.equal(model(x), before)
+    if reason:  # the last convolution has no plain kernel
         assert layers == "last"
-        assert "is reparametrised (WeightNorm)" in str(error)
+        assert "is reparametrised (WeightNorm)" in reason
         return "refused"
-    finally:
-        assert torch.equal(model(x), before)
     kernels = [name for name, value in plain.named_parameters() if value.ndim == 4]
     reparametrised = {name.partition(".param")[0] for name in kernels if "parametrizations" in name}
     if layers == "all":
@@ -376,7 +377,7 @@ def test_every_convolution_of_random_networks() -> None:
     kinds: Counter[tuple[str, str, bool]] = Counter()
 
     @settings(
-        max_examples=250, deadline=None, derandomize=True, database=None,
+        max_examples=110, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(nets())
@@ -385,8 +386,8 @@ def test_every_convolution_of_random_networks() -> None:
             kinds[layers, compare(net, layers), net.curved] += 1
 
     each()
-    assert kinds["all", "gauss-newton", True] >= 80
-    assert kinds["all", "hessian", False] >= 80
-    assert sum(count for (layers, *_), count in kinds.items() if layers == "all") >= 200
+    assert kinds["all", "gauss-newton", True] >= 40
+    assert kinds["all", "hessian", False] >= 20
+    assert sum(count for (layers, *_), count in kinds.items() if layers == "all") >= 90
     # smooth, but channel by channel up to the features: the second derivatives are included
-    assert kinds["last", "hessian", True] >= 20
+    assert kinds["last", "hessian", True] >= 8
