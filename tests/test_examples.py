@@ -1,13 +1,16 @@
-"""The example package, installed as a third party would install it."""
+"""The example package, installed as a third party would install it, and the example programs."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from flatsearch.cli import main
 
 PACKAGE = Path(__file__).parent.parent / "examples" / "depthwise_space"
 
@@ -24,31 +27,39 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(installed: Path, folder: Path, *command: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
-
-
-def test_it_is_found_by_its_name(installed: Path, tmp_path: Path) -> None:
-    assert "depthwise" in run(installed, tmp_path, "flatsearch", "spaces")
-    assert "kernel           3, 5" in run(installed, tmp_path, "flatsearch", "spaces", "depthwise")
-
-
-def test_it_is_searched(installed: Path, tmp_path: Path) -> None:
-    options = ["--space", "depthwise", "--trials", "1", "--epochs", "1", "--device", "cpu"]
-    assert "depthwise-digits: 1 complete" in run(installed, tmp_path, "flatsearch", "run", *options)
+def test_it_is_found_and_searched_by_its_name(
+    installed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.chdir(tmp_path)
+    assert main(["spaces"]) == 0
+    assert "depthwise" in capsys.readouterr().out
+    assert main(["spaces", "depthwise"]) == 0
+    assert "kernel           3, 5" in capsys.readouterr().out
+    assert main(["run", "--space", "depthwise", "--trials", "1", "--epochs", "1"]) == 0
+    assert "depthwise-digits: 1 complete" in capsys.readouterr().out
 
 
 def test_its_own_tests_pass(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "test_depthwise_space.py").write_text(
         (PACKAGE / "test_depthwise_space.py").read_text()
     )
-    assert "8 passed" in run(installed, tmp_path, "pytest", "-q", "-p", "no:cacheprovider")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{installed}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "8 passed" in done.stdout
 
 
 SCRIPTS = sorted((PACKAGE.parent).glob("*.py"))
@@ -62,12 +73,15 @@ SAYS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_runs(script: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert SAYS[script.stem] in done.stdout
+def test_a_script_runs(
+    script: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(script), run_name="__main__")
+    assert SAYS[script.stem] in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

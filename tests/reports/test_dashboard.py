@@ -171,11 +171,17 @@ def test_without_the_package_a_search_says_nothing(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(few_digits: ImageData) -> ImageData:
+    return few_digits
+
+
+@pytest.fixture(scope="module")
+def searched(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study, as a user's."""
     folder = tmp_path_factory.mktemp("searched")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("flatsearch.data.loading.load_data", lambda *_, **__: digits)
         assert main(SEARCH) == 0
     return folder
 

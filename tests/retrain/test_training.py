@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
-@pytest.fixture
-def study(digits: ImageData) -> optuna.Study:
+@pytest.fixture(scope="module")
+def digits(few_digits: ImageData) -> ImageData:
+    return few_digits
+
+
+@pytest.fixture(scope="module")
+def searched(digits: ImageData) -> optuna.Study:
     """A study made with the Python interface, of one small network."""
     objective = FlatnessObjective(
         "plain_cnn", digits, settings=RunSettings(epochs=1, tune_recipe=True), device="cpu"
@@ -43,6 +48,14 @@ def study(digits: ImageData) -> optuna.Study:
     study.set_metric_names(objective.metric_names)
     study.optimize(objective, n_trials=1)
     return study
+
+
+@pytest.fixture
+def study(searched: optuna.Study) -> optuna.Study:
+    """A copy, to be written to."""
+    storage = optuna.storages.InMemoryStorage()
+    optuna.copy_study(from_study_name="s", from_storage=searched._storage, to_storage=storage)
+    return optuna.load_study(study_name="s", storage=storage)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from flatsearch.testing import SearchSpaceContract
 
 class BuiltIn(SearchSpaceContract):
     image_sizes: ClassVar[tuple[int, ...]] = (8, 28, 32, 64)
+    draws = 8
 
 
 class TestResNetSmall(BuiltIn):
@@ -31,17 +32,17 @@ class TestMobileNetSmall(BuiltIn):
 
 class TestDenseNetSmall(BuiltIn):
     space = "densenet_small"
-    draws = 8
+    draws = 6
 
 
 class TestConvNeXtSmall(BuiltIn):
     space = "convnext_small"
-    draws = 8
+    draws = 6
 
 
 class TestRegNetSmall(BuiltIn):
     space = "regnet_small"
-    draws = 8
+    draws = 6
 
 
 class TestTorchvisionZoo(BuiltIn):
@@ -52,7 +53,7 @@ class TestTorchvisionZoo(BuiltIn):
 
 class TestNasBench201(BuiltIn):
     space = "nasbench201"
-    draws = 8
+    draws = 6
 
 
 class Toy:
