@@ -20,9 +20,14 @@ import flatsearch
 from flatsearch.pruners.metric_view import MetricView
 
 NAMES = (
-    "MedianPruner", "PercentilePruner", "PatientPruner", "ThresholdPruner", "WilcoxonPruner",
-    "SuccessiveHalvingPruner", "HyperbandPruner",
-)  # fmt: skip
+    "MedianPruner",
+    "PercentilePruner",
+    "PatientPruner",
+    "ThresholdPruner",
+    "WilcoxonPruner",
+    "SuccessiveHalvingPruner",
+    "HyperbandPruner",
+)
 
 
 def behind(original: type[optuna.pruners.BasePruner]) -> type:
@@ -55,10 +60,13 @@ def main() -> int:
         print(__doc__)
         return 2
     folder = next(
-        (p for p in (Path(sys.argv[1]), Path(sys.argv[1]) / "tests" / "pruners_tests")
-         if (p / "test_median.py").exists()),
+        (
+            p
+            for p in (Path(sys.argv[1]), Path(sys.argv[1]) / "tests" / "pruners_tests")
+            if (p / "test_median.py").exists()
+        ),
         None,
-    )  # fmt: skip
+    )
     if folder is None:
         print(f"no tests/pruners_tests in {sys.argv[1]}")
         return 2

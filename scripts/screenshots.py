@@ -77,8 +77,10 @@ def main() -> None:
     subprocess.run([*FLATSEARCH, *report], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     server = subprocess.Popen(
         [*FLATSEARCH, "dashboard", *study, "--port", "0"],
-        cwd=folder, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         address = server.stdout.readline().strip() if server.stdout else ""
         if not address:

@@ -86,18 +86,28 @@ class MobileNetSmall:
         layers.append(Conv2dNormActivation(inputs, width, 3, stride, activation_layer=activation))
         size, inputs = (size + stride - 1) // stride, width
         stages = zip(
-            architecture["blocks"], architecture["widths"], architecture["expand"],
-            architecture["kernels"], strict=True,
-        )  # fmt: skip
+            architecture["blocks"],
+            architecture["widths"],
+            architecture["expand"],
+            architecture["kernels"],
+            strict=True,
+        )
         for stage, (blocks, width, expand, kernel) in enumerate(stages):
             # Every stage but the first halves; all do while the map is larger than a stage's.
             halve = size > _LARGEST_STAGE_MAP or (stage > 0 and size // 2 >= _SMALLEST_MAP)
             for index in range(blocks):
                 stride = 2 if halve and index == 0 else 1
                 config = InvertedResidualConfig(
-                    inputs, kernel, inputs * expand, width, architecture["squeeze_excitation"],
-                    "HS" if hardswish else "RE", stride, 1, 1.0,
-                )  # fmt: skip
+                    inputs,
+                    kernel,
+                    inputs * expand,
+                    width,
+                    architecture["squeeze_excitation"],
+                    "HS" if hardswish else "RE",
+                    stride,
+                    1,
+                    1.0,
+                )
                 layers.append(InvertedResidual(config, partial(nn.BatchNorm2d)))
                 size, inputs = (size + stride - 1) // stride, width
         head = architecture["head_width"]

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from flatsearch.data.raw import Array, RawData
 
 # Names of image and label arrays in an .npz file, by split.
-_NPZ_TRAIN = [("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"),
-              ("x", "y"), ("X", "y")]  # fmt: skip
+_NPZ_TRAIN = [
+    ("train_images", "train_labels"),
+    ("x_train", "y_train"),
+    ("images", "labels"),
+    ("x", "y"),
+    ("X", "y"),
+]
 _NPZ_TEST = [("test_images", "test_labels"), ("x_test", "y_test")]
 _NPZ_VALIDATION = [("val_images", "val_labels"), ("x_val", "y_val")]
 
@@ -32,8 +37,10 @@ def read_npz(path: Path, image_size: int | None) -> RawData:
         raise DataError(f"{str(path)!r} cannot be read as an .npz file: {reason}") from None
     found: dict[str, tuple[Array, Array]] = {}
     for split, options in (
-        ("train", _NPZ_TRAIN), ("validation", _NPZ_VALIDATION), ("test", _NPZ_TEST)
-    ):  # fmt: skip
+        ("train", _NPZ_TRAIN),
+        ("validation", _NPZ_VALIDATION),
+        ("test", _NPZ_TEST),
+    ):
         for images, labels in options:
             if images in arrays and labels in arrays:
                 found[split] = (arrays[images], arrays[labels])

@@ -125,8 +125,10 @@ def export_model(
     """
     path = Path(path)
     writers: dict[str, Callable[[Deployed, ModelCard, Path], None]] = {
-        "pt2": _write_pt2, "onnx": _write_onnx, "state_dict": _write_state_dict,
-    }  # fmt: skip
+        "pt2": _write_pt2,
+        "onnx": _write_onnx,
+        "state_dict": _write_state_dict,
+    }
     if kind not in writers:
         raise UsageError(unknown_name("format", kind, FORMATS))
     targets = [path, path.with_suffix(".json")] if kind == "state_dict" else [path]

@@ -99,9 +99,12 @@ def replace_stem(
     size = stem.kernel_size if kernel is None else (kernel, kernel)
     padding: Any = stem.padding if kernel is None else (kernel - 1) // 2
     new = nn.Conv2d(
-        in_channels, stem.out_channels, (size[0], size[1]),
+        in_channels,
+        stem.out_channels,
+        (size[0], size[1]),
         (stem.stride[0], stem.stride[1]) if stride is None else stride,
-        padding, bias=stem.bias is not None,
-    )  # fmt: skip
+        padding,
+        bias=stem.bias is not None,
+    )
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new)

@@ -150,9 +150,13 @@ class _Silent(WSGIRequestHandler):
 
 
 def serve(
-    name: str, storage: str, artifacts: str | Path | None, host: str, port: int,
+    name: str,
+    storage: str,
+    artifacts: str | Path | None,
+    host: str,
+    port: int,
     say: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Show a study in a browser until interrupted.
 
     Args:

@@ -131,13 +131,22 @@ def _groups(
     groups = [
         ("diverged, before they did", diverged, {"color": GREY, "symbol": "x-open", "size": 6}),
         ("pruned, where they stopped", pruned, {"color": GREY, "symbol": "x", "size": 6}),
-        ("infeasible", [t for t in complete if not t.feasible],
-         {"color": _ORANGE, "symbol": "circle-open", "size": 7}),
-        ("complete", [t for t in complete if t.feasible and t.number not in numbers],
-         {"color": BLUE, "size": 7}),
-        ("Pareto front" if len(summary.metric_names) > 1 else "best trial", front,
-         {"color": _RED, "symbol": "star", "size": 11}),
-    ]  # fmt: skip
+        (
+            "infeasible",
+            [t for t in complete if not t.feasible],
+            {"color": _ORANGE, "symbol": "circle-open", "size": 7},
+        ),
+        (
+            "complete",
+            [t for t in complete if t.feasible and t.number not in numbers],
+            {"color": BLUE, "size": 7},
+        ),
+        (
+            "Pareto front" if len(summary.metric_names) > 1 else "best trial",
+            front,
+            {"color": _RED, "symbol": "star", "size": 11},
+        ),
+    ]
     shown = []
     for name, trials, marker in groups:
         few = thin(trials, MOST_POINTS)
@@ -169,10 +178,14 @@ def front(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
         ordered = sorted(trials, key=lambda t: _reached(t, names)[1]) if line else trials
         points = [_reached(trial, names) for trial in ordered]
         figure.add_scatter(
-            x=rounded(p[1] for p in points), y=rounded(p[0] for p in points), name=name,
-            mode="lines+markers" if line else "markers", marker=marker,
-            text=texts(summary, ordered), hoverinfo="text",
-        )  # fmt: skip
+            x=rounded(p[1] for p in points),
+            y=rounded(p[0] for p in points),
+            name=name,
+            mode="lines+markers" if line else "markers",
+            marker=marker,
+            text=texts(summary, ordered),
+            hoverinfo="text",
+        )
         if line:
             # What a point reaches holds on its worse side, up to the next point.
             shape = "hv" if summary.directions[1] == "minimize" else "vh"
@@ -207,10 +220,14 @@ def history(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     figure = go.Figure()
     for group, trials, marker in groups:
         figure.add_scatter(
-            x=[t.number for t in trials], y=rounded(_reached(t, [name])[0] for t in trials),
-            mode="markers", name=group, marker=marker, text=texts(summary, trials),
+            x=[t.number for t in trials],
+            y=rounded(_reached(t, [name])[0] for t in trials),
+            mode="markers",
+            name=group,
+            marker=marker,
+            text=texts(summary, trials),
             hoverinfo="text",
-        )  # fmt: skip
+        )
     y = [v for trace in figure.data for v in trace.y]
     good = [t for t in own if t.complete and t.feasible]
     better = np.fmax if summary.directions[0] == "maximize" else np.fmin
@@ -219,9 +236,13 @@ def history(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     corners = [i for i in range(len(good)) if i in {0, len(good) - 1} or best[i] != best[i - 1]]
     if good:
         figure.add_scatter(
-            x=[good[i].number for i in corners], y=rounded(best[i] for i in corners), mode="lines",
-            name="best so far", line={"color": _RED, "shape": "hv", "width": 1}, hoverinfo="skip",
-        )  # fmt: skip
+            x=[good[i].number for i in corners],
+            y=rounded(best[i] for i in corners),
+            mode="lines",
+            name="best so far",
+            line={"color": _RED, "shape": "hv", "width": 1},
+            hoverinfo="skip",
+        )
     figure.update_layout(title_text=html.escape(f"{name} by trial"))
     figure.update_xaxes(title_text="trial")
     figure.update_yaxes(title_text=html.escape(name), type=axis_type(name, y))

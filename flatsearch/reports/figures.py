@@ -36,8 +36,15 @@ if TYPE_CHECKING:
 __all__ = ["figures"]
 
 _COLOURS = (
-    "#cc3311", "#4477aa", "#228833", "#aa3377", "#33bbee", "#ccbb44", "#ee6677", "#555555",
-)  # fmt: skip
+    "#cc3311",
+    "#4477aa",
+    "#228833",
+    "#aa3377",
+    "#33bbee",
+    "#ccbb44",
+    "#ee6677",
+    "#555555",
+)
 _MOST_CURVES = 150
 _MOST_CURVE_POINTS = 3000
 _MOST_ON_A_LINE = 400
@@ -120,15 +127,27 @@ def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
             figure.add_scatter(
                 x=[x for xs, _ in grey for x in [*xs, None]],  # one trace, with gaps
                 y=[y for _, ys in grey for y in [*ys, None]],
-                mode="lines+markers", name="other trials", showlegend=column == 1, opacity=0.45,
-                line={"color": GREY, "width": 1}, marker={"size": 3}, hoverinfo="skip", **place,
-            )  # fmt: skip
+                mode="lines+markers",
+                name="other trials",
+                showlegend=column == 1,
+                opacity=0.45,
+                line={"color": GREY, "width": 1},
+                marker={"size": 3},
+                hoverinfo="skip",
+                **place,
+            )
         for trial, colour in zip(best, _COLOURS, strict=False):
             figure.add_scatter(
-                x=curves[trial.number][0], y=curves[trial.number][1], mode="lines+markers",
-                name=f"trial {trial.number}", legendgroup=str(trial.number), marker={"size": 5},
-                showlegend=column == 1, line={"color": colour, "width": 2}, **place,
-            )  # fmt: skip
+                x=curves[trial.number][0],
+                y=curves[trial.number][1],
+                mode="lines+markers",
+                name=f"trial {trial.number}",
+                legendgroup=str(trial.number),
+                marker={"size": 5},
+                showlegend=column == 1,
+                line={"color": colour, "width": 2},
+                **place,
+            )
         kind = axis_type(metric, [y for _, ys in curves.values() for y in ys])
         figure.update_xaxes(title_text="epoch", tick0=1, dtick=math.ceil(length / 12), **place)
         figure.update_yaxes(type=kind, **place)
@@ -146,10 +165,10 @@ def _gap(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
 
     needed = ("flatness", "train_accuracy", "accuracy")
     trials = [
-        t for t in own
-        if t.complete
-        and all(math.isfinite(t.metrics.get(name, math.nan)) for name in needed)
-    ]  # fmt: skip
+        t
+        for t in own
+        if t.complete and all(math.isfinite(t.metrics.get(name, math.nan)) for name in needed)
+    ]
     if len(trials) < 2:
         return None
     trials = thin(trials, MOST_POINTS)
@@ -161,9 +180,13 @@ def _gap(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
         said = f"Kendall tau {found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}], {len(x)} trials"
     figure = go.Figure()
     figure.add_scatter(
-        x=rounded(x), y=rounded(y), mode="markers", marker={"color": BLUE, "size": 7},
-        text=texts(summary, trials), hoverinfo="text",
-    )  # fmt: skip
+        x=rounded(x),
+        y=rounded(y),
+        mode="markers",
+        marker={"color": BLUE, "size": 7},
+        text=texts(summary, trials),
+        hoverinfo="text",
+    )
     figure.update_layout(title_text=f"flatness against the generalisation gap: {said}")
     kind = axis_type("flatness", x.tolist())
     figure.update_xaxes(title_text="relative flatness at the end (small is flat)", type=kind)
@@ -210,9 +233,12 @@ def _budget(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     figure = go.Figure()
     for name, line, colour in (("without pruning", full, GREY), ("spent", spent, BLUE)):
         figure.add_scatter(
-            x=[ended[i].number for i in kept], y=line[kept].tolist(), mode="lines", name=name,
+            x=[ended[i].number for i in kept],
+            y=line[kept].tolist(),
+            mode="lines",
+            name=name,
             line={"color": colour},
-        )  # fmt: skip
+        )
     saved = 1 - float(spent[-1]) / float(full[-1])
     title = f"epochs of training: {spent[-1]} of {full[-1]}, {saved:.0%} saved by pruning"
     figure.update_layout(title_text=title)

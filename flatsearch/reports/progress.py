@@ -170,9 +170,13 @@ def epochs_bar(console: Console, epochs: int | None = None) -> Iterator[Callable
         )
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[loss]}"),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
     with Bar(*columns, console=console) as bar:
         tasks: dict[int, TaskID] = {}
 

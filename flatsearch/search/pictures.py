@@ -70,9 +70,15 @@ def draw_network(
         if index:
             axes.plot([0, 0], [y + row, y], color=_EDGE, lw=1, zorder=1)
         box = FancyBboxPatch(
-            (-width / 2, y - 0.36 * row), width, 0.72 * row, fc=colour, ec=_EDGE, lw=0.8, zorder=2,
+            (-width / 2, y - 0.36 * row),
+            width,
+            0.72 * row,
+            fc=colour,
+            ec=_EDGE,
+            lw=0.8,
+            zorder=2,
             boxstyle=f"round,pad=0,rounding_size={0.12 * row}",
-        )  # fmt: skip
+        )
         axes.add_patch(box)
         times = f"{layer.repeats} x " if layer.repeats > 1 else ""
         size = f" x {layer.height}x{layer.width}" if layer.height else ""

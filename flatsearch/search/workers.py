@@ -40,8 +40,9 @@ class _Pool:
         # In a session of their own: a terminal's Ctrl-C comes here only, and is passed on once.
         self.processes[index] = subprocess.Popen(  # noqa: S603 - our own command
             [sys.executable, "-m", "flatsearch", *self._commands[index]],
-            env=self._environment, start_new_session=True,
-        )  # fmt: skip
+            env=self._environment,
+            start_new_session=True,
+        )
 
     def handle(self, signum: int, _: FrameType | None) -> None:
         self.received.append(signum)

@@ -191,8 +191,10 @@ def row(options: argparse.Namespace) -> dict[str, object]:
     few = (x[:EXACT_SAMPLES], y[:EXACT_SAMPLES])
     exact = torch_func(pose(double, options.layers), [(few[0].double(), few[1])])
     result: dict[str, object] = {
-        "net": options.net, "layers": options.layers, "method": options.method
-    }  # fmt: skip
+        "net": options.net,
+        "layers": options.layers,
+        "method": options.method,
+    }
     method = METHODS[options.method]
     cuts = [list(zip(x.split(size), y.split(size), strict=True)) for size in FORWARD_BATCHES]
     for cut in [batches, *cuts]:
@@ -268,8 +270,13 @@ def installed(package: str) -> str | None:
 
 def environment(options: argparse.Namespace) -> dict[str, object]:
     """Return versions and settings, without the machine's name."""
-    packages = ["torch", "torchvision", "backpack-for-pytorch", "curvlinops-for-pytorch",
-                "pyhessian"]  # fmt: skip
+    packages = [
+        "torch",
+        "torchvision",
+        "backpack-for-pytorch",
+        "curvlinops-for-pytorch",
+        "pyhessian",
+    ]
     versions = {package: installed(package) for package in packages}
     return {
         **versions,
@@ -318,11 +325,26 @@ def main() -> None:
                 repeats = options.repeats if own or method == "forward and backward" else 1
                 samples = options.samples if own and layers == "last" else options.peer_samples
                 command = [
-                    sys.executable, __file__, "--one", "--net", net, "--layers", layers,
-                    "--method", method, "--samples", str(samples),
-                    "--batch-size", str(options.batch_size), "--repeats", str(repeats),
-                    "--threads", str(options.threads), "--device", options.device,
-                ]  # fmt: skip
+                    sys.executable,
+                    __file__,
+                    "--one",
+                    "--net",
+                    net,
+                    "--layers",
+                    layers,
+                    "--method",
+                    method,
+                    "--samples",
+                    str(samples),
+                    "--batch-size",
+                    str(options.batch_size),
+                    "--repeats",
+                    str(repeats),
+                    "--threads",
+                    str(options.threads),
+                    "--device",
+                    options.device,
+                ]
                 entry: dict[str, object] = {"net": net, "layers": layers, "method": method}
                 entry |= finish(command, options.limit)
                 rows.append(entry)

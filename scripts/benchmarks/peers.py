@@ -128,9 +128,11 @@ def backpack_method(name: str) -> Method:
         from backpack import backpack, extend, extensions
 
         if not isinstance(problem.tail, nn.Sequential) or any(
-            not isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten,
-                               nn.Linear)) for m in problem.tail
-        ):  # fmt: skip
+            not isinstance(
+                m, (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
+            )
+            for m in problem.tail
+        ):
             raise UnsuitableError("sequences of plain layers only")
         side = problem.net.last_map if hasattr(problem.net, "last_map") else 1
         # SqrtGGNExact knows no adaptive pooling; on a square map this is the same function.

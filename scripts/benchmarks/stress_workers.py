@@ -82,15 +82,35 @@ def main() -> int:
         for index in range(options.rounds):
             url, started = address(index), time.perf_counter()
             command = [
-                sys.executable, "-m", "flatsearch", "run", "--space", "./space.py:Small",
-                "--epochs", "1", "--trials", str(options.trials), "--workers", str(options.workers),
-                "--storage", url, "--seed", str(index), "--artifacts", "none",
-                "--min-accuracy", "0",
-            ]  # fmt: skip
+                sys.executable,
+                "-m",
+                "flatsearch",
+                "run",
+                "--space",
+                "./space.py:Small",
+                "--epochs",
+                "1",
+                "--trials",
+                str(options.trials),
+                "--workers",
+                str(options.workers),
+                "--storage",
+                url,
+                "--seed",
+                str(index),
+                "--artifacts",
+                "none",
+                "--min-accuracy",
+                "0",
+            ]
             done = subprocess.run(
-                command, cwd=name, capture_output=True, text=True, check=False,
+                command,
+                cwd=name,
+                capture_output=True,
+                text=True,
+                check=False,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
             study = optuna.load_study(study_name="Small-digits", storage=open_storage(url))
             trials = study.get_trials(deepcopy=False)
             trained = [t for t in trials if "flatsearch:step:0" in t.user_attrs]

@@ -217,11 +217,15 @@ def test_statistics_are_of_the_training_split(tmp_path: Path) -> None:
     train[:, 1] //= 4
     data = load_data(
         npz(
-            tmp_path, x_train=train, y_train=labels(50),
-            x_val=np.full((10, 3, 8, 8), 255, np.uint8), y_val=labels(10),
-            x_test=np.zeros((10, 3, 8, 8), np.uint8), y_test=labels(10),
+            tmp_path,
+            x_train=train,
+            y_train=labels(50),
+            x_val=np.full((10, 3, 8, 8), 255, np.uint8),
+            y_val=labels(10),
+            x_test=np.zeros((10, 3, 8, 8), np.uint8),
+            y_test=labels(10),
         )
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(data.train.mean.flatten(), train.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(data.train.std.flatten(), train.std((0, 2, 3)), rtol=1e-6)
     for split in (data.validation, data.test, data.probe):
@@ -253,11 +257,15 @@ def test_own_splits_are_kept(tmp_path: Path) -> None:
     images, _ = tagged(100)
     data = load_data(
         npz(
-            tmp_path, train_images=images[:70], train_labels=labels(70),
-            val_images=images[70:90], val_labels=labels(20),
-            test_images=images[90:], test_labels=labels(10),
+            tmp_path,
+            train_images=images[:70],
+            train_labels=labels(70),
+            val_images=images[70:90],
+            val_labels=labels(20),
+            test_images=images[90:],
+            test_labels=labels(10),
         )
-    )  # fmt: skip
+    )
     assert tags(data.train) == list(range(70))
     assert tags(data.validation) == list(range(70, 90))
     assert tags(data.test) == list(range(90, 100))
@@ -497,9 +505,14 @@ def test_classes_must_agree_between_splits(tmp_path: Path, split: str) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"), ("x", "y"),
-     ("X", "y")],
-)  # fmt: skip
+    [
+        ("train_images", "train_labels"),
+        ("x_train", "y_train"),
+        ("images", "labels"),
+        ("x", "y"),
+        ("X", "y"),
+    ],
+)
 def test_npz_names(tmp_path: Path, names: tuple[str, str]) -> None:
     path = npz(tmp_path, **dict(zip(names, (pixels(), labels()), strict=True)))
     data = load_data(path)

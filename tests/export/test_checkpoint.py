@@ -117,9 +117,14 @@ def test_round_trip_of_a_trained_model(space: Path, tmp_path: Path, digits: Imag
 
 def test_round_trip_of_an_installed_space(tmp_path: Path) -> None:
     values = {
-        "widths": [8, 12], "blocks": [1, 1], "block": "basic", "kernel": 3,
-        "activation": "silu", "pre_activation": False, "squeeze_excitation": False,
-    }  # fmt: skip
+        "widths": [8, 12],
+        "blocks": [1, 1],
+        "block": "basic",
+        "kernel": 3,
+        "activation": "silu",
+        "pre_activation": False,
+        "squeeze_excitation": False,
+    }
     written = dataclasses.replace(
         card(),
         space="resnet_small",

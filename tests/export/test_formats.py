@@ -254,9 +254,11 @@ def test_a_program_of_someone_else(tmp_path: Path) -> None:
 
 
 def test_onnx_without_its_packages(
-    trained: tuple[nn.Module, ModelCard], files: dict[str, Path], tmp_path: Path,
+    trained: tuple[nn.Module, ModelCard],
+    files: dict[str, Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     for call in (
         lambda: export_model(*trained, "onnx", tmp_path / "m.onnx"),

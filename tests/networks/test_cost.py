@@ -138,9 +138,19 @@ def test_flops_are_those_of_pytorchs_own_counter(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["densenet121", "efficientnet_b0", "shufflenet_v2_x0_5", "regnet_x_400mf", "resnet50",
-             "googlenet", "convnext_tiny", "swin_t", "vit_b_32"]
-)  # fmt: skip
+    "name",
+    [
+        "densenet121",
+        "efficientnet_b0",
+        "shufflenet_v2_x0_5",
+        "regnet_x_400mf",
+        "resnet50",
+        "googlenet",
+        "convnext_tiny",
+        "swin_t",
+        "vit_b_32",
+    ],
+)
 def test_flops_of_torchvision_networks(name: str) -> None:
     options = {"image_size": 32} if name.startswith("vit") else {}
     if name == "googlenet":

@@ -80,10 +80,12 @@ def test_frozen_and_shared_parameters() -> None:
         (net(), 3, 6, 36 * 8 * 27 + 8 * 5),  # normalisation, activation and pooling are free
         (
             nn.Sequential(nn.Conv2d(1, 4, 1), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1)),
-            1, 8, 64 * 4 + 16 * 6 * 36,
+            1,
+            8,
+            64 * 4 + 16 * 6 * 36,
         ),
     ],
-)  # fmt: skip
+)
 def test_flops(model: nn.Module, channels: int, size: int, multiply_adds: int) -> None:
     assert count_flops(model, channels, size) == 2 * multiply_adds
 

@@ -29,13 +29,20 @@ def test_kinds_of_convolutions() -> None:
     kinds = [
         layer.kind
         for layer in layers(
-            nn.Conv2d(1, 4, (1, 3)), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1, groups=2),
-            nn.Conv2d(4, 4, 1, stride=2), nn.AvgPool2d(2, 1),
+            nn.Conv2d(1, 4, (1, 3)),
+            nn.Conv2d(4, 4, 3, groups=4),
+            nn.Conv2d(4, 4, 1, groups=2),
+            nn.Conv2d(4, 4, 1, stride=2),
+            nn.AvgPool2d(2, 1),
         )
-    ]  # fmt: skip
+    ]
     assert kinds == [
-        "conv 1x3", "conv 3x3 depthwise", "conv 1x1 in 2 groups", "conv 1x1 /2", "mean pool 2",
-    ]  # fmt: skip
+        "conv 1x3",
+        "conv 3x3 depthwise",
+        "conv 1x1 in 2 groups",
+        "conv 1x1 /2",
+        "mean pool 2",
+    ]
 
 
 def test_equal_layers_are_counted() -> None:

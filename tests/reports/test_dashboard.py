@@ -42,9 +42,24 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 SEARCH = [
-    "run", "--space", "plain_cnn", "--epochs", "2", "--trials", "4", "--device", "cpu",
-    "--study", "mine", "--pruner", "none", "--probe-size", "32", "--layers", "last",
-]  # fmt: skip
+    "run",
+    "--space",
+    "plain_cnn",
+    "--epochs",
+    "2",
+    "--trials",
+    "4",
+    "--device",
+    "cpu",
+    "--study",
+    "mine",
+    "--pruner",
+    "none",
+    "--probe-size",
+    "32",
+    "--layers",
+    "last",
+]
 
 
 def served(study: optuna.Study) -> dict[str, Any]:
@@ -71,8 +86,12 @@ def test_notes_and_figures_are_served() -> None:
     assert "- Pruning stopped 2 trials and saved 2 of 12 epochs (17%)." in note
     assert "| epochs | 2 |" in note
     graphs = {graph["id"]: graph["graph_object"] for graph in found["plotly_graph_objects"]}
-    assert set(graphs) == {"flatsearch-front", "flatsearch-epochs", "flatsearch-budget",
-                           "flatsearch-gap"}  # fmt: skip
+    assert set(graphs) == {
+        "flatsearch-front",
+        "flatsearch-epochs",
+        "flatsearch-budget",
+        "flatsearch-gap",
+    }
     front = json.loads(graphs["flatsearch-front"])["data"][-1]
     assert (front["x"], front["y"]) == ([1.0, 40.0], [0.6, 0.9])
     assert "### flatsearch: on the Pareto front" in note_of(study, 0)
@@ -202,9 +221,13 @@ def server(searched: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`flatsearch dashboard` as a process, and the address that it prints."""
     command = [sys.executable, "-m", "flatsearch", "dashboard", "mine", "--port", "0"]
     process = subprocess.Popen(
-        command, cwd=searched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=searched,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=heeds_ctrl_c,
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     yield process, process.stdout.readline().strip()
     process.kill()
@@ -309,9 +332,15 @@ def search(
 ) -> optuna.Study:
     store = optuna.artifacts.FileSystemArtifactStore(folder)
     objective = FlatnessObjective(
-        Tiny(), digits, objectives=objectives, epochs=1, settings=RunSettings(min_accuracy=0.0),
-        artifact_store=store, device="cpu", **options,
-    )  # fmt: skip
+        Tiny(),
+        digits,
+        objectives=objectives,
+        epochs=1,
+        settings=RunSettings(min_accuracy=0.0),
+        artifact_store=store,
+        device="cpu",
+        **options,
+    )
     study = optuna.create_study(
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
     )
@@ -346,9 +375,13 @@ def test_a_trial_that_is_the_best_so_far_has_pictures(digits: ImageData, tmp_pat
 
 def test_an_infeasible_trial_has_no_pictures(digits: ImageData, tmp_path: Path) -> None:
     objective = FlatnessObjective(
-        Tiny(), digits, epochs=1, settings=RunSettings(min_accuracy=0.99), device="cpu",
+        Tiny(),
+        digits,
+        epochs=1,
+        settings=RunSettings(min_accuracy=0.99),
+        device="cpu",
         artifact_store=optuna.artifacts.FileSystemArtifactStore(tmp_path),
-    )  # fmt: skip
+    )
     study = optuna.create_study(
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
     )

@@ -73,9 +73,14 @@ def test_the_saved_model_is_the_tested_one(
 ) -> None:
     seen = []
     final = retrain(
-        study, choice, digits, tmp_path / "out", epochs=2, seeds=2,
+        study,
+        choice,
+        digits,
+        tmp_path / "out",
+        epochs=2,
+        seeds=2,
         on_epoch=lambda *args: seen.append(args[:2]),
-    )  # fmt: skip
+    )
     assert seen == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert (final.trial, final.epochs, len(final.seeds)) == (0, 2, 2)
     for seed in final.seeds:
@@ -93,8 +98,10 @@ def test_the_saved_model_is_the_tested_one(
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["accuracy"] == final.accuracy
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "results.json", "seed-0.pt", "seed-1.pt",
-    ]  # fmt: skip
+        "results.json",
+        "seed-0.pt",
+        "seed-1.pt",
+    ]
 
 
 class Recorded(Exception):  # noqa: N818 - not an error
@@ -116,9 +123,13 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     assert len(record.StudyRecord(study).tests) == 1  # the test split was not looked at
     epochs = []
     parts = retrain(
-        study, choice, digits, tmp_path / "parts", epochs=3,
+        study,
+        choice,
+        digits,
+        tmp_path / "parts",
+        epochs=3,
         on_epoch=lambda _seed, epoch, _loss: epochs.append(epoch),
-    )  # fmt: skip
+    )
     assert epochs == [3]
     first, second = weights(whole.model), weights(parts.model)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -126,9 +137,12 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
 
 
 def test_it_trains_on_validation_images_too_and_not_on_the_test(
-    study: optuna.Study, choice: Choice, digits: ImageData, tmp_path: Path,
+    study: optuna.Study,
+    choice: Choice,
+    digits: ImageData,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     seen = []
     monkeypatch.setattr(
         "flatsearch.retrain.checkpoint.Trainer",
@@ -146,9 +160,12 @@ def test_it_trains_on_validation_images_too_and_not_on_the_test(
 
 
 def test_the_recipe_of_the_trial_is_used(
-    study: optuna.Study, choice: Choice, digits: ImageData, tmp_path: Path,
+    study: optuna.Study,
+    choice: Choice,
+    digits: ImageData,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     from flatsearch.training.trainer import Trainer
 
     seen = []
@@ -172,9 +189,12 @@ def test_the_recipe_of_the_trial_is_used(
 
 
 def test_the_weights_are_averaged(
-    study: optuna.Study, choice: Choice, digits: ImageData, tmp_path: Path,
+    study: optuna.Study,
+    choice: Choice,
+    digits: ImageData,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     import flatsearch.retrain.training as module
 
     last = []
@@ -244,9 +264,13 @@ def test_a_checkpoint_of_another_training_is_refused(
     ],
 )
 def test_refused(
-    study: optuna.Study, choice: Choice, digits: ImageData, tmp_path: Path,
-    arguments: dict[str, object], message: str,
-) -> None:  # fmt: skip
+    study: optuna.Study,
+    choice: Choice,
+    digits: ImageData,
+    tmp_path: Path,
+    arguments: dict[str, object],
+    message: str,
+) -> None:
     with pytest.raises(UsageError, match=message):
         retrain(study, choice, digits, tmp_path / "out", **arguments)  # type: ignore[arg-type]
     assert record.StudyRecord(study).tests == ()
@@ -297,9 +321,12 @@ def test_a_search_space_that_has_changed_is_refused(digits: ImageData, tmp_path:
     (tmp_path / "other.py").write_text(SPACE.replace('["width"]', '["width"] * 3'))
     with pytest.raises(UsageError, match=r"the search space has changed: it builds .* parameters"):
         retrain(
-            study, choose(summarise(study), "0"), digits, tmp_path / "out",
+            study,
+            choose(summarise(study), "0"),
+            digits,
+            tmp_path / "out",
             space=f"{tmp_path}/other.py:Mine",
-        )  # fmt: skip
+        )
 
 
 def test_a_forced_training_leaves_nothing_of_the_earlier_one(
@@ -315,9 +342,13 @@ def test_a_forced_training_leaves_nothing_of_the_earlier_one(
     assert [p.name for p in tmp_path.iterdir()] == ["seed-0.checkpoint"]
     epochs: list[int] = []
     retrain(
-        study, choice, digits, tmp_path, epochs=2,
+        study,
+        choice,
+        digits,
+        tmp_path,
+        epochs=2,
         on_epoch=lambda _seed, epoch, _loss: epochs.append(epoch),
-    )  # fmt: skip
+    )
     assert epochs == [2]  # it went on
 
 
@@ -338,9 +369,12 @@ def test_a_study_of_others_is_refused(choice: Choice, digits: ImageData, tmp_pat
 
 
 def test_divergence_and_memory_are_told_in_one_line(
-    study: optuna.Study, choice: Choice, digits: ImageData, tmp_path: Path,
+    study: optuna.Study,
+    choice: Choice,
+    digits: ImageData,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(
         "flatsearch.training.trainer.Trainer.epoch", lambda self: (float("nan"), 0.0)
     )

@@ -28,12 +28,17 @@ def made(losses: list[list[float]], kappas: list[list[float]]) -> Any:
 
     rows = tuple(
         tuple(
-            {"network": str(n), "epoch": str(e + 1), "train_loss": str(a), "kappa_last": str(k),
-             "test_accuracy": str(n / 10)}
+            {
+                "network": str(n),
+                "epoch": str(e + 1),
+                "train_loss": str(a),
+                "kappa_last": str(k),
+                "test_accuracy": str(n / 10),
+            }
             for e, (a, k) in enumerate(zip(loss, kappa, strict=True))
         )
         for n, (loss, kappa) in enumerate(zip(losses, kappas, strict=True))
-    )  # fmt: skip
+    )
     return tables.Curves("made", rows, len(losses[0]), 0)
 
 

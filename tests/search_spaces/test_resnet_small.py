@@ -19,10 +19,19 @@ from tests.flatness import oracle
 SPACE = ResNetSmall()
 SIZES = (8, 28, 32, 64)
 PARAMETERS: dict[str, Any] = {
-    "stem_width": 8, "stages": 3, "blocks_1": 1, "blocks_2": 1, "blocks_3": 1, "widen_2": 2.0,
-    "widen_3": 1.5, "block": "basic", "kernel": 3, "activation": "relu",
-    "pre_activation": False, "squeeze_excitation": False,
-}  # fmt: skip
+    "stem_width": 8,
+    "stages": 3,
+    "blocks_1": 1,
+    "blocks_2": 1,
+    "blocks_3": 1,
+    "widen_2": 2.0,
+    "widen_3": 1.5,
+    "block": "basic",
+    "kernel": 3,
+    "activation": "relu",
+    "pre_activation": False,
+    "squeeze_excitation": False,
+}
 
 
 def drawn(count: int = 60) -> list[tuple[dict[str, Any], Architecture]]:
@@ -85,10 +94,19 @@ def test_equal_parameters_give_equal_architectures() -> None:
 
 def test_every_parameter_changes_the_architecture() -> None:
     changed = {
-        "stem_width": 16, "stages": 2, "blocks_1": 2, "blocks_2": 2, "blocks_3": 2, "widen_2": 1.0,
-        "widen_3": 1.0, "block": "bottleneck", "kernel": 5, "activation": "gelu",
-        "pre_activation": True, "squeeze_excitation": True,
-    }  # fmt: skip
+        "stem_width": 16,
+        "stages": 2,
+        "blocks_1": 2,
+        "blocks_2": 2,
+        "blocks_3": 2,
+        "widen_2": 1.0,
+        "widen_3": 1.0,
+        "block": "bottleneck",
+        "kernel": 5,
+        "activation": "gelu",
+        "pre_activation": True,
+        "squeeze_excitation": True,
+    }
     assert set(changed) == set(PARAMETERS)
     architectures = {suggest(**{name: value}) for name, value in changed.items()}
     assert len(architectures | {suggest()}) == len(changed) + 1
@@ -171,9 +189,13 @@ def test_the_last_convolution_of_the_branch_is_measured() -> None:
 @pytest.mark.parametrize("extra", [False, True])
 def test_the_measure_is_that_of_the_dense_hessian(block: str, activation: str, extra: bool) -> None:
     architecture = suggest(
-        stages=2, widen_2=1.0, block=block, activation=activation, pre_activation=extra,
+        stages=2,
+        widen_2=1.0,
+        block=block,
+        activation=activation,
+        pre_activation=extra,
         squeeze_excitation=extra,
-    )  # fmt: skip
+    )
     model = build(architecture, 1, 8).double()
     x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
     model(x)

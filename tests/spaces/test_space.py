@@ -41,8 +41,12 @@ def test_lists_become_tuples() -> None:
     assert isinstance(toy(widths=(8, 16))["widths"], tuple)
     assert isinstance(Architecture.from_json(JSON)["widths"], tuple)
     assert [toy()[name] for name in ("kernel", "act", "rate", "norm", "extra")] == [
-        3, "relu", 0.5, True, None,
-    ]  # fmt: skip
+        3,
+        "relu",
+        0.5,
+        True,
+        None,
+    ]
     with pytest.raises(KeyError):
         toy()["depth"]
 
@@ -98,10 +102,21 @@ def test_repr_names_space_and_values() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [float("nan"), float("inf"), [1, float("nan")], {1, 2}, object(), 1j, b"bytes", nn.ReLU,
-     np.int64(3), np.arange(3), torch.ones(2)],
+    [
+        float("nan"),
+        float("inf"),
+        [1, float("nan")],
+        {1, 2},
+        object(),
+        1j,
+        b"bytes",
+        nn.ReLU,
+        np.int64(3),
+        np.arange(3),
+        torch.ones(2),
+    ],
     ids=lambda value: type(value).__name__,
-)  # fmt: skip
+)
 def test_what_is_not_json_is_refused(value: Any) -> None:
     with pytest.raises(SpaceError, match="space 'toy': values must be JSON scalars or lists"):
         toy(kernel=value)

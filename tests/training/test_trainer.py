@@ -38,9 +38,13 @@ def data(n: int = 96, *, scale: float = 1.0) -> ImageData:
 def net(classes: int = 2, seed: int = 0) -> GapCnn:
     torch.manual_seed(seed)
     features = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-    )  # fmt: skip
+        nn.Conv2d(1, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+    )
     return GapCnn(features, 16, classes)
 
 
