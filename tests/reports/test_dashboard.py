@@ -189,7 +189,7 @@ def test_without_the_package_a_search_says_nothing(monkeypatch: pytest.MonkeyPat
     assert served(study)["note"]["body"] == ""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits(few_digits: ImageData) -> ImageData:
     return few_digits
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits(few_digits: ImageData) -> ImageData:
     return few_digits
 
