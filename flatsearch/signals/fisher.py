@@ -2,37 +2,68 @@
 
 Týbl and Neumann, "Training-free Neural Architecture Search through Variance of Knowledge of Deep
 Network Weights", CVPR 2025, arXiv 2502.04975. The labels are the network's own predictions and the
-images are Gaussian noise, so neither is needed. One weight stands for each layer, a kernel or
-matrix; of deeper networks the first 128 layers are looked at.
+images are Gaussian noise, so neither is needed. One weight stands for each layer, a convolution or
+linear module; of deeper networks the first 128 layers are looked at.
 """
 
 from __future__ import annotations
 
+import copy
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["fisher_information", "vkdnw", "vkdnw_entropy"]
 
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _MOST_LAYERS = 128
 _IMAGES = 64
 
 
-def _layers(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if p.dim() > 1}
+def _layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, _LAYERS)]
 
 
-def _derivative(model: nn.Module, name: str, weight: Tensor, x: Tensor) -> Tensor:
-    """Return the derivative (N, C) of the logits in the first element of a weight."""
-    direction = torch.zeros_like(weight)
-    direction.view(-1)[0] = 1
+def _add(layer: nn.Module, scale: Tensor) -> Callable[..., Tensor]:
+    """Return a hook that adds to a layer's first weight a number per image, (N,)."""
+    direction = copy.deepcopy(layer)
+    direction.bias = None  # type: ignore[assignment]
+    nn.init.zeros_(direction.weight).view(-1)[0] = 1  # type: ignore[arg-type]
 
-    def logits(weight: Tensor) -> Tensor:
-        found: Tensor = functional_call(model, {name: weight}, (x,))
-        return found
+    def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        del module
+        # A layer is linear in its weights.
+        change: Tensor = direction(*args)
+        return output + scale.view(-1, *[1] * (change.dim() - 1)) * change
 
-    derivative: Tensor = jvp(logits, (weight,), (direction,))[1]
-    return derivative
+    return add
+
+
+def _jacobian(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the derivatives (N, C, L) of the logits in the first weight of every layer."""
+    model.eval().requires_grad_(False)
+    layers = _layers(model)[:_MOST_LAYERS]
+    scales = [torch.zeros(len(x), device=x.device, dtype=x.dtype) for _ in layers]
+    hooks = [
+        layer.register_forward_hook(_add(layer, scale.requires_grad_()))
+        for layer, scale in zip(layers, scales, strict=True)
+    ]
+    try:
+        logits = model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    columns = [
+        torch.autograd.grad(logits[:, c].sum(), scales, retain_graph=True, allow_unused=True)
+        for c in range(logits.shape[1])
+    ]
+    none = torch.zeros_like(scales[0])
+    by_class = [torch.stack([none if g is None else g for g in column], 1) for column in columns]
+    return torch.stack(by_class, 1)
 
 
 def fisher_information(model: nn.Module, x: Tensor) -> Tensor:
@@ -50,12 +81,8 @@ def fisher_information(model: nn.Module, x: Tensor) -> Tensor:
     Returns:
         F in float64, (L, L).
     """
-    # Derivatives are taken forwards: nothing is to be kept for a backward pass.
-    model.eval().requires_grad_(False)
-    layers = list(_layers(model).items())[:_MOST_LAYERS]
+    jacobian = _jacobian(model, x).double()
     probabilities = model(x).double().softmax(1).unsqueeze(2)
-    columns = [_derivative(model, name, weight, x) for name, weight in layers]
-    jacobian = torch.stack(columns, 2).double()
     centred = jacobian - (probabilities * jacobian).sum(1, keepdim=True)
     rows = (probabilities.sqrt() * centred).flatten(0, 1)
     return rows.T @ rows / len(x)

@@ -59,7 +59,7 @@ class Signal:
 
 _FREE = "nothing: it is there anyway"
 _PASS, _PASSES = "a forward pass", "a forward and a backward pass"
-_TANGENTS = "two forward passes of 64 images per layer"
+_BY_CLASS = "a backward pass of 64 images per class"
 _COPY = "no pass; a copy of the weights is kept"
 
 _ABDELFATTAH = "Abdelfattah et al., Zero-Cost Proxies, ICLR 2021, arXiv 2101.08134"
@@ -115,8 +115,8 @@ _ROWS = (
     _untrained("gradients.snip", "snip", _PASSES, _LEE),
     _untrained("gradients.gradient_norm", "initial gradient norm", _PASSES, _ABDELFATTAH),
     _untrained("gradients.zico", "ZiCo", _PASSES, _LI),
-    _untrained("fisher.vkdnw", "VKDNW", _TANGENTS, _TYBL),
-    _untrained("fisher.vkdnw_entropy", "VKDNW entropy", _TANGENTS, _TYBL),
+    _untrained("fisher.vkdnw", "VKDNW", _BY_CLASS, _TYBL),
+    _untrained("fisher.vkdnw_entropy", "VKDNW entropy", _BY_CLASS, _TYBL),
     _untrained("aznas.expressivity", "expressivity", _PASS, _AZ_NAS),
     _untrained("aznas.progressivity", "progressivity", _PASS, _AZ_NAS),
     _untrained("aznas.trainability", "trainability", _PASSES, _AZ_NAS),
