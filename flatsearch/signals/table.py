@@ -57,10 +57,16 @@ class Signal:
         return f"-{self.name}" if self.sign < 0 else self.name
 
 
+# With how many images training could go on in that time: medians of small networks of 10 classes,
+# rounded, from scripts/results/signals-cpu.json.
 _FREE = "nothing: it is there anyway"
-_PASS, _PASSES = "a forward pass", "a forward and a backward pass"
-_BY_CLASS = "a backward pass of 64 images per class"
-_COPY = "no pass; a copy of the weights is kept"
+_FORWARD = "a forward pass (as 130 images of training)"
+_BOTH = "a forward and a backward pass (as 150 images of training)"
+_BY_CLASS = "a backward pass of 64 images per class (as 500 images of training)"
+_ONE_IMAGE = "two passes of one image (as 30 images of training)"
+_COPY = "no pass; a copy of the weights is kept (as 1 image of training)"
+_LAST = "a forward pass of the probe (as 100 images of training)"
+_ALL = "a backward pass per class, in some epochs (as 900 images of training)"
 
 _ABDELFATTAH = "Abdelfattah et al., Zero-Cost Proxies, ICLR 2021, arXiv 2101.08134"
 _AZ_NAS = "Lee and Ham, AZ-NAS, CVPR 2024, arXiv 2403.19232"
@@ -76,10 +82,9 @@ _TYBL = "Týbl and Neumann, VKDNW, CVPR 2025, arXiv 2502.04975"
 
 def _flatness(name: str, words: str) -> list[Signal]:
     """Return the signal of the last convolution, and of all convolutions together."""
-    last, every = "a forward pass of the probe", "a backward pass per class, in some epochs"
     return [
-        Signal(name, f"{words}, last", "flatness", "epoch", 0, last, _PETZKA),
-        Signal(f"{name}_all", f"{words}, all", "flatness", "epoch", 0, every, _PETZKA),
+        Signal(name, f"{words}, last", "flatness", "epoch", 0, _LAST, _PETZKA),
+        Signal(f"{name}_all", f"{words}, all", "flatness", "epoch", 0, _ALL, _PETZKA),
     ]
 
 
@@ -109,17 +114,17 @@ _ROWS = (
     *_flatness("hessian_trace", "Hessian trace"),
     *_flatness("noise_loss", "rise of the loss under weight noise"),
     _epoch("training.weight_movement", _COPY, _NAGARAJAN),
-    _epoch("training.gradient_norm", _PASSES, ""),
-    _untrained("units.nwot", "nwot", _PASS, _MELLOR),
-    _untrained("synflow.synflow", "synflow", "two passes of one image", _TANAKA),
-    _untrained("gradients.snip", "snip", _PASSES, _LEE),
-    _untrained("gradients.gradient_norm", "initial gradient norm", _PASSES, _ABDELFATTAH),
-    _untrained("gradients.zico", "ZiCo", _PASSES, _LI),
+    _epoch("training.gradient_norm", _BOTH, ""),
+    _untrained("units.nwot", "nwot", _FORWARD, _MELLOR),
+    _untrained("synflow.synflow", "synflow", _ONE_IMAGE, _TANAKA),
+    _untrained("gradients.snip", "snip", _BOTH, _LEE),
+    _untrained("gradients.gradient_norm", "initial gradient norm", _BOTH, _ABDELFATTAH),
+    _untrained("gradients.zico", "ZiCo", _BOTH, _LI),
     _untrained("fisher.vkdnw", "VKDNW", _BY_CLASS, _TYBL),
     _untrained("fisher.vkdnw_entropy", "VKDNW entropy", _BY_CLASS, _TYBL),
-    _untrained("aznas.expressivity", "expressivity", _PASS, _AZ_NAS),
-    _untrained("aznas.progressivity", "progressivity", _PASS, _AZ_NAS),
-    _untrained("aznas.trainability", "trainability", _PASSES, _AZ_NAS),
+    _untrained("aznas.expressivity", "expressivity", _FORWARD, _AZ_NAS),
+    _untrained("aznas.progressivity", "progressivity", _FORWARD, _AZ_NAS),
+    _untrained("aznas.trainability", "trainability", _BOTH, _AZ_NAS),
 )
 
 SIGNALS: Mapping[str, Signal] = {row.name: row for row in _ROWS}
