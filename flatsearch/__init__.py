@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from flatsearch.pruners.metric import MetricPruner
     from flatsearch.pruners.pareto import ParetoPruner
     from flatsearch.pruners.reporting import mark_pruned, report, should_prune
+    from flatsearch.record.constraints import constraint_values
     from flatsearch.search.objective import FlatnessObjective
     from flatsearch.settings import RunSettings
     from flatsearch.spaces.registry import load_space, space_names
@@ -65,6 +66,7 @@ __all__ = [
     "StorageError",
     "UnsupportedModelError",
     "UsageError",
+    "constraint_values",
     "count_flops",
     "count_parameters",
     "export_model",
@@ -96,6 +98,7 @@ _HOME = {
     "pruners.metric": {"MetricPruner"},
     "pruners.pareto": {"ParetoPruner"},
     "pruners.reporting": {"mark_pruned", "report", "should_prune"},
+    "record.constraints": {"constraint_values"},
     "search.objective": {"FlatnessObjective"},
     "settings": {"RunSettings"},
     "spaces.registry": {"load_space", "space_names"},

@@ -77,7 +77,8 @@ def mark_pruned(trial: optuna.Trial, *, pruned: bool) -> None:
     Some samplers (NSGA-II, NSGA-III, GP, CMA-ES) learn nothing from Optuna's state PRUNED, and
     may propose the same point again. A trial that is pruned softly returns the values it has
     reached, and violates a constraint: it is never among the best trials, and samplers keep away.
-    Call this for every trial of a study, before it returns.
+    Call this for every trial of a study, before it returns. A sampler of Optuna 4 needs
+    ``constraints_func=flatsearch.constraint_values`` to heed constraints; one of Optuna 5 does so.
 
     Args:
         trial: The running trial.

@@ -19,8 +19,8 @@ __all__ = [
     "LIMIT",
     "MIN_ACCURACY",
     "PRUNED_SOFTLY",
+    "constraint_values",
     "is_named",
-    "named_values",
     "read_constraints",
     "write_constraints",
 ]
@@ -51,7 +51,7 @@ def write_constraints(trial: optuna.Trial, constraints: Mapping[str, float]) -> 
         else:
             trial.storage.set_trial_system_attr(trial._trial_id, f"{_KEY}:{name}", float(value))
     if not HAS_NAMED:
-        trial.storage.set_trial_system_attr(trial._trial_id, _KEY, named_values(trial))
+        trial.storage.set_trial_system_attr(trial._trial_id, _KEY, constraint_values(trial))
 
 
 def read_constraints(trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, float]:
@@ -73,6 +73,18 @@ def is_named(name: str) -> bool:
     return not name.isdecimal()
 
 
-def named_values(trial: optuna.Trial | optuna.trial.FrozenTrial) -> list[float]:
-    """Return the named constraints in the order of their names, which is the same in all trials."""
+def constraint_values(trial: optuna.Trial | optuna.trial.FrozenTrial) -> list[float]:
+    """Return a trial's constraints as a list, for the `constraints_func` of Optuna 4's samplers.
+
+    Args:
+        trial: The trial.
+
+    Returns:
+        The values in the order of the constraints' names, which is the same in all trials.
+
+    Example:
+        >>> from optuna.samplers import TPESampler
+        >>> if not HAS_NAMED:
+        ...     sampler = TPESampler(constraints_func=constraint_values)
+    """
     return [value for name, value in sorted(read_constraints(trial).items()) if is_named(name)]

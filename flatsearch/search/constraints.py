@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import GPSampler
 from optuna.trial import TrialState
 
-from flatsearch.record.constraints import HAS_NAMED, is_named, named_values, read_constraints
+from flatsearch.record.constraints import HAS_NAMED, constraint_values, is_named, read_constraints
 from flatsearch.search.unstuck import UnstuckSampler
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["list_constraints", "sampler_options"]
 
 def sampler_options() -> dict[str, Any]:
     """Return the arguments without which samplers of Optuna 4 heed no constraints."""
-    return {} if HAS_NAMED else {"constraints_func": named_values}
+    return {} if HAS_NAMED else {"constraints_func": constraint_values}
 
 
 def list_constraints(trial: optuna.Trial) -> None:
@@ -32,7 +32,7 @@ def list_constraints(trial: optuna.Trial) -> None:
     Args:
         trial: The running trial, all of its constraints stored.
     """
-    values = named_values(trial)
+    values = constraint_values(trial)
     if HAS_NAMED and values and _is_wanted(trial.study):
         # There is no public way to store a list.
         trial.storage.set_trial_system_attr(trial._trial_id, "constraints", values)

@@ -20,19 +20,22 @@ if TYPE_CHECKING:
 
 __all__ = ["make_pruner", "make_sampler"]
 
+_VERSION = tuple(map(int, optuna.__version__.split(".")[:2]))
 
-def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+
+def make_sampler(name: str, seed: int, n_objectives: int = 1) -> optuna.samplers.BaseSampler:
     """Return a sampler by its command-line name.
 
     Args:
         name: "tpe", "nsga2", "gp" or "random".
-        seed: Of its random numbers.
+        seed: The seed of its random numbers.
+        n_objectives: The number of the study's objectives.
 
     Returns:
         The sampler.
 
     Raises:
-        SettingsError: If the name is not known.
+        SettingsError: If the name is not known, or that sampler of this Optuna takes one objective.
     """
     sees = sampler_options()
     samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
@@ -43,6 +46,11 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     }
     if name not in samplers:
         raise SettingsError(unknown_name("sampler", name, SAMPLERS))
+    if name == "gp" and n_objectives > 1 and _VERSION < (4, 4):
+        raise SettingsError(
+            f"sampler 'gp' takes one objective in Optuna {optuna.__version__}, and several from"
+            " Optuna 4.4 on"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return samplers[name]()

@@ -47,13 +47,15 @@ def open_study(
         The study.
 
     Raises:
-        SettingsError: If the study exists with other settings; names them.
+        SettingsError: If the study exists with other settings, which are named, or the sampler or
+            pruner does not go with the objectives.
         StorageError: If the study exists but was not made by flatsearch.
     """
     settings = objective.settings
     wanted = objective.shared_settings()
     study_pruner = make_pruner(pruner, settings.objectives, prune_on)
-    make_sampler(sampler, 0)
+    n_objectives = len(settings.objectives)
+    make_sampler(sampler, 0, n_objectives)
     try:
         study = optuna.create_study(
             study_name=name, storage=storage, directions=settings.directions
@@ -68,7 +70,7 @@ def open_study(
             study.set_metric_names(list(settings.objectives))
         write_study(study, settings=wanted)
     sequence = np.random.SeedSequence([settings.seed, len(study.trials), worker])
-    study.sampler = make_sampler(sampler, int(sequence.generate_state(1)[0]))
+    study.sampler = make_sampler(sampler, int(sequence.generate_state(1)[0]), n_objectives)
     study.pruner = study_pruner
     return study
 

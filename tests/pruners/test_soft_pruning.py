@@ -20,6 +20,7 @@ from flatsearch import (
     record,
 )
 from flatsearch.analysis.summary import summarise
+from flatsearch.search.constraints import sampler_options
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
@@ -101,15 +102,18 @@ def test_a_study_of_accuracy_alone_has_no_least(digits: ImageData) -> None:
     objective = FlatnessObjective(Tiny(), digits, objectives=["accuracy"], epochs=1)
     study = optuna.create_study(directions=objective.directions)
     study.optimize(objective, n_trials=1)
-    assert study.trials[0].constraints == {}
+    assert record.read_constraints(study.trials[0]) == {}
 
 
+HEED = sampler_options()
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
-    "tpe-group": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=8),
-    "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed, population_size=8),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=8),
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, **HEED),
+    "tpe-group": lambda seed: optuna.samplers.TPESampler(
+        seed=seed, multivariate=True, group=True, **HEED
+    ),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=8, **HEED),
+    "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed, population_size=8, **HEED),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=8, **HEED),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed),
     "brute-force": lambda seed: optuna.samplers.BruteForceSampler(seed=seed),
