@@ -11,6 +11,8 @@ from flatsearch.settings import RunSettings
 if TYPE_CHECKING:
     import optuna
 
+    from flatsearch.data.splits import ImageData
+
 __all__ = ["FinalTest", "StudyRecord", "write_study"]
 
 
@@ -65,6 +67,23 @@ class StudyRecord(Record):
                 " an older version"
             )
         return RunSettings.from_dict(self.settings)
+
+    def check_data(self, data: ImageData) -> None:
+        """Refuse images that are not those of the study.
+
+        Args:
+            data: The images.
+
+        Raises:
+            UsageError: If training or validation images differ.
+        """
+        stored = self.settings or {}
+        wanted = stored.get("data_fingerprint")
+        if wanted is not None and data.fingerprint() != wanted:
+            raise UsageError(
+                f"data {data.name!r} are not those of the study ({stored.get('data')!r}): other"
+                " images or another split; give the same with `data` and `data_root`"
+            )
 
     @property
     def space(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -130,20 +130,6 @@ def load_images(
     )
 
 
-def check_data(data: ImageData, stored: dict[str, Any]) -> None:
-    """Refuse images that are not those of the study.
-
-    Raises:
-        UsageError: If training or validation images differ.
-    """
-    wanted = stored.get("data_fingerprint")
-    if wanted is not None and data.fingerprint() != wanted:
-        raise UsageError(
-            f"data {data.name!r} are not those of the study ({stored.get('data')!r}): other images"
-            " or another split; give the same with `data` and `data_root`"
-        )
-
-
 def retrain(
     study: optuna.Study,
     choice: Choice,
@@ -186,7 +172,7 @@ def retrain(
     results = folder / "results.json"
     if results.exists() and not force:
         raise UsageError(f"{str(folder)!r} holds a finished training; `force` overwrites it")
-    check_data(data, stored)
+    known.check_data(data)
     trial = choice.trial
     assert trial.architecture is not None  # noqa: S101 - `choose` has refused it
     settings = dataclasses.replace(search, **{**trial.recipe, "epochs": epochs})
