@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +78,7 @@ class Candidates:
         if "batch_size" in recipe:
             # A batch has no more images than there are: the same training, the same key.
             recipe["batch_size"] = min(settings.batch_size, len(self._data.train))
+            settings = replace(settings, batch_size=recipe["batch_size"])
         sequence = np.random.SeedSequence([self._settings.seed, trial.number])
         return Candidate(architecture, settings, recipe, int(sequence.generate_state(1)[0]))
 
