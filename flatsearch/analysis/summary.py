@@ -77,6 +77,7 @@ class StudySummary:
                 "params": dict(trial.params),
                 "architecture": trial.architecture and dict(trial.architecture.values),
                 "metrics": dict(trial.metrics),
+                "measured_layer": trial.measured,
                 "epochs": [{"epoch": step + 1, **metrics} for step, metrics in trial.steps.items()],
                 "recipe": dict(trial.recipe) or None,
                 "duplicate_of": trial.duplicate_of,

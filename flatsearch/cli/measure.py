@@ -31,7 +31,10 @@ class _Options(Printing):
     )
     data: str = same(RunOptions, "data", default=REQUIRED, group="options")
     layers: str = setting(
-        "last", Text(), "last, all, head (the linear classifier), or comma-separated names"
+        "last",
+        Text(),
+        "last (the last convolution executed), main (the last one of the longest path, gates and"
+        " shortcuts aside), all, head (the linear classifier), or comma-separated names",
     )
     skip_unsupported: bool = setting(
         False, Switch(), "measure the other layers where some are not covered, and say which"
@@ -41,6 +44,14 @@ class _Options(Printing):
     )
     batch_size: int | None = setting(
         None, COUNT, "samples at a time", unset="what fits into the free memory", metavar="N"
+    )
+    classes: int | None = setting(
+        None,
+        COUNT,
+        "the most backward passes per batch: with more classes, layers that take one for each are"
+        " estimated from that many",
+        unset="no limit",
+        metavar="N",
     )
     samples: int = setting(512, COUNT, "training images to use", metavar="N")
     image_size: int | None = same(RunSettings, "image_size", group="options")
@@ -79,7 +90,7 @@ def _measure(options: _Options) -> None:
         root=options.data_root,
     )
     layers = options.layers
-    keyword = layers in {"last", "all", "head"}
+    keyword = layers in {"last", "main", "all", "head"}
     try:
         result = relative_flatness(
             model.to(device),
@@ -88,6 +99,7 @@ def _measure(options: _Options) -> None:
             normalize="input" if options.normalize else None,
             dtype=torch.float64 if options.float64 else None,
             batch_size=options.batch_size,
+            classes=options.classes,
             skip_unsupported=options.skip_unsupported,
         )
     except UnsupportedModelError as error:

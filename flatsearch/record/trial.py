@@ -95,6 +95,7 @@ class TrialRecord(Record):
             again, if any.
         retried: Why the trial was trained once more, with every batch in two halves; None mostly.
         metrics: Final metrics and sizes by name; what is written is added to what there is.
+        measured: The name of the convolution whose flatness was measured after every epoch.
         layers: The relative flatness of every convolution by name, in order of execution, where it
             was measured last.
         artifact: The identifier of the saved model in the artifact store, if any.
@@ -124,6 +125,7 @@ class TrialRecord(Record):
     metrics = Fact[Mapping[str, float]](
         _flat_numbers, encode=to_numbers, decode=from_numbers, public=dict, adds=True
     )
+    measured = Fact[str | None]()
     layers = Fact[Mapping[str, float]](
         lambda _: {},
         encode=lambda values: to_numbers({name: float(f"{v:.6g}") for name, v in values.items()}),

@@ -164,7 +164,8 @@ def trial_numbers(summary: StudySummary, trial: TrialRecord) -> Table:
     numbers = {**{s: trial.metrics[s] for s in _SIZES if s in trial.metrics}, **numbers}
     order = dict.fromkeys((*summary.metric_names, *_SIZES))
     rows = tuple((name, value(name, numbers[name])) for name in order if name in numbers)
-    return Table("", ("", ""), rows)
+    layer = () if trial.measured is None else (("flatness of layer", trial.measured),)
+    return Table("", ("", ""), rows + layer)
 
 
 def seeds(final: FinalTraining) -> Table:

@@ -92,6 +92,8 @@ def print_flatness(result: FlatnessResult, console: Console) -> None:
     """
     several = len(result.layers) > 1
     variant = ", normalised inputs" if result.normalize else ""
+    if result.classes is not None:
+        variant += f", estimated from {result.classes} classes a sample"
     table = _empty(
         f"relative flatness ({result.kind}{variant}, {result.n_samples} samples,"
         f" loss {result.loss:.4g}, accuracy {result.accuracy:.4f})",

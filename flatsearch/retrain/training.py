@@ -58,7 +58,7 @@ class SeedResult:
         seed: Of its initialisation, batch order and augmentation.
         file: Where it was saved.
         test: Its scores on the test split.
-        flatness: Relative flatness of its last convolution on the probe; None if not covered.
+        flatness: Relative flatness of one convolution, as in the search; None if not covered.
         train_loss: Running training loss (with label smoothing) of the last epoch.
     """
 
@@ -226,9 +226,9 @@ def _of_seed(on_epoch: Callable[[int, int, float], None], seed: int) -> Callable
     return lambda epoch, loss: on_epoch(seed, epoch, loss)
 
 
-def _flatness(model: nn.Module, data: ImageData) -> float | None:
+def _flatness(model: nn.Module, data: ImageData, layer: str) -> float | None:
     try:
-        return relative_flatness(model, data.probe.tensors()).relative_flatness
+        return relative_flatness(model, data.probe.tensors(), layer).relative_flatness
     except (NonFiniteError, UnsupportedModelError):
         return None
 
@@ -254,7 +254,7 @@ def _finish(
             seed=seed,
             file=str(folder / f"seed-{seed}.pt"),
             test=test,
-            flatness=_flatness(model, data),
+            flatness=_flatness(model, data, settings.layer),
             train_loss=run.train_loss,
         )
         for (seed, model, run), test in zip(trained, tests, strict=True)

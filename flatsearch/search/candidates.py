@@ -131,8 +131,9 @@ class Candidates:
         with torch.random.fork_rng(devices=[]):
             model = self._build(candidate).to(inputs.device)
         images = inputs[:_CHECKED_IMAGES], targets[:_CHECKED_IMAGES]
+        layers = "all" if self._settings.needs_all else self._settings.layer
         try:
-            relative_flatness(model, images, "all" if self._settings.needs_all else "last")
+            relative_flatness(model, images, layers)
         except (NonFiniteError, UnsupportedModelError) as error:
             raise SpaceError(
                 f"{type(self._space).__name__}.build returned a model whose flatness cannot be"

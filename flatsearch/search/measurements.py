@@ -28,7 +28,7 @@ def metrics_of(epoch: EpochResult, flatness: FlatnessResult) -> dict[str, float]
 
     Args:
         epoch: The result of training and validation.
-        flatness: The flatness of the last convolution after it.
+        flatness: The flatness of one convolution after it.
 
     Returns:
         The metrics.

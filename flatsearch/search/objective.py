@@ -305,7 +305,9 @@ class FlatnessObjective:
             accumulate=accumulate,
             on_batch=control.check,
         ):
-            flatness = relative_flatness(model, self._probe)
+            flatness = relative_flatness(model, self._probe, settings.layer)
+            if epoch.epoch == 1:
+                write_trial(trial, measured=next(iter(flatness.layers)))
             metrics = metrics_of(epoch, flatness)
             metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
             if settings.measures_all(epoch.epoch):

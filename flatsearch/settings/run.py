@@ -109,11 +109,12 @@ class RunSettings(Limits):
     )
     layers: str = setting(
         "all",
-        Choice("layers", ("last", "all")),
+        Choice("layers", ("main", "last", "all")),
         "convolutions whose flatness is measured",
-        more="last is measured after every epoch; with all, also all of them together in the first"
-        " epochs, where that says most about the final accuracy, and at the end, or after every"
-        " epoch if noise_loss_all is an objective",
+        more="main is the last one of the longest path, gates and shortcuts aside, last the one"
+        " executed last: it is measured after every epoch. With all, main is, and also all of them"
+        " together in the first epochs, where that says most about the final accuracy, and at the"
+        " end, or after every epoch if noise_loss_all is an objective",
         group=_MEASURING,
     )
     validation_fraction: float = setting(
@@ -170,6 +171,11 @@ class RunSettings(Limits):
                 "the objective 'noise_loss_all' is of all convolutions, but `layers` is"
                 f" {self.layers!r}"
             )
+
+    @property
+    def layer(self) -> str:
+        """Which single convolution is measured after every epoch: "main" or "last"."""
+        return "last" if self.layers == "last" else "main"
 
     @property
     def needs_all(self) -> bool:

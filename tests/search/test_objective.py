@@ -94,6 +94,44 @@ def test_a_network_of_which_not_all_layers_are_covered_is_searched_all_the_same(
         run(asked, 1)
 
 
+class ShortcutLast(Tiny):
+    """Networks whose last convolution is that of a shortcut."""
+
+    def build(
+        self, architecture: Architecture, in_channels: int = 3, num_classes: int = 10
+    ) -> nn.Module:
+        class Block(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.branch = nn.Sequential(nn.Conv2d(in_channels, 4, 1), nn.Conv2d(4, 4, 3))
+                self.shortcut = nn.Conv2d(in_channels, 4, 3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.branch(x) + self.shortcut(x)
+
+        return GapCnn(Block(), 4, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("layers", "name"),
+    [("all", "branch.1"), ("main", "branch.1"), ("last", "shortcut")],
+)
+def test_which_convolution_is_measured(layers: str, name: str, digits: ImageData) -> None:
+    settings = RunSettings(epochs=1, layers=layers)
+    trial = record.TrialRecord(
+        run(FlatnessObjective(ShortcutLast(), digits, settings=settings), 1).trials[0]
+    )
+    assert trial.measured == f"features.{name}"
+    assert list(trial.layers) == (
+        [f"features.{each}" for each in ("branch.0", "branch.1", "shortcut")]
+        if layers == "all"
+        else []
+    )
+    if layers == "all":
+        last = trial.layers[trial.measured]
+        assert trial.steps[0]["flatness"] == pytest.approx(last, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["noise_loss", "noise_loss_all"])
 def test_the_noise_loss_is_an_objective(name: str, digits: ImageData) -> None:
     objective = FlatnessObjective("plain_cnn", digits, ("accuracy", name), epochs=4, device="cpu")
