@@ -3,7 +3,7 @@
 from flatsearch.testing import SearchSpaceContract
 
 class TestMySpace(SearchSpaceContract):
-space = "my_package.spaces:MySpace"
+    space = "my_package.spaces:MySpace"
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from flatsearch.flatness import relative_flatness
+from flatsearch.networks.duplicate_key import network_key
 from flatsearch.networks.gap_cnn import GapCnn
-from flatsearch.networks.identity import network_key
 from flatsearch.spaces.registry import load_space
 from flatsearch.spaces.space import Architecture, SearchSpace, build_model, suggest_checked
 

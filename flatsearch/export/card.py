@@ -1,4 +1,4 @@
-"""Saving a trained candidate and loading it again."""
+"""The card of a model: what its file says of the data, the space and the architecture."""
 
 from __future__ import annotations
 

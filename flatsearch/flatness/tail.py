@@ -7,7 +7,7 @@ g (N, C) that enter the linear classifier. The closed form needs
     f''_c(p) = d^2 g_c / d A_c(p)^2.
 
 It holds only where g_c of sample n depends on channel c of sample n alone, and f'' only where the
-second derivatives couple no two positions; `graph` proves both, or the closed form is not used.
+second derivatives couple no two positions; `proof` proves both, or the closed form is not used.
 One backward pass with ones as cotangents then gives every S at once, and one more every f''.
 """
 

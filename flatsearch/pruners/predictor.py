@@ -1,7 +1,7 @@
 """The probability that a running trial ends among the best, from what it has shown so far.
 
 `Predictor` is fed with finished trials as `Observation`s and asked about running ones. It ranks
-every signal among all trials at the same step, fits `calibration.fit` to those that were run to the
+every signal among all trials at the same step, fits `regression.fit` to those that were run to the
 end, and gives the probability of a final value among the best share of all, or with several
 objectives that of a place on the front. Knows nothing of Optuna.
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from flatsearch.reports.colours import BLUE, GREY, ORANGE, RED
 from flatsearch.reports.text import describe, value
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from flatsearch.record.trial import TrialRecord
 
 __all__ = [
-    "BLUE",
-    "GREY",
     "MOST_POINTS",
     "axis_type",
     "front",
@@ -31,7 +30,6 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-GREY, BLUE, _RED, _ORANGE = "#999999", "#4477aa", "#cc3311", "#ee8833"
 MOST_POINTS = 2000
 _MOST_IN_WORDS = 300
 _LONGEST_WORDS = 110
@@ -134,7 +132,7 @@ def _groups(
         (
             "infeasible",
             [t for t in complete if not t.feasible],
-            {"color": _ORANGE, "symbol": "circle-open", "size": 7},
+            {"color": ORANGE, "symbol": "circle-open", "size": 7},
         ),
         (
             "complete",
@@ -144,7 +142,7 @@ def _groups(
         (
             "Pareto front" if len(summary.metric_names) > 1 else "best trial",
             front,
-            {"color": _RED, "symbol": "star", "size": 11},
+            {"color": RED, "symbol": "star", "size": 11},
         ),
     ]
     shown = []
@@ -240,7 +238,7 @@ def history(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
             y=rounded(best[i] for i in corners),
             mode="lines",
             name="best so far",
-            line={"color": _RED, "shape": "hv", "width": 1},
+            line={"color": RED, "shape": "hv", "width": 1},
             hoverinfo="skip",
         )
     figure.update_layout(title_text=html.escape(f"{name} by trial"))

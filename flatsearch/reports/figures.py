@@ -13,9 +13,8 @@ import numpy as np
 
 from flatsearch.analysis.intervals import tau_with_interval, trial_weights
 from flatsearch.errors import UsageError
+from flatsearch.reports.colours import BLUE, GREY, LINES, PALETTE, WORDS
 from flatsearch.reports.figure_front import (
-    BLUE,
-    GREY,
     MOST_POINTS,
     axis_type,
     front,
@@ -35,28 +34,16 @@ if TYPE_CHECKING:
 
 __all__ = ["figures"]
 
-_COLOURS = (
-    "#cc3311",
-    "#4477aa",
-    "#228833",
-    "#aa3377",
-    "#33bbee",
-    "#ccbb44",
-    "#ee6677",
-    "#555555",
-)
 _MOST_CURVES = 150
 _MOST_CURVE_POINTS = 3000
 _MOST_ON_A_LINE = 400
 # More bars than this have no room for names beside them.
 _MOST_NAMED_LAYERS = 22
-# Neither is fixed to a background: the dashboard has a light and a dark one.
-_LINES = "rgba(128, 128, 128, 0.25)"
 _LAYOUT: dict[str, Any] = {
     "template": {},
     "paper_bgcolor": "rgba(0, 0, 0, 0)",
     "plot_bgcolor": "rgba(0, 0, 0, 0)",
-    "font": {"color": "#7d7d7d", "size": 12},
+    "font": {"color": WORDS, "size": 12},
     "title": {"font": {"size": 15}, "x": 0.02, "xanchor": "left"},
     "margin": {"l": 65, "r": 20, "t": 55, "b": 90},
     "legend": {"orientation": "h", "y": -0.22, "yanchor": "top"},
@@ -96,7 +83,7 @@ def figures(summary: StudySummary) -> dict[str, Figure]:
     for figure in found.values():
         figure.update_layout(**_LAYOUT)
         for axes in (figure.update_xaxes, figure.update_yaxes):
-            axes(gridcolor=_LINES, linecolor=_LINES, zeroline=False, automargin=True)
+            axes(gridcolor=LINES, linecolor=LINES, zeroline=False, automargin=True)
     return found
 
 
@@ -109,7 +96,7 @@ def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     if not metrics:
         return None
     trials = [t for t in own if t.steps]
-    best = [summary.trial(number) for number in summary.front[: len(_COLOURS)]]
+    best = [summary.trial(number) for number in summary.front[: len(PALETTE)]]
     best = [t for t in best if t.steps]
     numbers = {trial.number for trial in best}
     length = max(len(t.steps) for t in trials)
@@ -136,7 +123,7 @@ def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
                 hoverinfo="skip",
                 **place,
             )
-        for trial, colour in zip(best, _COLOURS, strict=False):
+        for trial, colour in zip(best, PALETTE, strict=False):
             figure.add_scatter(
                 x=curves[trial.number][0],
                 y=curves[trial.number][1],

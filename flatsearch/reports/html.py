@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from flatsearch.errors import UsageError
 from flatsearch.reports import tables
+from flatsearch.reports.colours import PAGE
 from flatsearch.reports.figures import figures
 from flatsearch.reports.verdicts import searched, verdicts
 
@@ -22,15 +23,15 @@ __all__ = ["write_page"]
 _MOST_TRIALS = 30
 # Nothing is loaded from anywhere: the browser itself refuses it.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
-  color: #222; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums;
-  display: block; overflow-x: auto }
-th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
-th:last-child, td:last-child { text-align: left }
-.figure { height: 28rem; margin: 1.5rem 0 }
-.missing { color: #a00; font-weight: bold }
+_STYLE = f"""
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+  color: {PAGE["words"]}; background: {PAGE["background"]} }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums;
+  display: block; overflow-x: auto }}
+th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid {PAGE["line"]} }}
+th:last-child, td:last-child {{ text-align: left }}
+.figure {{ height: 28rem; margin: 1.5rem 0 }}
+.missing {{ color: {PAGE["missing"]}; font-weight: bold }}
 """
 # plotly.js has almost 5 MB; a page that holds it compressed has two.
 _SCRIPT = """

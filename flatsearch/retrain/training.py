@@ -146,7 +146,7 @@ def retrain(
 
     Args:
         study: With the trial.
-        choice: From `flatsearch.choose.choose`.
+        choice: From `flatsearch.analysis.selection.choose`.
         data: The study's images, on the device.
         folder: Where models, checkpoints and `results.json` go.
         space: The search space; that of the study where None.

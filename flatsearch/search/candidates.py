@@ -12,7 +12,7 @@ import torch
 
 from flatsearch.errors import NonFiniteError, SpaceError, UnsupportedModelError
 from flatsearch.flatness import relative_flatness
-from flatsearch.networks.identity import network_key
+from flatsearch.networks.duplicate_key import network_key
 from flatsearch.search.recipe import suggest_recipe
 from flatsearch.spaces.space import (
     Architecture,

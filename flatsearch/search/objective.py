@@ -24,11 +24,11 @@ from flatsearch.search.candidates import Candidate, Candidates
 from flatsearch.search.constraints import list_constraints
 from flatsearch.search.control import Control
 from flatsearch.search.duplicates import TrainedNetworks, take_over
+from flatsearch.search.epoch_metrics import measure_all, metrics_of
 from flatsearch.search.liveness import this_process
-from flatsearch.search.measurements import measure_all, metrics_of
 from flatsearch.search.trial_files import TrialFiles
 from flatsearch.settings import RunSettings
-from flatsearch.signals.proxies import ProxyInput, initial_weights, measure
+from flatsearch.signals.compute import ProxyInput, initial_weights, measure
 from flatsearch.signals.table import PROXIES
 from flatsearch.spaces.registry import load_space, space_identity
 from flatsearch.training.trainer import EpochResult, is_out_of_memory, train

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flatsearch.errors import COUNT, Range
+from flatsearch.settings.choices import DEFAULT_PRUNER, PRUNE_ON, PRUNERS, SAMPLERS
 from flatsearch.settings.fields import REQUIRED, SettingsRecord, setting
-from flatsearch.settings.run import BUDGET, SEARCH, Direction, RunSettings
+from flatsearch.settings.run import BUDGET, SEARCH, RunSettings
 from flatsearch.settings.values import Choice, Text
 
 __all__ = [
     "DEFAULT_ARTIFACTS",
     "DEFAULT_FAILURES",
-    "DEFAULT_PRUNER",
     "DEFAULT_STORAGE",
     "DEFAULT_TRIALS",
-    "PRUNERS",
-    "PRUNE_ON",
-    "SAMPLERS",
     "RunOptions",
     "settings_table",
 ]
@@ -31,17 +28,6 @@ DEFAULT_ARTIFACTS = "flatsearch-artifacts"
 DEFAULT_TRIALS = 20
 # This many failed trials in a row mean that something is wrong with more than a candidate.
 DEFAULT_FAILURES = 3
-SAMPLERS = ("tpe", "nsga2", "gp", "random")
-PRUNERS = ("flatness", "median", "asha", "hyperband", "none")
-DEFAULT_PRUNER = "flatness"
-# What pruners other than "flatness" can judge by, beside the Pareto rank, and which way is good.
-PRUNE_ON: dict[str, Direction] = {
-    "pareto_rank": "minimize",
-    "accuracy": "maximize",
-    "loss": "minimize",
-    "train_accuracy": "maximize",
-    "train_loss": "minimize",
-}
 # Samplers that learn nothing from a trial in Optuna's state PRUNED.
 _SOFT_SAMPLERS = ("nsga2", "gp")
 _WHERE = "where"

@@ -4,67 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from flatsearch.errors import COUNT, FRACTION, IMAGE_SIZE, SEED, Range, SettingsError
-from flatsearch.settings.fields import SettingsRecord, setting
-from flatsearch.settings.values import Choice, Names, Quantity, Switch
+from flatsearch.settings.fields import setting
+from flatsearch.settings.objectives import OBJECTIVES, Direction, Limits
+from flatsearch.settings.values import Choice, Names, Switch
 from flatsearch.signals.table import PROXIES
 
-__all__ = ["COSTS", "OBJECTIVES", "RunSettings"]
+__all__ = ["BUDGET", "SEARCH", "RunSettings"]
 
-Direction: TypeAlias = Literal["minimize", "maximize"]
 # Headings in the help.
 SEARCH = "search"
 BUDGET = "budget"
-_LIMITS = "limits: a candidate over one is not trained, and does not count as a trial"
 _TRAINING = "training"
 _MEASURING = "data and measuring"
 # The settings that `flatsearch.load_data` takes as arguments of the same names.
 _OF_THE_DATA = ("image_size", "validation_fraction", "probe_size", "seed")
-
-_COUNTED = Quantity(
-    units={"": 1, "k": 1e3, "M": 1e6, "G": 1e9}, like="a number such as 200k or 1.5M", integral=True
-)
-_TIMED = Quantity(units={"us": 1e-3, "ms": 1, "": 1, "s": 1e3}, like="a time such as 2ms or 500us")
-
-
-def _limit(accepts: Quantity, help: str, metavar: str, flag: str = "") -> Any:  # noqa: A002
-    return setting(None, accepts, help, group=_LIMITS, metavar=metavar, flag=flag)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits(SettingsRecord):
-    """What a candidate may cost: with more it is not trained.
-
-    Each `max_COST` makes COST an objective too; `flatsearch.networks.cost` measures them.
-    """
-
-    max_parameters: int | None = _limit(_COUNTED, "parameters, e.g. 200k", "N", "--max-params")
-    max_flops: int | None = _limit(
-        _COUNTED, "floating-point operations of one image, e.g. 30M", "N"
-    )
-    max_memory: int | None = _limit(_COUNTED, "bytes of one image's activations, e.g. 2M", "BYTES")
-    max_latency: float | None = _limit(_TIMED, "time for one image, e.g. 2ms", "TIME")
-    max_batch_latency: float | None = _limit(_TIMED, "time for 64 images, e.g. 50ms", "TIME")
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """Limits on a candidate's cost, by the names of the objectives."""
-        limits = {name: getattr(self, name) for name in Limits.settings()}
-        return {name.removeprefix("max_"): v for name, v in limits.items() if v is not None}
-
-
-# What a candidate costs, known before it is trained.
-COSTS = tuple(name.removeprefix("max_") for name in Limits.settings())
-# What can be optimised, and which way.
-OBJECTIVES: dict[str, Direction] = {
-    "accuracy": "maximize",
-    "flatness": "minimize",
-    "noise_loss": "minimize",
-    "noise_loss_all": "minimize",
-    **dict.fromkeys(COSTS, "minimize"),
-}
 
 
 @dataclass(frozen=True)

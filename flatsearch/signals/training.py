@@ -12,7 +12,7 @@ from flatsearch.errors import SettingsError
 from flatsearch.networks.inference import eval_mode
 
 if TYPE_CHECKING:
-    from flatsearch.signals.proxies import ProxyInput
+    from flatsearch.signals.compute import ProxyInput
 
 __all__ = ["gradient_norm", "weight_movement"]
 
@@ -36,7 +36,7 @@ def weight_movement(given: ProxyInput) -> float:
         SettingsError: If the initial parameters are not those of the same network.
 
     Example:
-        >>> from flatsearch.signals.proxies import ProxyInput
+        >>> from flatsearch.signals.compute import ProxyInput
         >>> model = torch.nn.Linear(2, 1)
         >>> _ = model.weight.data.copy_(torch.tensor([[3.0, 0.0]]))
         >>> initial = {"weight": torch.tensor([[0.0, 4.0]])}
@@ -68,7 +68,7 @@ def gradient_norm(given: ProxyInput) -> float:
         The norm.
 
     Example:
-        >>> from flatsearch.signals.proxies import ProxyInput
+        >>> from flatsearch.signals.compute import ProxyInput
         >>> model = torch.nn.Linear(1, 2)
         >>> _ = [torch.nn.init.zeros_(p) for p in model.parameters()]  # dL/dlogits = (-1/2, 1/2)
         >>> round(gradient_norm(ProxyInput(model, torch.ones(1, 1), torch.tensor([0]))), 6)

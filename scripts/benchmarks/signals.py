@@ -26,7 +26,7 @@ import torch
 
 import flatsearch
 from flatsearch.networks.cost import count_flops
-from flatsearch.signals.proxies import ProxyInput, initial_weights, measure
+from flatsearch.signals.compute import ProxyInput, initial_weights, measure
 from flatsearch.signals.table import PROXIES
 from flatsearch.spaces.space import build_model, suggest_checked
 

@@ -48,8 +48,8 @@ from flatsearch.errors import DivergedError, FlatsearchError, NonFiniteError
 from flatsearch.networks.cost import count_flops, count_parameters
 from flatsearch.search.recipe import suggest_recipe
 from flatsearch.settings import RunSettings
+from flatsearch.signals.compute import ProxyInput, initial_weights, measure
 from flatsearch.signals.curve import tse
-from flatsearch.signals.proxies import ProxyInput, initial_weights, measure
 from flatsearch.signals.table import PROXIES, SIGNALS
 from flatsearch.spaces.space import build_model, suggest_checked
 from flatsearch.training.evaluation import evaluate

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flatsearch import GapCnn, count_flops, count_parameters
-from flatsearch.networks.identity import network_key
+from flatsearch.networks.duplicate_key import network_key
 
 
 def net() -> GapCnn:

@@ -14,8 +14,8 @@ from torch import nn
 import flatsearch
 from flatsearch.errors import SettingsError
 from flatsearch.signals import aznas, fisher
+from flatsearch.signals.compute import ProxyInput, measure
 from flatsearch.signals.curve import with_tse
-from flatsearch.signals.proxies import ProxyInput, measure
 from flatsearch.signals.table import PROXIES
 
 
