@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.analysis.correlations import (
@@ -14,12 +14,15 @@ from flatsearch.analysis.correlations import (
     signal_correlations,
 )
 from flatsearch.analysis.pruning import PruningEffect, pruning_effect
+from flatsearch.analysis.selection import choose_best
 from flatsearch.errors import FlatsearchError
 from flatsearch.pareto import signs
 from flatsearch.record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     import optuna
+
+    from flatsearch.analysis.selection import Choice
 
 __all__ = ["StudySummary", "finite", "require_complete", "summarise"]
 
@@ -38,10 +41,11 @@ class StudySummary:
             training left the finite numbers.
         trials: All trials.
         front: Numbers of the Pareto-optimal trials, best first in the first objective; of the
-            best trial alone if there is one objective.
+            best trial alone if there is one objective, see `choose_best`.
         correlations: How the early signals rank the trials; empty with too few complete ones.
         gain: What flatness adds to the other signals, empty with too few complete trials.
         pruning: What pruning saved and cost; None where there was none.
+        validation_images: The number of images that accuracies are of; None where it is unknown.
     """
 
     name: str
@@ -54,6 +58,7 @@ class StudySummary:
     correlations: tuple[SignalCorrelation, ...]
     gain: tuple[FlatnessGain, ...] = ()
     pruning: PruningEffect | None = None
+    validation_images: int | None = None
 
     def trial(self, number: int) -> TrialRecord:
         """Return a trial by its number."""
@@ -64,6 +69,18 @@ class StudySummary:
         sign = -signs(self.directions)[0]
         found = [(sign * t.values[0], t.number, t) for t in self.trials if t.values is not None]
         return [trial for *_, trial in sorted(found)]
+
+    def eligible(self) -> list[TrialRecord]:
+        """Return the trials that can be the best: complete, of their own, and within constraints.
+
+        A result that was taken over is an earlier trial's.
+        """
+        return [trial for trial in self.trials if trial.complete and trial.own and trial.feasible]
+
+    @property
+    def best(self) -> Choice | None:
+        """The best trial, with the reason; None if there is none."""
+        return choose_best(self) if self.front else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON types; what is not finite becomes None."""
@@ -89,12 +106,14 @@ class StudySummary:
             }
             for trial in self.trials
         ]
+        best = self.best
         fields = {
             "study": self.name,
             "objectives": dict(zip(self.metric_names, self.directions, strict=True)),
             "settings": self.settings,
             "counts": self.counts,
             "pareto_front": list(self.front),
+            "best": best and {"trial": best.trial.number, "reason": best.reason},
             "signal_correlations": [asdict(found) for found in self.correlations],
             "flatness_gain": [asdict(gain) for gain in self.gain],
             "pruning": self.pruning and asdict(self.pruning),
@@ -133,26 +152,29 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
     sign = -signs(directions)[0]
     first = {trial.number: sign * (trial.values or ())[0] for trial in complete}
     if len(directions) > 1:
-        best = [trial.number for trial in study.best_trials if trial.number in first]
-        best.sort(key=first.__getitem__)
+        front = [trial.number for trial in study.best_trials if trial.number in first]
+        front.sort(key=first.__getitem__)
     else:
-        good = [trial.number for trial in complete if trial.feasible]
-        best = [min(good, key=first.__getitem__)] if good else []
-    settings = StudyRecord(study).settings
-    return StudySummary(
+        front = []
+    known = StudyRecord(study)
+    summary = StudySummary(
         name=study.study_name,
         metric_names=tuple(names),
         directions=directions,
-        settings=settings,
+        settings=known.settings,
         counts=dict(Counter(map(_outcome, trials))),
         trials=trials,
-        front=tuple(best),
+        front=tuple(front),
         correlations=tuple(signal_correlations(complete)) if statistics else (),
         gain=tuple(flatness_gain(complete)) if statistics else (),
-        pruning=pruning_effect(trials, directions, (settings or {}).get("epochs"))
+        pruning=pruning_effect(trials, directions, (known.settings or {}).get("epochs"))
         if statistics
         else None,
+        validation_images=known.validation_images,
     )
+    if len(directions) == 1 and summary.eligible():
+        return replace(summary, front=(choose_best(summary).trial.number,))
+    return summary
 
 
 def _outcome(trial: TrialRecord) -> str:

@@ -43,12 +43,15 @@ class StudyRecord(Record):
     Attributes:
         settings: What all trials share; None for a study that was not made by flatsearch.
         run: How the study is being run, which a worker that joins has to know; None before.
+        validation_images: The number of images that validation accuracies are of; None where that
+            was not stored, as by earlier versions.
         noted: Numbers of the trials whose notes say that they are on the front.
         tests: Every look that was taken at the test split, oldest first.
     """
 
     settings = Fact[dict[str, Any] | None]()
     run = Fact[dict[str, Any] | None]()
+    validation_images = Fact[int | None]()
     noted = Fact[list[int]](lambda _: [])
     tests = Fact[tuple[FinalTest, ...]](lambda _: (), encode=list, decode=_tests)
 

@@ -12,7 +12,7 @@ from flatsearch.errors import UsageError
 from flatsearch.reports import tables
 from flatsearch.reports.colours import PAGE
 from flatsearch.reports.figures import figures
-from flatsearch.reports.verdicts import searched, verdicts
+from flatsearch.reports.verdicts import chosen, searched, verdicts
 
 if TYPE_CHECKING:
     from flatsearch.analysis.summary import StudySummary
@@ -89,14 +89,14 @@ def _page(summary: StudySummary) -> str:
 
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     name = html.escape(summary.name)
+    sentences = [searched(summary), chosen(summary), *verdicts(summary)]
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{name}</title>',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{name}</h1>",
-        f"<p>{html.escape(searched(summary))}</p>",
-        *(f"<p>{html.escape(sentence)}</p>" for sentence in verdicts(summary)),
+        *(f"<p>{html.escape(sentence)}</p>" for sentence in sentences if sentence),
         f'<p class="missing" id="missing" hidden>{_MISSING}</p>',
         '<noscript><p class="missing">The figures of this page need JavaScript.</p></noscript>',
     ]

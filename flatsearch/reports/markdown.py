@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flatsearch.reports import tables
 from flatsearch.reports.text import describe
-from flatsearch.reports.verdicts import searched, verdicts
+from flatsearch.reports.verdicts import chosen, searched, verdicts
 
 if TYPE_CHECKING:
     from flatsearch.analysis.summary import StudySummary
@@ -57,6 +57,7 @@ def study_note(summary: StudySummary) -> str:
     """
     lines = [f"{MARK} {_plain(summary.name)}", "", _plain(searched(summary)), ""]
     lines += _section(tables.front(summary, MOST_TRIALS))
+    lines += [_plain(best), ""] if (best := chosen(summary)) else []
     if said := verdicts(summary):
         lines += ["**What the signals and pruning did**", ""]
         lines += [*(f"- {_plain(sentence)}" for sentence in said), ""]

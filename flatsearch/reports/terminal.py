@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flatsearch.reports import tables
-from flatsearch.reports.verdicts import NO_FRONT, tested, tested_before, verdicts
+from flatsearch.reports.verdicts import NO_FRONT, chosen, tested, tested_before, verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +63,8 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
         console.print(NO_FRONT, highlight=False)
     if len(summary.metric_names) > 1 and summary.front:
         console.print(_rendered(tables.front(summary)))
+    if best := chosen(summary):
+        console.print(best, highlight=False, markup=False)
     if summary.correlations:
         console.print(_rendered(tables.correlations(summary)))
     for sentence in verdicts(summary):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.retrain.training import FinalTraining
 
-__all__ = ["NO_FRONT", "searched", "tested", "tested_before", "verdicts"]
+__all__ = ["NO_FRONT", "chosen", "searched", "tested", "tested_before", "verdicts"]
 
 NO_FRONT = (
     "No trial keeps all constraints: none has learnt clearly more than to guess (see the setting"
@@ -42,6 +42,14 @@ def searched(summary: StudySummary) -> str:
     aims = ", ".join(f"{direction} {name}" for name, direction in named)
     counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.counts.items()))
     return f"{what}Aim: {aims}. Trials: {counts or 'none'}."
+
+
+def chosen(summary: StudySummary) -> str:
+    """Return which trial is the best to go on with, and why; empty where none is."""
+    choice = summary.best
+    if choice is None:
+        return ""
+    return f"The trial to go on with is {choice.trial.number}: {choice.reason}."
 
 
 def verdicts(summary: StudySummary) -> list[str]:

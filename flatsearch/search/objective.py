@@ -213,8 +213,11 @@ class FlatnessObjective:
         if trial.study not in self._introduced:
             # The study may have been made without `open_study`.
             self._introduced.add(trial.study)
-            if StudyRecord(trial.study).settings is None:
+            known = StudyRecord(trial.study)
+            if known.settings is None:
                 write_study(trial.study, settings=self.shared_settings())
+            if known.validation_images is None:
+                write_study(trial.study, validation_images=len(self.data.validation))
         write_trial(trial, worker=this_process())
         candidate = self._candidates.propose(trial)
         write_trial(trial, architecture=candidate.architecture, recipe=candidate.recipe or None)

@@ -16,6 +16,7 @@ from flatsearch.export.checkpoint import save_model
 from flatsearch.pareto import is_best, signs
 from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search import pictures
+from flatsearch.training.evaluation import accuracy_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ class TrialFiles:
         architecture: Architecture,
         values: Sequence[float],
     ) -> None:
-        """Save the weights, and pictures of a trial that is on the front, or the best, as it ends.
+        """Save the weights, and pictures of a trial that is on the front, or near the best.
 
         Args:
             trial: The running trial, its metrics recorded.
@@ -61,7 +62,7 @@ class TrialFiles:
             path = Path(folder) / f"trial-{trial.number}.pt"
             save_model(model, card, path)
             write_trial(trial, artifact=self._upload(trial, path, "application/octet-stream"))
-            if _is_notable(trial, values):
+            if self._is_notable(trial, values):
                 for path, mimetype in self._pictures(trial, model, architecture, Path(folder)):
                     self._upload(trial, path, mimetype)
 
@@ -93,13 +94,15 @@ class TrialFiles:
                 warnings.warn(f"{name} could not be drawn: {error!r}", stacklevel=2)
         return files
 
-
-def _is_notable(trial: optuna.Trial, values: Sequence[float]) -> bool:
-    """Return whether a trial is on the front, or the best, as it ends."""
-    if not TrialRecord(trial).feasible:
-        return False
-    complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    others = [other.values for other in complete if TrialRecord(other).feasible]
-    turned = signs(trial.study.directions)
-    points = np.array(others).reshape(-1, len(turned)) * turned
-    return is_best(points, np.ones(len(points)), np.array(values) * turned, None)
+    def _is_notable(self, trial: optuna.Trial, values: Sequence[float]) -> bool:
+        """Return whether a trial is on the front, or may be chosen as the best, as it ends."""
+        if not TrialRecord(trial).feasible:
+            return False
+        complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [other.values for other in complete if TrialRecord(other).feasible]
+        turned = signs(trial.study.directions)
+        points = np.array(others).reshape(-1, len(turned)) * turned
+        mine = np.array(values) * turned
+        if trial.study.metric_names == ["accuracy"]:
+            mine += accuracy_error(values[0], len(self._data.validation))
+        return is_best(points, np.ones(len(points)), mine, None)

@@ -9,6 +9,7 @@ from flatsearch import Architecture, UsageError, record
 from flatsearch.analysis.selection import choose, saved_model
 from flatsearch.analysis.summary import StudySummary, summarise
 from flatsearch.search.duplicates import take_over
+from tests.cases import study_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,3 +135,77 @@ def test_no_model_to_be_found(tmp_path: Path) -> None:
     record.write_study(study, tests=[record.FinalTest(0, 0.9, "x.pt")])
     with pytest.raises(UsageError, match=r"\(that of its final training, 'x.pt', is missing\)"):
         saved_model(study, choose(summarise(study)), tmp_path)
+
+
+def trained(
+    *trials: tuple[float, float, float | None],
+    objectives: tuple[str, ...] = ("accuracy",),
+    images: int | None = 400,
+) -> StudySummary:
+    """Return a study of trials with (accuracy, flatness, validation loss)."""
+    study = study_of(*objectives)
+    if images is not None:
+        record.write_study(study, validation_images=images)
+    for accuracy, flatness, loss in trials:
+        trial = study.ask()
+        metrics = {"accuracy": accuracy, "flatness": flatness}
+        record.write_trial(trial, metrics=metrics if loss is None else {**metrics, "loss": loss})
+        study.tell(trial, [metrics[name] for name in objectives])
+    return summarise(study)
+
+
+# With 400 images the standard error of an accuracy of 0.9 is 0.015.
+NEAR = ((0.9, 1.0, 0.30), (0.886, 5.0, 0.20), (0.884, 0.5, 0.10))
+
+
+def test_the_validation_loss_decides_within_one_standard_error() -> None:
+    summary = trained(*NEAR)
+    choice = choose(summary)
+    assert choice.trial.number == 1
+    assert choice.reason == (
+        "of 2 within one standard error (0.015) of the best accuracy, the one with the lowest"
+        " validation loss"
+    )
+    assert summary.front == (1,)
+    assert summary.to_dict()["best"] == {"trial": 1, "reason": choice.reason}
+
+
+@pytest.mark.parametrize(
+    ("trials", "images", "number"),
+    [
+        (NEAR, None, 0),  # an earlier version did not store how many images there are
+        (NEAR, 100, 2),  # fewer images, a larger error
+        (NEAR, 40_000, 0),
+        ((*NEAR, (0.9, 1.0, 0.25)), None, 3),  # equally good trials need no error
+        (((0.9, 1.0, None), *NEAR[1:]), 400, 0),  # the best one has no loss
+        (((0.9, 1.0, 0.3), (0.89, 1.0, None)), 400, 0),
+        (((0.9, 1.0, 0.3), (0.89, 1.0, float("nan"))), 400, 0),
+    ],
+)
+def test_what_the_loss_can_decide(
+    trials: tuple[tuple[float, float, float | None], ...], images: int | None, number: int
+) -> None:
+    assert choose(trained(*trials, images=images)).trial.number == number
+
+
+def test_with_accuracy_preferred_dominated_trials_count_too() -> None:
+    summary = trained(*NEAR, objectives=("accuracy", "flatness"))
+    assert summary.front == (0, 2)
+    assert choose(summary, prefer="accuracy").trial.number == 1
+    choice = choose(summary, prefer="flatness")
+    assert (choice.trial.number, choice.reason) == (2, "the best flatness on the front of 2")
+
+
+def test_the_loss_decides_between_knees() -> None:
+    # On the front's scale an error of .02 is .2. From the best, trial 2 is at (.5, .3), the knee;
+    # trial 1 is at (.4, .5), and nearer at (.2, .5); trial 3 is at (.9, .1), and not at (.7, .1).
+    front = (0.9, 11.0, 0.1), (0.86, 6.0, 0.35), (0.85, 4.0, 0.4), (0.81, 2.0, 0.3), (0.8, 1.0, 0.2)
+    objectives = ("accuracy", "flatness")
+    choice = choose(trained(*front, objectives=objectives, images=320))
+    assert choice.trial.number == 1
+    assert choice.reason == (
+        "the knee of the front of 5: nearest to the best accuracy and flatness at once; of 2 that"
+        " one standard error (0.02) of the accuracy does not set apart, the one with the lowest"
+        " validation loss"
+    )
+    assert choose(trained(*front, objectives=objectives, images=None)).trial.number == 2
