@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flatsearch.analysis.comparison import Comparison, compare
     from flatsearch.data import ImageData, load_data
     from flatsearch.errors import (
         DataError,
@@ -46,6 +47,7 @@ __all__ = [
     "AnyPruner",
     "Architecture",
     "Classifier",
+    "Comparison",
     "DataError",
     "DivergedError",
     "FlatnessObjective",
@@ -66,6 +68,7 @@ __all__ = [
     "StorageError",
     "UnsupportedModelError",
     "UsageError",
+    "compare",
     "constraint_values",
     "count_flops",
     "count_parameters",
@@ -84,6 +87,7 @@ __all__ = [
 
 _ERRORS = {name for name in __all__ if name.endswith("Error")}
 _HOME = {
+    "analysis.comparison": {"Comparison", "compare"},
     "data": {"ImageData", "load_data"},
     "errors": _ERRORS,
     "export.card": {"ModelCard"},

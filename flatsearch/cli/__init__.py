@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.cli import (
+    compare,
     completion,
     dashboard,
     export,
@@ -29,7 +30,19 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main", "make_parser"]
 
-_MODULES = (run, worker, spaces, report, dashboard, measure, train, export, predict, completion)
+_MODULES = (
+    run,
+    worker,
+    spaces,
+    report,
+    dashboard,
+    measure,
+    compare,
+    train,
+    export,
+    predict,
+    completion,
+)
 COMMANDS: dict[str, Command] = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
 

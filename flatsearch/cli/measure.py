@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import Printing, make_console, print_json
+from flatsearch.cli.shared import Printing, layers_of, make_console, print_json
 from flatsearch.errors import COUNT, UnsupportedModelError
 from flatsearch.settings import REQUIRED, RunOptions, RunSettings, same, setting
 from flatsearch.settings.values import Switch, Text
@@ -74,28 +74,32 @@ class _Options(Printing):
 def _measure(options: _Options) -> None:
     import torch
 
-    from flatsearch.cli.measure_input import load_for_measuring
+    from flatsearch.cli.measure_input import load_with_images
+    from flatsearch.data.loading import load_data
     from flatsearch.device import resolve_device
     from flatsearch.flatness import relative_flatness
     from flatsearch.reports.terminal import print_flatness
 
     device = resolve_device(options.device)
-    model, inputs, targets, note = load_for_measuring(
+    loaded = load_with_images(
         options.model,
-        options.data,
-        samples=options.samples,
+        lambda size: load_data(
+            options.data,
+            image_size=size,
+            probe_size=options.samples,
+            seed=options.seed,
+            root=options.data_root,
+        ),
         image_size=options.image_size,
         weights=options.weights,
         seed=options.seed,
-        root=options.data_root,
     )
-    layers = options.layers
-    keyword = layers in {"last", "main", "all", "head"}
+    note = loaded.note
     try:
         result = relative_flatness(
-            model.to(device),
-            (inputs, targets),
-            layers=layers if keyword else [name.strip() for name in layers.split(",")],
+            loaded.network.to(device),
+            loaded.prepare(loaded.images.probe),
+            layers=layers_of(options.layers),
             normalize="input" if options.normalize else None,
             dtype=torch.float64 if options.float64 else None,
             batch_size=options.batch_size,

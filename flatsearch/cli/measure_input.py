@@ -1,53 +1,68 @@
-"""A model and images for `flatsearch measure`."""
+"""A model and images for `flatsearch measure` and `flatsearch compare`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from flatsearch.data.loading import load_data
 from flatsearch.errors import UsageError, unknown_name
 from flatsearch.export.checkpoint import load_model
 from flatsearch.export.programs import exported_card, load_exported
 from flatsearch.networks.inference import eval_mode
 
 if TYPE_CHECKING:
-    from flatsearch.data.splits import ImageData
+    from collections.abc import Callable
+
+    from flatsearch.data.splits import ImageData, Split
     from flatsearch.export.card import ModelCard
 
-__all__ = ["load_for_measuring"]
+__all__ = ["Loaded", "load_with_images"]
 
 _TORCHVISION = "torchvision:"
 
 
-def load_for_measuring(
+class Loaded(NamedTuple):
+    """A model with the images to look at it on.
+
+    Attributes:
+        network: The model.
+        images: The splits, in the size that the model takes.
+        prepare: Returns the inputs and targets of a split, as the model takes them.
+        note: Something for the user; may be empty.
+        card: Of a model that flatsearch saved or exported.
+    """
+
+    network: nn.Module
+    images: ImageData
+    prepare: Callable[[Split], tuple[Tensor, Tensor]]
+    note: str = ""
+    card: ModelCard | None = None
+
+
+def load_with_images(
     model: str,
-    data: str,
+    images: Callable[[int | None], ImageData],
     *,
-    samples: int,
     image_size: int | None = None,
     weights: str | None = None,
     seed: int = 0,
-    root: str | Path = "data",
-) -> tuple[nn.Module, Tensor, Tensor, str]:
-    """Load a model and the training images to measure it on.
+) -> Loaded:
+    """Load a model, and the images in its size.
 
     Args:
         model: A file that `save_model` wrote, a `.pt2` file that `torch.export.save` wrote, or
             "torchvision:NAME".
-        data: See `flatsearch.load_data`.
-        samples: At most this many training images.
+        images: Loads the images in a size.
         image_size: Height and width to resize to; a saved model's own where None.
         weights: Of a torchvision model: the name of pretrained ones, or a file with a state
             dictionary; random ones (seeded) where None.
-        seed: Of the split and of random weights.
-        root: Where torchvision data sets are.
+        seed: Of random weights.
 
     Returns:
-        The model, inputs, targets, and a note for the user that may be empty.
+        Both.
 
     Raises:
         UsageError: If the model is unknown, or does not fit the data.
@@ -56,30 +71,33 @@ def load_for_measuring(
         raise UsageError(f"`weights` is for torchvision:NAME; {model!r} has its own weights")
     if not model.startswith(_TORCHVISION) and not model.endswith(".pt2"):
         network, card = _saved(Path(model))
-        images = _images(data, image_size or card.image_size, samples, seed, root)
-        if (images.in_channels, images.num_classes) != (card.in_channels, card.num_classes):
+        data = images(image_size or card.image_size)
+        if (data.in_channels, data.num_classes) != (card.in_channels, card.num_classes):
             raise UsageError(
                 f"{model!r} takes {card.in_channels} channels and {card.num_classes} classes, but"
-                f" data {data!r} has {images.in_channels} and {images.num_classes}"
+                f" data {data.name!r} has {data.in_channels} and {data.num_classes}"
             )
-        return network, card.normalise(images.probe.images), images.probe.targets, ""
+        return Loaded(network, data, lambda s: (card.normalise(s.images), s.targets), card=card)
+    note = ""
     if model.endswith(".pt2"):
-        network, note = load_exported(Path(model)), ""
+        network = load_exported(Path(model))
         ours = exported_card(Path(model))
         if ours is not None:  # it takes pixels as they are stored
-            images = _images(data, image_size or ours.image_size, samples, seed, root)
-            inputs = images.probe.images.float()
-            _try(network, inputs, images, model)
-            return network, inputs, images.probe.targets, note
-        images = _images(data, image_size, samples, seed, root)
+            data = images(image_size or ours.image_size)
+            _try(network, data.probe.images[:2].float(), data, model)
+            return Loaded(network, data, lambda s: (s.images.float(), s.targets), card=ours)
+        data = images(image_size)
     else:
-        images = _images(data, image_size, samples, seed, root)
-        network, note = _torchvision(model.removeprefix(_TORCHVISION), weights, images, seed)
-    inputs, targets = images.probe.tensors()
-    if images.in_channels == 1 and _first_channels(network) == 3:
-        inputs = inputs.expand(-1, 3, -1, -1).contiguous()
-    _try(network, inputs, images, model)
-    return network, inputs, targets, note
+        data = images(image_size)
+        network, note = _torchvision(model.removeprefix(_TORCHVISION), weights, data, seed)
+    colours = 3 if data.in_channels == 1 and _first_channels(network) == 3 else -1
+
+    def prepare(split: Split) -> tuple[Tensor, Tensor]:
+        inputs, targets = split.tensors()
+        return inputs.expand(-1, colours, -1, -1).contiguous(), targets
+
+    _try(network, prepare(data.probe)[0][:2], data, model)
+    return Loaded(network, data, prepare, note)
 
 
 def _saved(path: Path) -> tuple[nn.Module, ModelCard]:
@@ -102,7 +120,7 @@ def _try(network: nn.Module, inputs: Tensor, images: ImageData, model: str) -> N
     """Check that the model takes the images and tells their classes apart."""
     try:
         with torch.no_grad(), eval_mode(network):
-            logits = network(inputs[:2])
+            logits = network(inputs)
     except RuntimeError as error:
         raise UsageError(
             f"{model!r} cannot take images of {tuple(inputs.shape[1:])};"
@@ -112,12 +130,6 @@ def _try(network: nn.Module, inputs: Tensor, images: ImageData, model: str) -> N
         raise UsageError(
             f"{model!r} has {logits.shape[1]} classes, but the data have {images.num_classes}"
         )
-
-
-def _images(
-    data: str, image_size: int | None, samples: int, seed: int, root: str | Path
-) -> ImageData:
-    return load_data(data, image_size=image_size, probe_size=samples, seed=seed, root=root)
 
 
 def _torchvision(

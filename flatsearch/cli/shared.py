@@ -18,6 +18,7 @@ __all__ = [
     "Printing",
     "StudyOptions",
     "TrialOptions",
+    "layers_of",
     "make_console",
     "print_json",
     "storage_option",
@@ -72,6 +73,18 @@ class TrialOptions(StudyOptions):
 
         study = self.load()
         return study, choose(summarise(study, statistics=False), self.trial, self.prefer)
+
+
+def layers_of(text: str) -> str | list[str]:
+    """Return the layers to measure, as `relative_flatness` takes them.
+
+    Example:
+        >>> layers_of("all"), layers_of("features.0, features.3")
+        ('all', ['features.0', 'features.3'])
+    """
+    if text in {"last", "main", "all", "head"}:
+        return text
+    return [name.strip() for name in text.split(",")]
 
 
 def print_json(fields: dict[str, Any]) -> None:

@@ -102,6 +102,12 @@ class Split:
                 x = augment(x, generator)
             yield x, self.targets[index]
 
+    def parts(self, size: int) -> Iterator[Split]:
+        """Yield the split in parts of at most so many images, in order."""
+        for start in range(0, len(self), size):
+            some = slice(start, start + size)
+            yield dataclasses.replace(self, images=self.images[some], targets=self.targets[some])
+
     def _normalise(self, images: Tensor) -> Tensor:
         return (images.float() - self.mean) / self.std
 

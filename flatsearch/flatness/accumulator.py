@@ -266,6 +266,14 @@ class Accumulator:
         if n == m and (other._hessian or not self._hessian):
             self._samples |= other._samples
 
+    def samples(self) -> dict[str, LayerSamples]:
+        """Return the numbers of every sample, by layer."""
+        return {name: s.reduced(second=self._hessian) for name, s in self._samples.items()}
+
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """Return every sample's cross-entropy and whether it is classified correctly, (N,)."""
+        return torch.cat(self._losses), torch.cat(self._hits)
+
     def result(self, normalize: Literal["input"] | None) -> FlatnessResult:
         """Judge the checks, and reduce."""
         targets, losses = torch.cat(self._targets), torch.cat(self._losses)
@@ -278,7 +286,7 @@ class Accumulator:
         if not bool(losses.isfinite().all()):
             raise NonFiniteError("the model gives NaN or infinite logits on these data")
         self._judge_coupling(torch.finfo(losses.dtype).eps)
-        layers = {name: s.reduced(second=self._hessian) for name, s in self._samples.items()}
+        layers = self.samples()
         kind: Kind = "hessian" if self._hessian else "gauss-newton"
         classes = self._most if self._sampled else None
         result = summarise(layers, losses, torch.cat(self._hits), kind, normalize, classes)

@@ -120,6 +120,31 @@ def relative_flatness(
         >>> abs(r.noise_loss(sigma=0.5) - float(2 * p * (1 - p))) < 1e-6
         True
     """
+    measured = accumulate(
+        model,
+        data,
+        layers,
+        normalize,
+        dtype,
+        batch_size,
+        classes,
+        skip_unsupported=skip_unsupported,
+    )
+    return measured.result(normalize)
+
+
+def accumulate(
+    model: nn.Module,
+    data: Data,
+    layers: str | Sequence[str],
+    normalize: Normalize | None = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int | None = None,
+    classes: int | None = None,
+    *,
+    skip_unsupported: bool = False,
+) -> Accumulator:
+    """Return the numbers of every sample that `relative_flatness` reduces."""
     if normalize not in {None, "input"}:
         raise ValueError(f"`normalize` must be None or 'input' but got {normalize!r}")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
@@ -156,7 +181,7 @@ def relative_flatness(
             # Not every model and device can: then it is left at saying so, in `rounding`.
             with contextlib.suppress(RuntimeError, TypeError, UnsupportedModelError):
                 measured.replace(measure(uncertain, torch.float64, size))
-    return measured.result(normalize)
+    return measured
 
 
 def _measure(

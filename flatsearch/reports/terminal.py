@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flatsearch.reports import tables
+from flatsearch.reports.comparison import EXPLANATION, comparison_tables
 from flatsearch.reports.verdicts import NO_FRONT, chosen, tested, tested_before, verdicts
 
 if TYPE_CHECKING:
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from flatsearch.analysis.comparison import Comparison
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.flatness.result import Flatness, FlatnessResult
     from flatsearch.retrain.training import FinalTraining
 
-__all__ = ["print_final", "print_flatness", "print_summary"]
+__all__ = ["print_comparison", "print_final", "print_flatness", "print_summary"]
 
 _MOST_ROWS = 10
 _BAR_WIDTH = 24
@@ -83,6 +85,20 @@ def print_final(final: FinalTraining, console: Console) -> None:
     console.print(_rendered(tables.confusions(final)))
     if final.earlier:
         console.print(tested_before(final), highlight=False, markup=False)
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    """Print networks side by side: the models, their layers, their differences.
+
+    Args:
+        found: The comparison.
+        console: Where to.
+    """
+    for table in comparison_tables(found):
+        console.print(_rendered(table))
+    for note in found.notes:
+        console.print(note, highlight=False, markup=False)
+    console.print(EXPLANATION, style="dim", highlight=False, markup=False)
 
 
 def print_flatness(result: FlatnessResult, console: Console) -> None:
