@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flatsearch.analysis.paired import (
     Estimate,
     estimate,
+    fraction,
     gap,
     gap_difference,
     holm,
@@ -28,7 +29,7 @@ from flatsearch.export.checkpoint import load_model
 from flatsearch.flatness.measure import accumulate
 from flatsearch.networks.cost import count_parameters
 from flatsearch.networks.inference import eval_mode
-from flatsearch.training.evaluation import EVALUATION_BATCH, accuracy_interval
+from flatsearch.training.evaluation import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -297,9 +298,9 @@ class _Measured:
             self.images[quantity] = total
         self.classes, self.test = _test(network, given)
         estimates = {quantity: estimate(numbers) for quantity, numbers in self.images.items()}
-        estimates["accuracy"] = _accuracy(self.images["accuracy"])
+        estimates["accuracy"] = fraction(self.images["accuracy"])
         if self.test:
-            loss, accuracy = estimate(self.test["loss"]), _accuracy(self.test["accuracy"])
+            loss, accuracy = estimate(self.test["loss"]), fraction(self.test["accuracy"])
             estimates |= {"test_loss": loss, "test_accuracy": accuracy}
             estimates["loss_gap"] = gap(estimates["loss"], loss)
             estimates["accuracy_gap"] = gap(accuracy, estimates["accuracy"])
@@ -332,12 +333,6 @@ def _test(network: nn.Module, given: Contender) -> tuple[int, dict[str, _Array]]
 
 def _numbers(tensor: Tensor) -> _Array:
     return tensor.detach().double().cpu().numpy()
-
-
-def _accuracy(hits: _Array) -> Estimate:
-    found = estimate(hits)
-    low, high = accuracy_interval(found.value, len(hits))
-    return replace(found, low=low, high=high)
 
 
 def _differences(measured: Mapping[str, _Measured]) -> list[Difference]:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from scipy import stats
 
+from flatsearch.training.evaluation import accuracy_interval
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Estimate", "estimate", "gap", "gap_difference", "holm", "paired", "paired_hits"]
+__all__ = [
+    "Estimate",
+    "estimate",
+    "fraction",
+    "gap",
+    "gap_difference",
+    "holm",
+    "paired",
+    "paired_hits",
+]
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 _Tested: TypeAlias = "tuple[Estimate, float]"
@@ -55,6 +66,17 @@ def estimate(samples: _Array) -> Estimate:
     n = len(samples)
     error = float(samples.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     return _within(float(samples.mean()), error, n - 1)
+
+
+def fraction(hits: _Array) -> Estimate:
+    """Return the fraction right, with Wilson's interval.
+
+    Args:
+        hits: 1 where a network is right, else 0, (N,).
+    """
+    found = estimate(hits)
+    low, high = accuracy_interval(found.value, len(hits))
+    return replace(found, low=low, high=high)
 
 
 def gap(seen: Estimate, unseen: Estimate) -> Estimate:

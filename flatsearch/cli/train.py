@@ -6,12 +6,18 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
 from flatsearch.cli.shared import Printing, TrialOptions, make_console, print_json, storage_option
 from flatsearch.errors import COUNT
 from flatsearch.settings import RunOptions, same, setting
 from flatsearch.settings.values import Switch, Text
+
+if TYPE_CHECKING:
+    import optuna
+
+    from flatsearch.analysis.selection import Choice
 
 __all__ = ["COMMAND"]
 
@@ -25,9 +31,23 @@ class _Options(TrialOptions, Printing):
     epochs: int | None = setting(
         None, COUNT, "epochs per network", unset="five times the search's", metavar="E"
     )
-    seeds: int = setting(1, COUNT, "networks to train", metavar="K")
+    trials: str | None = setting(
+        None,
+        Text(),
+        "numbers of several trials, comma-separated, in the place of --trial: all are trained, and"
+        " the best network is the model",
+        metavar="A,B,C",
+    )
+    seeds: int = setting(1, COUNT, "networks to train of every trial", metavar="K")
+    hold_out: bool | None = setting(
+        None,
+        Switch(),
+        "keep the validation images out of the training; the networks are ranked by their loss on"
+        " them",
+        unset="where there are several networks; --no-hold-out trains on them, and ranks nothing",
+    )
     out: str | None = setting(
-        None, Text(), "where to", unset=f"{_MODELS}/STUDY-trial-N", metavar="DIR"
+        None, Text(), "where to", unset=f"{_MODELS}/STUDY-trial-N, -trials-A-B-C", metavar="DIR"
     )
     force: bool = setting(False, Switch(), "overwrite what is there")
     data: str | None = same(
@@ -55,20 +75,23 @@ def _train(options: _Options) -> None:
     from flatsearch.retrain.training import default_epochs, load_images, retrain
 
     device = resolve_device(options.device)
-    study, choice = options.choose()
+    study, choices = _choices(options)
     data = load_images(study, data=options.data, root=options.data_root).to(device)
-    name = f"{study.study_name}-trial-{choice.trial.number}"
-    print(f"trial {choice.trial.number}: {choice.reason}", file=sys.stderr)
+    numbers = [str(choice.trial.number) for choice in choices]
+    name = f"{study.study_name}-{'trial' if len(numbers) == 1 else 'trials'}-{'-'.join(numbers)}"
+    for choice in choices:
+        print(f"trial {choice.trial.number}: {choice.reason}", file=sys.stderr)
     epochs = options.epochs or default_epochs(study)
     with epochs_bar(Console(stderr=True), epochs) as show:
         final = retrain(
             study,
-            choice,
+            choices,
             data,
             Path(options.out or f"{_MODELS}/{name}"),
             space=options.space,
             epochs=epochs,
             seeds=options.seeds,
+            hold_out=options.hold_out,
             force=options.force,
             on_epoch=show,
         )
@@ -79,15 +102,35 @@ def _train(options: _Options) -> None:
     print_final(final, console)
     trial = f"{study.study_name} --trial {final.trial}{storage_option(options.storage)}"
     steps = f"flatsearch export {trial}\n  flatsearch predict {final.model} IMAGE.png"
+    if len(final.seeds) > 1:
+        files = " ".join(seed.file for seed in final.seeds[:2])
+        steps += f"\n  flatsearch compare {files} --data {options.data or data.name}"
     console.print(f"next:\n  {steps}", highlight=False, markup=False)
+
+
+def _choices(options: _Options) -> tuple[optuna.Study, list[Choice]]:
+    """Return the study, and the trials to train."""
+    from flatsearch.analysis.selection import choose
+    from flatsearch.analysis.summary import summarise
+    from flatsearch.errors import UsageError
+
+    if options.trials is None:
+        study, choice = options.choose()
+        return study, [choice]
+    if options.trial != "best" or options.prefer is not None:
+        raise UsageError("`trials` names all trials to train: leave `trial` and `prefer` out")
+    study = options.load()
+    summary = summarise(study, statistics=False)
+    return study, [choose(summary, number.strip()) for number in options.trials.split(",")]
 
 
 COMMAND = Command(
     "train",
     "train a trial's architecture to the end",
     "Train the architecture of a trial to the end, on training and validation images, with label"
-    " smoothing and averaged weights; then read the test split once. It can be stopped at any time,"
-    " and goes on after its last epoch.",
+    " smoothing and averaged weights; then read the test split once. Of several networks (--seeds,"
+    " --trials) the one with the lowest loss on the validation images, which are held out then, is"
+    " the model. It can be stopped at any time, and goes on after its last epoch.",
     (_Options,),
     _train,
     kept="the last epoch's checkpoint is kept",

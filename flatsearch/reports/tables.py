@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.record import TrialRecord
-    from flatsearch.retrain.training import FinalTraining
+    from flatsearch.retrain.result import FinalTraining, SeedResult
 
 __all__ = [
     "Table",
@@ -169,22 +169,38 @@ def trial_numbers(summary: StudySummary, trial: TrialRecord) -> Table:
 
 
 def seeds(final: FinalTraining) -> Table:
-    """Return the test results of a final training, a network a row."""
+    """Return the results of a final training, a network a row, the model to ship first.
+
+    Where the validation images were held out their loss comes first, with how far each network is
+    behind the best, and the trial where there are several.
+    """
+    several = len({seed.trial for seed in final.seeds}) > 1
+    heads: tuple[str, ...]
+    heads = ("accuracy", "loss", "calibration error", "flatness", "noise loss", "model")
+    if final.seeds[0].validation is not None:
+        heads = ("validation loss", "behind", "flatness", "noise loss", "test accuracy",
+                 "test loss", "calibration error", "model")  # fmt: skip
     return Table(
         "",
-        ("seed", "accuracy", "loss", "calibration error", "flatness", "model"),
-        tuple(
-            (
-                str(seed.seed),
-                f"{seed.test.accuracy:.4f}",
-                f"{seed.test.loss:.4f}",
-                f"{seed.test.calibration_error:.4f}",
-                "-" if seed.flatness is None else f"{seed.flatness:.3g}",
-                seed.file,
-            )
-            for seed in final.seeds
-        ),
+        (*(("trial",) if several else ()), "seed", *heads),
+        tuple((*((str(s.trial),) if several else ()), str(s.seed), *_seed(s)) for s in final.seeds),
     )
+
+
+def _seed(seed: SeedResult) -> tuple[str, ...]:
+    """Return a network's numbers; with validation loss, in the order of ranked ones."""
+    flatness = _measured(seed.flatness, seed.flatness_error)
+    noise = _measured(seed.noise_loss, seed.noise_loss_error)
+    accuracy, loss = f"{seed.test.accuracy:.4f}", f"{seed.test.loss:.4f}"
+    error, found = f"{seed.test.calibration_error:.4f}", seed.validation
+    if found is None:
+        return accuracy, loss, error, flatness, noise, seed.file
+    behind = "" if found.behind is None else found.behind.text
+    return found.loss.text, behind, flatness, noise, accuracy, loss, error, seed.file
+
+
+def _measured(number: float | None, error: float | None) -> str:
+    return "-" if number is None or error is None else f"{number:.3g} ± {error:.2g}"
 
 
 def confusions(final: FinalTraining) -> Table:

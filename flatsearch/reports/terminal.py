@@ -11,7 +11,7 @@ from rich.table import Table
 
 from flatsearch.reports import tables
 from flatsearch.reports.comparison import EXPLANATION, comparison_tables
-from flatsearch.reports.verdicts import NO_FRONT, chosen, tested, tested_before, verdicts
+from flatsearch.reports.verdicts import NO_FRONT, chosen, shipped, tested, tested_before, verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flatsearch.analysis.comparison import Comparison
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.flatness.result import Flatness, FlatnessResult
-    from flatsearch.retrain.training import FinalTraining
+    from flatsearch.retrain.result import FinalTraining
 
 __all__ = ["print_comparison", "print_final", "print_flatness", "print_summary"]
 
@@ -81,6 +81,8 @@ def print_final(final: FinalTraining, console: Console) -> None:
         console: The console to print on.
     """
     console.print(f"\n{tested(final)}", highlight=False, markup=False)
+    if which := shipped(final):
+        console.print(which, highlight=False, markup=False)
     console.print(_rendered(tables.seeds(final)))
     console.print(_rendered(tables.confusions(final)))
     if final.earlier:

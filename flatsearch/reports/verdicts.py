@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from flatsearch.analysis.correlations import FlatnessGain, SignalCorrelation
     from flatsearch.analysis.pruning import PruningEffect
     from flatsearch.analysis.summary import StudySummary
-    from flatsearch.retrain.training import FinalTraining
+    from flatsearch.retrain.result import FinalTraining
 
-__all__ = ["NO_FRONT", "chosen", "searched", "tested", "tested_before", "verdicts"]
+__all__ = ["NO_FRONT", "chosen", "searched", "shipped", "tested", "tested_before", "verdicts"]
 
 NO_FRONT = (
     "No trial keeps all constraints: none has learnt clearly more than to guess (see the setting"
@@ -146,13 +146,33 @@ def _pruning(pruning: PruningEffect) -> list[str]:
 
 def tested(final: FinalTraining) -> str:
     """Return the test accuracy of a final training with its interval, and what it is of."""
-    n, networks = final.seeds[0].test.n_samples, len(final.seeds)
+    n = final.seeds[0].test.n_samples
+    networks = sum(seed.trial == final.trial for seed in final.seeds)
     spread = "" if final.spread is None else f", standard deviation {final.spread:.4f}"
     of = "" if networks == 1 else f" (mean of {networks} networks{spread})"
     return (
         f"test accuracy {final.accuracy:.4f} [{final.low:.4f}, {final.high:.4f}]{of},"
         f" {n} images, {final.epochs} epochs"
     )
+
+
+def shipped(final: FinalTraining) -> str:
+    """Say which of several networks is the model to ship, and why; empty of one."""
+    if len(final.seeds) == 1:
+        return ""
+    best, second = final.seeds[:2]
+    if final.criterion is None or best.validation is None or second.validation is None:
+        return (
+            "The model is the first network: all were trained on the images that could rank them."
+        )
+    text = (
+        f"The model is seed {best.seed} of trial {best.trial}, by {final.criterion}"
+        f" ({best.validation.loss.text} on images held out of the training)"
+    )
+    behind = second.validation.behind
+    if behind is not None and behind.low <= 0 <= behind.high:
+        return f"{text}; the second one's lies within the noise of so many images."
+    return f"{text}."
 
 
 def tested_before(final: FinalTraining) -> str:

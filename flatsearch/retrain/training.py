@@ -2,8 +2,9 @@
 
 The architecture is rebuilt from the study's record alone and trained on training and validation
 images together: the search's own recipe, longer, with label smoothing and an exponential moving
-average of the weights, which is the model that is kept. A checkpoint after every epoch makes it
-resumable. The test split is read after the last epoch of the last seed, and the study remembers it.
+average of the weights, which is the model that is kept. Of several networks the validation images
+are held out, to rank them. A checkpoint after every epoch makes it resumable. The test split is
+read once all networks are trained and ranked, and the study remembers it.
 """
 
 from __future__ import annotations
@@ -11,38 +12,38 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 import torch
 
+from flatsearch.analysis.paired import estimate, fraction, paired
+from flatsearch.analysis.selection import Choice
 from flatsearch.data.loading import load_data
-from flatsearch.errors import (
-    COUNT,
-    NonFiniteError,
-    UnsupportedModelError,
-    UsageError,
-)
+from flatsearch.errors import COUNT, UsageError
 from flatsearch.export.card import ModelCard
 from flatsearch.export.checkpoint import save_model
-from flatsearch.flatness import relative_flatness
 from flatsearch.networks.cost import count_parameters
 from flatsearch.record import FinalTest, StudyRecord, write_study
 from flatsearch.retrain.checkpoint import SeedTraining
+from flatsearch.retrain.ranking import CRITERION, look_at, rank
+from flatsearch.retrain.result import FinalTraining, SeedResult, Validated
 from flatsearch.spaces.registry import load_space
 from flatsearch.spaces.space import build_model
-from flatsearch.training.evaluation import Scores, accuracy_interval, score
+from flatsearch.training.evaluation import accuracy_interval, score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import optuna
     from torch import nn
 
-    from flatsearch.analysis.selection import Choice
     from flatsearch.data.splits import ImageData
     from flatsearch.record.trial import TrialRecord
-    from flatsearch.settings import RunSettings
+    from flatsearch.retrain.ranking import Finished
+    from flatsearch.spaces.space import SearchSpace
+    from flatsearch.training.evaluation import Scores
 
 __all__ = ["FinalTraining", "SeedResult", "default_epochs", "load_images", "retrain"]
 
@@ -51,56 +52,22 @@ _LONGER = 5
 
 
 @dataclass(frozen=True)
-class SeedResult:
-    """One trained network.
+class _Trained:
+    """A network that is trained to the end.
 
     Attributes:
-        seed: Of its initialisation, batch order and augmentation.
-        file: Where it was saved.
-        test: Its scores on the test split.
-        flatness: Relative flatness of one convolution, as in the search; None if not covered.
-        train_loss: Running training loss (with label smoothing) of the last epoch.
+        choice: The trial.
+        seed: The seed.
+        model: The averaged network, in eval mode.
+        run: Its training, with the checkpoint.
+        file: Where it is saved.
     """
 
+    choice: Choice
     seed: int
-    file: str
-    test: Scores
-    flatness: float | None
-    train_loss: float
-
-
-@dataclass(frozen=True)
-class FinalTraining:
-    """What the final training gave.
-
-    Attributes:
-        trial: Number of the trial whose architecture it is.
-        reason: Why that one.
-        epochs: Per network.
-        accuracy: Mean test accuracy over the seeds.
-        low: Lower end of the 95% interval of one network's accuracy on so many test images.
-        high: Upper end.
-        spread: Standard deviation over the seeds; None with one.
-        seeds: One result each; the first is the model to ship.
-        class_names: One per class.
-        earlier: Earlier looks at the test split on this study, as (trial, accuracy).
-    """
-
-    trial: int
-    reason: str
-    epochs: int
-    accuracy: float
-    low: float
-    high: float
-    spread: float | None
-    seeds: tuple[SeedResult, ...]
-    class_names: tuple[str, ...]
-    earlier: tuple[tuple[int, float], ...]
-
-    @property
-    def model(self) -> str:
-        """The file of the model to ship: the first seed's, which no test result has chosen."""
-        return self.seeds[0].file
+    model: nn.Module
+    run: SeedTraining
+    file: Path
 
 
 def default_epochs(study: optuna.Study) -> int:
@@ -132,28 +99,32 @@ def load_images(
 
 def retrain(
     study: optuna.Study,
-    choice: Choice,
+    choice: Choice | Sequence[Choice],
     data: ImageData,
     folder: Path,
     *,
     space: str | None = None,
     epochs: int | None = None,
     seeds: int = 1,
+    hold_out: bool | None = None,
     force: bool = False,
-    on_epoch: Callable[[int, int, float], None] | None = None,
+    on_epoch: Callable[[int | str, int, float], None] | None = None,
 ) -> FinalTraining:
-    """Train a chosen architecture to the end, test it once, and save it.
+    """Train chosen architectures to the end, rank the networks, test them once, and save them.
 
     Args:
-        study: With the trial.
-        choice: From `flatsearch.analysis.selection.choose`.
+        study: With the trials.
+        choice: From `flatsearch.analysis.selection.choose`; several are ranked.
         data: The study's images, on the device.
         folder: Where models, checkpoints and `results.json` go.
         space: The search space; that of the study where None.
         epochs: Per network; five times the search's where None.
-        seeds: Networks to train, with seeds 0, 1, ...
+        seeds: Networks to train of every choice, with seeds 0, 1, ...
+        hold_out: Whether the validation images are held out of the training, so that they can rank
+            the networks; where there are several networks if None.
         force: Overwrite what is in the folder.
-        on_epoch: Called with (seed, epoch, training loss) after every epoch.
+        on_epoch: Called with (seed, epoch, training loss) after every epoch; with several choices
+            the seed is a text that names the trial, too.
 
     Returns:
         Test results and files.
@@ -162,54 +133,88 @@ def retrain(
         DivergedError: If training leaves the finite numbers.
         FlatsearchError: If memory is used up.
         UsageError: If the folder holds a finished training or another one's checkpoint, the data
-            are other images, or a number is out of range.
+            are other images, a trial is given twice, nothing could rank several trials, or a number
+            is out of range.
     """
     known = StudyRecord(study)
     search, stored = known.run_settings(), known.settings or {}
     epochs = default_epochs(study) if epochs is None else epochs
     for name, value in (("epochs", epochs), ("seeds", seeds)):
         COUNT.check(name, value)
+    choices = [choice] if isinstance(choice, Choice) else list(choice)
+    hold_out = _holds_out(choices, seeds, hold_out)
     results = folder / "results.json"
     if results.exists() and not force:
         raise UsageError(f"{str(folder)!r} holds a finished training; `force` overwrites it")
     known.check_data(data)
-    trial = choice.trial
-    assert trial.architecture is not None  # noqa: S101 - `choose` has refused it
-    settings = dataclasses.replace(search, **{**trial.recipe, "epochs": epochs})
-    reference = space or known.space or trial.architecture.space
-    loaded = load_space(reference)
-    card = ModelCard.of(data, reference, trial.architecture)
+    spaces = {c.trial.number: _space(space or known.space, c.trial) for c in choices}
     folder.mkdir(parents=True, exist_ok=True)
     if force:  # nothing of an earlier training is left beside the new one
-        for old in (results, *folder.glob("seed-*.pt"), *folder.glob("seed-*.checkpoint")):
-            old.unlink(missing_ok=True)
-    merged = data.merged()
+        results.unlink(missing_ok=True)
+        for stem in ("seed-*", "trial-*-seed-*"):
+            for old in (*folder.glob(f"{stem}.pt"), *folder.glob(f"{stem}.checkpoint")):
+                old.unlink()
+    images = data if hold_out else data.merged()
     trained = []
-    for seed in range(seeds):
-        torch.manual_seed(seed)
-        model = build_model(
-            loaded,
-            trial.architecture,
-            in_channels=data.in_channels,
-            num_classes=data.num_classes,
-            image_size=data.image_size,
-        ).to(data.train.targets.device)
-        _check_size(model, trial)
-        key = json.dumps([asdict(settings), asdict(card), seed, stored.get("data_fingerprint")])
-        run = SeedTraining(
-            model,
-            merged,
-            settings,
-            seed,
-            folder / f"seed-{seed}.checkpoint",
-            key,
-            2 if trial.halved else 1,
-        )
-        run.resume()
-        final = run.run(None if on_epoch is None else _of_seed(on_epoch, seed))
-        save_model(final, card, folder / f"seed-{seed}.pt")
-        trained.append((seed, final, run))
-    return _finish(study, choice, data, settings, folder, trained)
+    for chosen in choices:
+        trial, several = chosen.trial, len(choices) > 1
+        settings = dataclasses.replace(search, **{**trial.recipe, "epochs": epochs})
+        assert trial.architecture is not None  # noqa: S101 - `_space` has refused it
+        reference, loaded = spaces[trial.number]
+        card = ModelCard.of(data, reference, trial.architecture)
+        for seed in range(seeds):
+            name = f"trial-{trial.number}-seed-{seed}" if several else f"seed-{seed}"
+            facts = [asdict(settings), asdict(card), seed, stored.get("data_fingerprint")]
+            run = SeedTraining(
+                _build(loaded, trial, seed, data),
+                images,
+                settings,
+                seed,
+                folder / f"{name}.checkpoint",
+                json.dumps([*facts, "held out"] if hold_out else facts),
+                2 if trial.halved else 1,
+            )
+            run.resume()
+            label = f"{seed} of trial {trial.number}" if several else seed
+            final = run.run(None if on_epoch is None else _of_seed(on_epoch, label))
+            file = folder / f"{name}.pt"
+            save_model(final, card, file)
+            trained.append(_Trained(chosen, seed, final, run, file))
+    return _finish(study, data, folder, trained, ranked=hold_out)
+
+
+def _holds_out(choices: Sequence[Choice], seeds: int, hold_out: bool | None) -> bool:
+    """Return whether the validation images are held out of the training."""
+    numbers = [choice.trial.number for choice in choices]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise UsageError(f"trial {number} is given twice")
+    if len(choices) > 1 and hold_out is False:
+        raise UsageError("without `hold_out` nothing ranks several trials")
+    return len(choices) * seeds > 1 if hold_out is None else hold_out
+
+
+def _space(reference: str, trial: TrialRecord) -> tuple[str, SearchSpace]:
+    """Return the reference of a trial's search space, and the space."""
+    if trial.architecture is None:
+        raise UsageError(f"trial {trial.number} has no architecture on record")
+    reference = reference or trial.architecture.space
+    return reference, load_space(reference)
+
+
+def _build(space: SearchSpace, trial: TrialRecord, seed: int, data: ImageData) -> nn.Module:
+    """Return a trial's network with the weights of a seed."""
+    assert trial.architecture is not None  # noqa: S101 - `_space` has refused it
+    torch.manual_seed(seed)
+    model = build_model(
+        space,
+        trial.architecture,
+        in_channels=data.in_channels,
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+    ).to(data.train.targets.device)
+    _check_size(model, trial)
+    return model
 
 
 def _check_size(model: nn.Module, trial: TrialRecord) -> None:
@@ -222,52 +227,56 @@ def _check_size(model: nn.Module, trial: TrialRecord) -> None:
         )
 
 
-def _of_seed(on_epoch: Callable[[int, int, float], None], seed: int) -> Callable[..., None]:
+def _of_seed(
+    on_epoch: Callable[[int | str, int, float], None], seed: int | str
+) -> Callable[..., None]:
     return lambda epoch, loss: on_epoch(seed, epoch, loss)
-
-
-def _flatness(model: nn.Module, data: ImageData, layer: str) -> float | None:
-    try:
-        return relative_flatness(model, data.probe.tensors(), layer).relative_flatness
-    except (NonFiniteError, UnsupportedModelError):
-        return None
 
 
 def _finish(
     study: optuna.Study,
-    choice: Choice,
     data: ImageData,
-    settings: RunSettings,
     folder: Path,
-    trained: list[tuple[int, nn.Module, SeedTraining]],
+    trained: list[_Trained],
+    *,
+    ranked: bool,
 ) -> FinalTraining:
-    """Test the networks, record it, and clear the checkpoints away."""
+    """Rank the networks, then test them, record it, and clear the checkpoints away."""
+    looks = [look_at(t.model, data, t.run.settings.layer) for t in trained]
+    order = rank(looks) if ranked else list(range(len(trained)))
+    best = trained[order[0]]
     earlier = StudyRecord(study).tests
-    tests = [score(model, data.test) for _, model, _ in trained]
-    accuracies = torch.tensor([test.accuracy for test in tests], dtype=torch.float64)
-    accuracy = float(accuracies.mean())
-    # What has been looked at is told before anything else can go wrong.
-    first = (folder / "seed-0.pt").resolve()
-    write_study(study, tests=[*earlier, FinalTest(choice.trial.number, accuracy, str(first))])
-    seeds = tuple(
-        SeedResult(
-            seed=seed,
-            file=str(folder / f"seed-{seed}.pt"),
-            test=test,
-            flatness=_flatness(model, data, settings.layer),
-            train_loss=run.train_loss,
-        )
-        for (seed, model, run), test in zip(trained, tests, strict=True)
+    tests = [score(network.model, data.test) for network in trained]
+    by_trial: dict[int, list[int]] = {}
+    for i in order:
+        by_trial.setdefault(trained[i].choice.trial.number, []).append(i)
+    accuracies = {number: [tests[i].accuracy for i in own] for number, own in by_trial.items()}
+    # What has been looked at is told before anything else can go wrong. Of several trials the best
+    # one last, as the latest look.
+    write_study(
+        study,
+        tests=[
+            *earlier,
+            *(
+                FinalTest(number, fmean(accuracies[number]), str(trained[own[0]].file.resolve()))
+                for number, own in reversed(by_trial.items())
+            ),
+        ],
     )
-    low, high = accuracy_interval(accuracy, seeds[0].test.n_samples)
+    seeds = tuple(
+        _result(trained[i], looks[i], tests[i], looks[order[0]] if ranked else None) for i in order
+    )
+    own = accuracies[best.choice.trial.number]
+    low, high = accuracy_interval(fmean(own), len(data.test))
     final = FinalTraining(
-        trial=choice.trial.number,
-        reason=choice.reason,
-        epochs=settings.epochs,
-        accuracy=accuracy,
+        trial=best.choice.trial.number,
+        reason=best.choice.reason,
+        criterion=f"{CRITERION} of {len(trained)}" if ranked and len(trained) > 1 else None,
+        epochs=best.run.settings.epochs,
+        accuracy=fmean(own),
         low=low,
         high=high,
-        spread=float(accuracies.std()) if len(seeds) > 1 else None,
+        spread=stdev(own) if len(own) > 1 else None,
         seeds=seeds,
         class_names=data.class_names,
         earlier=tuple((test.trial, test.accuracy) for test in earlier),
@@ -275,6 +284,31 @@ def _finish(
     part = folder / "results.part"
     part.write_text(json.dumps(asdict(final), indent=1) + "\n")
     part.replace(folder / "results.json")
-    for _, _, run in trained:
-        run.checkpoint.unlink(missing_ok=True)
+    for network in trained:
+        network.run.checkpoint.unlink(missing_ok=True)
     return final
+
+
+def _result(network: _Trained, look: Finished, test: Scores, best: Finished | None) -> SeedResult:
+    """Return what is told of a network, with its distance to the best one where it is ranked."""
+    measured, validation = look.flatness, None
+    numbers: tuple[float | None, ...] = (None,) * 4
+    if measured is not None:
+        noise = measured.noise_loss(), measured.noise_loss_error()
+        numbers = measured.relative_flatness, measured.standard_error, *noise
+    if best is not None:
+        behind = None if best is look else paired(look.losses, best.losses)[0]
+        validation = Validated(estimate(look.losses), fraction(look.hits), behind)
+    flatness, flatness_error, noise_loss, noise_loss_error = numbers
+    return SeedResult(
+        trial=network.choice.trial.number,
+        seed=network.seed,
+        file=str(network.file),
+        test=test,
+        flatness=flatness,
+        flatness_error=flatness_error,
+        noise_loss=noise_loss,
+        noise_loss_error=noise_loss_error,
+        train_loss=network.run.train_loss,
+        validation=validation,
+    )

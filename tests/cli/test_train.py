@@ -32,6 +32,19 @@ def test_json(learnt: Path) -> None:
     assert sum(found["predictions"][0]["probabilities"].values()) == pytest.approx(1)
 
 
+def test_several_trials(learnt: Path) -> None:
+    done = call("train", "--trials", "0,1", "--epochs", "1")
+    assert "trial 0: as asked for" in done.err
+    assert "seed 0 of trial 1 epoch 1: training loss" in done.err
+    assert "The model is seed 0 of trial " in done.out
+    assert "by the lowest validation loss of 2" in done.out
+    assert "validation loss" in done.out
+    assert "noise loss" in done.out
+    compare = done.out.strip().splitlines()[-1].split()
+    assert compare[:2] == ["flatsearch", "compare"]
+    assert "Differences" in call(*compare[1:], "--samples", "32").out
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
 def test_a_killed_training_goes_on(learnt: Path) -> None:
     command = [sys.executable, "-m", "flatsearch", "train", "--trial", "0", "--epochs", "12"]
@@ -80,6 +93,10 @@ def test_a_space_that_is_gone(learnt: Path) -> None:
         (["--prefer", "size"], "unknown objective to prefer 'size'"),
         (["--prefer", "accuracy", "--trial", "0"], "--prefer is for the best trial"),
         (["--epochs", "0"], "--epochs must be at least 1 but got 0"),
+        (["--trials", "0,9"], "there is no trial '9' in study 's'; it has 0 to 1"),
+        (["--trials", "0,0"], "trial 0 is given twice"),
+        (["--trials", "0,1", "--trial", "0"], "--trials names all trials to train: leave --trial"),
+        (["--trials", "0,1", "--no-hold-out"], "without --hold-out nothing ranks several trials"),
         (["--seeds", "0"], "--seeds must be at least 1 but got 0"),
         (["--data", "digit"], "unknown data 'digit' (did you mean 'digits'?)"),
         (["--data", "digits", "no"], "unknown study 'no'; known: s"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -17,8 +19,11 @@ from flatsearch import FlatnessObjective, RunSettings, UsageError, record
 from flatsearch.analysis.selection import choose
 from flatsearch.analysis.summary import summarise
 from flatsearch.errors import DivergedError, FlatsearchError
+from flatsearch.reports.verdicts import shipped
+from flatsearch.retrain.checkpoint import SeedTraining
+from flatsearch.retrain.ranking import Finished, rank
 from flatsearch.retrain.training import retrain
-from flatsearch.training.evaluation import score
+from flatsearch.training.evaluation import evaluate, score
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -225,6 +230,82 @@ def test_the_study_remembers_every_look_at_the_test_split(
     assert second.earlier == ((0, first.accuracy),)
     assert record.StudyRecord(study).trained(0) == str(tmp_path / "b" / "seed-0.pt")
     assert record.StudyRecord(study).trained(1) is None
+
+
+def stored_validation_loss(file: str, data: ImageData) -> float:
+    model, _ = flatsearch.load_model(file)
+    return evaluate(model, data.validation)[0]
+
+
+def test_seeds_are_ranked_by_their_loss_on_images_they_have_not_seen(
+    study: optuna.Study, choice: Choice, digits: ImageData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen = []
+    init = SeedTraining.__init__
+
+    def spy(self: SeedTraining, model: nn.Module, data: ImageData, *args: Any) -> None:
+        seen.append(data)
+        init(self, model, data, *args)
+
+    monkeypatch.setattr(SeedTraining, "__init__", spy)
+    final = retrain(study, choice, digits, tmp_path, epochs=1, seeds=3)
+    assert all(data is digits for data in seen)  # without the validation images
+    losses = [stored_validation_loss(seed.file, digits) for seed in final.seeds]
+    assert losses == sorted(losses)
+    assert final.criterion == "the lowest validation loss of 3"
+    assert final.seeds[0].validation.behind is None
+    for seed, loss in zip(final.seeds, losses, strict=True):
+        assert seed.validation.loss.value == pytest.approx(loss, rel=1e-5)
+        assert seed.noise_loss_error > 0
+    behind = final.seeds[2].validation.behind
+    assert behind.value == pytest.approx(losses[2] - losses[0], abs=1e-5)
+    assert behind.low < behind.value < behind.high
+    assert final.accuracy == pytest.approx(fmean(seed.test.accuracy for seed in final.seeds))
+    assert record.StudyRecord(study).trained(0) == final.model
+    sentence = shipped(final)
+    assert sentence.startswith(f"The model is seed {final.seeds[0].seed} of trial 0, by the lowest")
+
+
+def test_several_trials_are_ranked(digits: ImageData, tmp_path: Path) -> None:
+    objective = FlatnessObjective("plain_cnn", digits, epochs=1, device="cpu")
+    study = optuna.create_study(
+        directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=1)
+    )
+    for width in (8, 24):
+        study.enqueue_trial({
+            "width": width,
+            "stages": 1,
+            "convs_1": 1,
+            "kernel": 3,
+            "activation": "relu",
+        })
+    study.optimize(objective, n_trials=2)
+    choices = [choose(summarise(study), number) for number in "01"]
+    labels: list[object] = []
+    final = retrain(
+        study, choices, digits, tmp_path / "out", epochs=3,
+        on_epoch=lambda seed, *_: labels.append(seed),
+    )  # fmt: skip
+    assert [*dict.fromkeys(labels)] == ["0 of trial 0", "0 of trial 1"]
+    best, other = final.seeds
+    assert final.trial == best.trial
+    assert stored_validation_loss(best.file, digits) < stored_validation_loss(other.file, digits)
+    assert final.accuracy == best.test.accuracy
+    known = record.StudyRecord(study)
+    assert [known.trained(seed.trial) for seed in final.seeds] == [best.file, other.file]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "results.json", "trial-0-seed-0.pt", "trial-1-seed-0.pt",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="without `hold_out` nothing ranks several trials"):
+        retrain(study, choices, digits, tmp_path / "b", hold_out=False)
+    with pytest.raises(UsageError, match="trial 1 is given twice"):
+        retrain(study, [choices[1]] * 2, digits, tmp_path / "b")
+
+
+def test_one_criterion_ranks() -> None:
+    looks = [Finished(np.array(losses), np.ones(2), None) for losses in ([1, 2], [0, 1], [0, 3])]
+    assert rank(looks) == [1, 0, 2]
 
 
 def test_nothing_is_overwritten_without_force(

@@ -1,0 +1,84 @@
+"""Which of several finished networks is taken: the one place where that is decided.
+
+By their mean loss on validation images that none of them was trained on, the lowest first. Whether
+flatness ranks finished networks better is an open question; relative flatness and `noise_loss` are
+shown beside the loss, and decide nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from flatsearch.errors import NonFiniteError, UnsupportedModelError
+from flatsearch.flatness import relative_flatness
+from flatsearch.training.evaluation import EVALUATION_BATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from flatsearch.data.splits import ImageData
+    from flatsearch.flatness import FlatnessResult
+
+__all__ = ["CRITERION", "Finished", "look_at", "rank"]
+
+_Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+CRITERION = "the lowest validation loss"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished network may be judged by: nothing of the test split.
+
+    Attributes:
+        losses: Its loss on every validation image, (N,).
+        hits: Whether it is right there, (N,).
+        flatness: The flatness of one convolution on the probe, as in the search; None if that is
+            not covered.
+    """
+
+    losses: _Array
+    hits: _Array
+    flatness: FlatnessResult | None
+
+    def score(self) -> float:
+        """Return what networks are ranked by, smaller is better: `CRITERION`."""
+        return float(self.losses.mean())
+
+
+def rank(networks: Sequence[Finished]) -> list[int]:
+    """Return the indices of networks, the best first; of equal ones in their order."""
+    return sorted(range(len(networks)), key=lambda i: networks[i].score())
+
+
+@torch.no_grad()
+def look_at(model: nn.Module, data: ImageData, layer: str) -> Finished:
+    """Return what a finished network may be judged by.
+
+    Args:
+        model: The network, in eval mode.
+        data: The images; its test split is not read.
+        layer: The convolution to measure.
+
+    Returns:
+        Its losses, hits and flatness.
+    """
+    losses, hits = [], []
+    for x, y in data.validation.batches(EVALUATION_BATCH):
+        logits = model(x).double()
+        losses.append(F.cross_entropy(logits, y, reduction="none"))
+        hits.append((logits.argmax(1) == y).double())
+    flatness = None
+    try:
+        with torch.enable_grad():
+            flatness = relative_flatness(model, data.probe.tensors(), layer)
+    except (NonFiniteError, UnsupportedModelError):
+        pass
+    return Finished(torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy(), flatness)
