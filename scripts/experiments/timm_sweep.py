@@ -1,13 +1,14 @@
 """Every convolution of timm's networks against an independent computation in float64.
 
-Protocol. Of every module of timm's models, up to --per-module networks, spread evenly over its
-list, with at most --most-parameters parameters: random weights, five classes, batch statistics of
-random images, two random images as small as the network takes. `relative_flatness` with
+Protocol. Of every module of timm's models in turn the next network, those that are called small
+first, up to --per-module of each. Left out are those with fewer than three 2d convolutions or more
+than --most-parameters parameters. Random weights, three classes, batch statistics of random images,
+two random images of 64x64, or as small as the network takes. `relative_flatness` with
 layers="all", skip_unsupported=True, in float64; every measured layer is compared with
 tests/flatness/oracle.py (autograd's kernel gradients of each logit of each image, and the K x K
 Hessian of the cross-entropy; each image beside a copy of itself). The networks' own results are
-compared before and after, to the bit. One network at a time in a process of its own, which is
-killed after --seconds.
+compared before and after, to the bit. The networks are examined in a process of their own, which is
+killed after --seconds on one.
 
 Writes one row per network to --out as soon as it is done; networks that have a row are left out,
 so the script can be stopped at any time and goes on where it was. timm is no dependency:
@@ -26,7 +27,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -49,26 +52,46 @@ COLUMNS = (
     "model", "module", "parameters", "size", "layers", "skipped", "kind", "error", "same", "reason",
     "seconds",
 )  # fmt: skip
-CLASSES = 5
+CLASSES = 3
+# Words of names.
+SMALL = "zepto atto femto pico nano micro mini tiny small lite xxs xs t s"
+LARGE = "m b l h xl medium base large xlarge xxlarge huge giant"
 SIZES = (64, 96, 128, 160, 224, 256)
 
 
-def names_by_module(pattern: str) -> dict[str, list[str]]:
-    """Return the names of timm's networks, by the module that they are defined in."""
+def names_in_turn(pattern: str, per_module: int) -> list[tuple[str, str]]:
+    """Return modules of timm and names of their networks, the next one of every module in turn."""
     import timm
 
     found = defaultdict(list)
     for name in timm.list_models(pattern):
         module = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
         found[module].append(name)
-    return dict(found)
+    lists = [
+        [(module, name) for name in sorted(names, key=presumed_size)[:per_module]]
+        for module, names in found.items()
+    ]
+    return [one for turn in itertools.zip_longest(*lists) for one in turn if one is not None]
 
 
-def spread(names: list[str], count: int) -> list[str]:
-    """Return names that are spread evenly over a list, the first and the last among them."""
-    if len(names) <= count:
-        return names
-    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
+def presumed_size(name: str) -> int:
+    """Return 0, 1 or 2 for names of small, middle and large networks."""
+    words, small, large = set(name.split("_")[1:]), set(SMALL.split()), set(LARGE.split())
+    numbers = [int(number) for number in re.findall(r"(?<!\d)\d{2,3}(?!\d)", name)]
+    if words & large or name.endswith(tuple(large)) or max(numbers, default=0) in range(70, 200):
+        return 2
+    return 0 if name.startswith("test_") or words & small else 1
+
+
+def too_large(name: str, most: float) -> bool:
+    """Return whether a network has too many parameters, or too few convolutions."""
+    import timm
+
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return parameters > most or len(convolutions) < 3
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -81,7 +104,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     fixed = model.pretrained_cfg.get("fixed_input_size", False)
     own = model.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
     for size in [own] if fixed else [*SIZES, own]:
-        images = torch.randn(6, channels, size, size, dtype=torch.float64)
+        images = torch.randn(4, channels, size, size, dtype=torch.float64)
         try:
             with torch.no_grad():
                 model.eval()(images[:2])
@@ -112,7 +135,7 @@ def deviation(model: nn.Module, x: Tensor, layers: Any) -> float:
     for name in names:
         group.append(name)
         size += model.get_parameter(oracle.kernel_of(model, name)).numel()
-        if size > 4_000_000 or name == names[-1]:
+        if size > 16_000_000 or name == names[-1]:
             expected |= oracle.by_kernel_gradients(model, x, group, copied=False)
             group, size = [], 0
     for name in names:
@@ -127,8 +150,10 @@ def deviation(model: nn.Module, x: Tensor, layers: Any) -> float:
     return worst
 
 
-def examine(name: str) -> dict[str, Any]:
-    """Return the row of one network."""
+def examine(name: str, most: float) -> dict[str, Any] | None:
+    """Return the row of one network, None where it is left out."""
+    if too_large(name, most):
+        return None
     model, x = build(name)
     row: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -153,12 +178,12 @@ def examine(name: str) -> dict[str, Any]:
     return row
 
 
-def work() -> None:
+def work(most: float) -> None:
     """Answer each name on standard input with a row as one line of JSON."""
     torch.set_num_threads(1)
     for line in sys.stdin:
         try:
-            row = examine(line.strip())
+            row = examine(line.strip(), most)
         except Exception as error:  # it is what the row is for
             traceback.print_exc()
             row = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
@@ -168,14 +193,15 @@ def work() -> None:
 class Worker:
     """A process that examines networks, and can be killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: float) -> None:
+        self._most = most
         self._process: subprocess.Popen[str] | None = None
 
-    def ask(self, name: str, seconds: float) -> dict[str, Any]:
-        """Return the row of a network."""
+    def ask(self, name: str, seconds: float) -> dict[str, Any] | None:
+        """Return the row of a network, None where it is left out."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, "--work"],
+                [sys.executable, __file__, "--work", "--most-parameters", str(self._most)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
         process = self._process
@@ -203,45 +229,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "scripts/results/timm-sweep.csv")
     parser.add_argument("--models", default="*", help="a pattern of names")
     parser.add_argument("--per-module", type=int, default=12)
-    parser.add_argument("--most-parameters", type=float, default=32e6)
-    parser.add_argument("--seconds", type=float, default=900)
+    parser.add_argument("--most-parameters", type=float, default=28e6)
+    parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work()
+        work(options.most_parameters)
         return
-    import timm
-
     done = set()
     if options.out.exists():
         with options.out.open() as file:
             done = {row["model"] for row in csv.DictReader(file)}
     else:
         options.out.write_text(",".join(COLUMNS) + "\n")
-    worker = Worker()
-    for module, names in names_by_module(options.models).items():
-        small = []
-        for name in names:
-            with torch.device("meta"):
-                try:
-                    model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
-                except Exception as error:  # some cannot be made without numbers
-                    print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
-                    continue
-            if (
-                sum(parameter.numel() for parameter in model.parameters())
-                <= options.most_parameters
-            ):
-                small.append(name)
-        for name in spread(small, options.per_module):
-            if name in done:
-                continue
-            start = time.perf_counter()
-            row = {"model": name, "module": module, **worker.ask(name, options.seconds)}
-            row["seconds"] = round(time.perf_counter() - start, 1)
-            with options.out.open("a", newline="") as file:
-                csv.DictWriter(file, COLUMNS).writerow(row)
-            print(row, flush=True)
+    worker = Worker(options.most_parameters)
+    for module, name in names_in_turn(options.models, options.per_module):
+        if name in done:
+            continue
+        start = time.perf_counter()
+        row = worker.ask(name, options.seconds)
+        if row is None:
+            continue
+        row |= {"model": name, "module": module, "seconds": round(time.perf_counter() - start, 1)}
+        with options.out.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+        print(row, flush=True)
     worker.close()
 
 
