@@ -242,6 +242,7 @@ class Accumulator:
                 x, (W, Q) = self._input(run, layer.name), self._kernels[layer.name]
                 more = factor_sums(x, g, W, Q, layer.geometry, _entries(x))
                 sums[layer.name] = Contracted(*map(torch.add, sums[layer.name], more))
+            del factors, g  # before the next ones are made
         for name, whole in sums.items():
             self._samples[name].add(whole)
 

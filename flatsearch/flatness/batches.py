@@ -88,7 +88,7 @@ def iterate(
 
 
 def memory_budget(device: torch.device) -> int:
-    """Return how many bytes the measure may use: a fraction of what is free.
+    """Return how many bytes the measure may use beside the model: a fraction of what is free.
 
     Args:
         device: Where it computes.

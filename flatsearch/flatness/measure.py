@@ -202,9 +202,13 @@ def _measure(
     network, found = locate(
         model, dtype, first[0], layers, skip_unsupported=skip_unsupported, random=random
     )
-    budget = memory_budget(device) // 2
+    # A third for the graph, a quarter for the factors: what is freed between is not at once used
+    # again, and backward passes hold maps of their own.
+    budget = memory_budget(device)
     weights = sum(parameter.nbytes for parameter in network.model.parameters())
-    size = batch_size or most_samples(budget, found.graph_bytes, found.map_bytes, weights, device)
+    size = batch_size or most_samples(
+        budget // 3, found.graph_bytes, found.map_bytes, weights, device
+    )
     scales: dict[str, Tensor] = {}
     chunks = _resume(first, source, size)
     if normalize == "input":
@@ -212,7 +216,7 @@ def _measure(
         source.close()
         scales = input_scales(network, found.names, iterate(batches, device, dtype, size))
         chunks = iterate(batches, device, dtype, size)
-    measured = Accumulator(network, found, scales, budget, classes)
+    measured = Accumulator(network, found, scales, budget // 4, classes)
     for x, y in chunks:
         measured.add(x, y)
     return measured

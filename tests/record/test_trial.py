@@ -24,6 +24,7 @@ FACTS: dict[str, Any] = {
     "retrain_of": 3,
     "retried": "out of memory",
     "metrics": {"parameters": 123, "flatness": -math.inf, "accuracy": 0.5},
+    "measured": "features.3",
     "layers": {"features.0": 1.5, "features.3": math.inf},
     "artifact": "abc",
     "failure": "it broke",
