@@ -36,6 +36,8 @@ __all__ = [
 
 # In the words of autograd.
 CHANGED_IN_PLACE = "modified by an inplace operation"
+# In those of exported programs, of which the second has been unflattened.
+_OTHER_SHAPE = ("Guard failed: ", "Expected input at *args[0].shape[0] to be")
 USED_ELSEWHERE = "its kernel is used elsewhere too, or changed before use"
 HIDDEN = (
     "the logits depend on it, but no gradient reaches it: it runs under torch.no_grad, its output"
@@ -153,17 +155,24 @@ def call(model: nn.Module, x: Tensor) -> Tensor:
 
     Raises:
         UnsupportedModelError: If they are something else.
-        RuntimeError: If the model fails.
+        AssertionError: If the model fails in this way.
+        RuntimeError: If it fails in this way.
     """
     try:
         logits = model(x.clone())
-    except RuntimeError as error:
-        if "nference tensor" not in str(error):
-            raise
-        raise UnsupportedModelError(
-            "a part of the model runs in torch.inference_mode, and nothing behind it can be"
-            " differentiated; use torch.no_grad there"
-        ) from error
+    except (AssertionError, RuntimeError) as error:
+        if "nference tensor" in str(error):
+            raise UnsupportedModelError(
+                "a part of the model runs in torch.inference_mode, and nothing behind it can be"
+                " differentiated; use torch.no_grad there"
+            ) from error
+        if any(words in str(error) for words in _OTHER_SHAPE):
+            raise UnsupportedModelError(
+                f"the exported program does not take {len(x)} images at a time; export it with a"
+                " dynamic batch: torch.export.export(model, (x,), dynamic_shapes=({0:"
+                " torch.export.Dim('n')},))"
+            ) from error
+        raise
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedModelError(

@@ -218,6 +218,10 @@ def test_compiled_and_exported(layers: str) -> None:
         result = measure(exported, layers=layers)
         assert result.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-9)
         assert result.kind == expected.kind
+    fixed = torch.export.export(model, (x[:3],))
+    for exported in (fixed.module(), torch.export.unflatten(fixed)):
+        with pytest.raises(flatsearch.UnsupportedModelError, match="does not take 2 images at a"):
+            measure(exported, layers=layers)
     wrapped = nn.Sequential(torch.compile(model[:4], backend="eager"), *model[4:])
     result = measure(wrapped, layers=layers)
     assert result.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-9)
