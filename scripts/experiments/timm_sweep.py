@@ -77,8 +77,8 @@ def names_in_turn(pattern: str, per_module: int) -> list[tuple[str, str]]:
 def presumed_size(name: str) -> int:
     """Return 0, 1 or 2 for names of small, middle and large networks."""
     words, small, large = set(name.split("_")[1:]), set(SMALL.split()), set(LARGE.split())
-    numbers = [int(number) for number in re.findall(r"(?<!\d)\d{2,3}(?!\d)", name)]
-    if words & large or name.endswith(tuple(large)) or max(numbers, default=0) in range(70, 200):
+    depths = {int(number) for number in re.findall(r"(?<!\d)\d{2,3}(?!\d)", name)} - {160, 192}
+    if words & large or any(70 <= depth < 220 for depth in depths):
         return 2
     return 0 if name.startswith("test_") or words & small else 1
 
