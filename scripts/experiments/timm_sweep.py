@@ -41,6 +41,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -53,8 +54,13 @@ COLUMNS = (
     "seconds",
 )  # fmt: skip
 CLASSES = 3
-# Words of names.
+# Words of names, and modules without convolutional networks.
 SMALL = "zepto atto femto pico nano micro mini tiny small lite xxs xs t s"
+TRANSFORMERS = """
+    beit cait crossvit deepseek_vit deit eva gemma4_vit hiera hieradet_sam2 mlp_mixer naflexvit
+    qwen3_vit sequencer swin_transformer swin_transformer_v2 swin_transformer_v2_cr tnt
+    vision_transformer vision_transformer_relpos vision_transformer_sam volo xcit
+"""
 LARGE = "m b l h xl medium base large xlarge xxlarge huge giant"
 SIZES = (64, 96, 128, 160, 224, 256)
 
@@ -70,6 +76,7 @@ def names_in_turn(pattern: str, per_module: int) -> list[tuple[str, str]]:
     lists = [
         [(module, name) for name in sorted(names, key=presumed_size)[:per_module]]
         for module, names in found.items()
+        if module not in TRANSFORMERS.split()
     ]
     return [one for turn in itertools.zip_longest(*lists) for one in turn if one is not None]
 
@@ -83,15 +90,30 @@ def presumed_size(name: str) -> int:
     return 0 if name.startswith("test_") or words & small else 1
 
 
-def too_large(name: str, most: float) -> bool:
-    """Return whether a network has too many parameters, or too few convolutions."""
+class LeftOutError(Exception):
+    """A network has too many parameters, or too few convolutions."""
+
+
+def check_size(name: str, most: float) -> None:
+    """Raise LeftOutError for a network that is not to be examined."""
     import timm
 
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return parameters > most or len(convolutions) < 3
+    parameters = 0
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal parameters
+        parameters += 0 if parameter is None else parameter.numel()
+        if parameters > most:  # before the rest of it is made
+            raise LeftOutError
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
+    finally:
+        counting.remove()
+    if sum(isinstance(module, nn.Conv2d) for module in model.modules()) < 3:
+        raise LeftOutError
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -152,7 +174,9 @@ def deviation(model: nn.Module, x: Tensor, layers: Any) -> float:
 
 def examine(name: str, most: float) -> dict[str, Any] | None:
     """Return the row of one network, None where it is left out."""
-    if too_large(name, most):
+    try:
+        check_size(name, most)
+    except LeftOutError:
         return None
     model, x = build(name)
     row: dict[str, Any] = {
