@@ -100,7 +100,7 @@ def check_size(name: str, most: float) -> None:
 
     parameters = 0
 
-    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+    def count(_module: nn.Module, _name: str, parameter: Tensor | None) -> None:
         nonlocal parameters
         parameters += 0 if parameter is None else parameter.numel()
         if parameters > most:  # before the rest of it is made
@@ -120,17 +120,18 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     """Return a network in float64 with batch statistics that are not special, and two images."""
     import timm
 
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, num_classes=CLASSES).double()
-    channels, *_ = model.pretrained_cfg.get("input_size", (3, 224, 224))
+    model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
+    channels, *_, own = model.pretrained_cfg.get("input_size", (3, 224, 224))
     fixed = model.pretrained_cfg.get("fixed_input_size", False)
-    own = model.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
-    for size in [own] if fixed else [*SIZES, own]:
-        images = torch.randn(4, channels, size, size, dtype=torch.float64)
+    for size in [*SIZES, own]:
+        torch.manual_seed(0)
         try:
+            options = {"img_size": size} if fixed and size != own else {}
+            model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **options)
+            images = torch.randn(4, channels, size, size, dtype=torch.float64)
             with torch.no_grad():
-                model.eval()(images[:2])
-        except (RuntimeError, AssertionError, ValueError):  # too small for it
+                model.double().eval()(images[:2])
+        except (RuntimeError, AssertionError, TypeError, ValueError):  # too small, or not fixed
             continue
         break
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
