@@ -120,9 +120,9 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     """Return a network in float64 with batch statistics that are not special, and two images."""
     import timm
 
-    model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
-    channels, *_, own = model.pretrained_cfg.get("input_size", (3, 224, 224))
-    fixed = model.pretrained_cfg.get("fixed_input_size", False)
+    usual = timm.get_pretrained_cfg(name)
+    channels, _, own = getattr(usual, "input_size", (3, 224, 224))
+    fixed = getattr(usual, "fixed_input_size", False)
     for size in [*SIZES, own]:
         torch.manual_seed(0)
         try:
