@@ -46,6 +46,7 @@ __all__ = [
     "compare_networks",
     "require_different",
     "require_same",
+    "trained_elsewhere",
 ]
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
@@ -131,11 +132,13 @@ class Contender:
         network: On the images' device.
         images: Inputs and targets, the same images for every contender, in the same order.
         test: Batches of test images, if any.
+        note: What the reader has to know of it; may be empty.
     """
 
     network: nn.Module
     images: _Pair
     test: Iterable[_Pair] | None = None
+    note: str = ""
 
 
 def compare(
@@ -212,7 +215,15 @@ def _contender(
         return split.tensors() if card is None else (card.normalise(split.images), split.targets)
 
     batches = (prepared(part) for part in data.test.parts(EVALUATION_BATCH)) if test else None
-    return Contender(network.to(data.train.targets.device), prepared(data.probe), batches)
+    device, note = data.train.targets.device, trained_elsewhere(name, card, data)
+    return Contender(network.to(device), prepared(data.probe), batches, note)
+
+
+def trained_elsewhere(name: str, card: ModelCard | None, data: ImageData) -> str:
+    """Return a note where a model may have been trained on other data than these."""
+    if card is None or card.data == data.name:
+        return ""
+    return f"{name} was trained on data {card.data!r}, which may be other images than these."
 
 
 def require_different(names: Sequence[str]) -> None:
@@ -268,7 +279,7 @@ def compare_networks(
         differences=tuple(_differences(measured)),
         n_images=n_images,
         n_test=n_test,
-        notes=tuple(_notes(measured)),
+        notes=(*(c.note for c in contenders.values() if c.note), *_notes(measured)),
     )
 
 

@@ -45,6 +45,7 @@ class _Options(Printing):
         RunSettings, "image_size", group="options", unset="what the models take"
     )
     seed: int = same(RunSettings, "seed", help="seed of the data split", group="options")
+    validation_fraction: float = same(RunSettings, "validation_fraction", group="options")
     data_root: str = same(RunOptions, "data_root")
     device: str = same(RunOptions, "device")
 
@@ -64,7 +65,12 @@ def _compare(options: _Options) -> None:
 
 def _contenders(options: _Options, device: torch.device) -> dict[str, Contender]:
     """Return the models with the images; all must take the same ones."""
-    from flatsearch.analysis.comparison import Contender, require_different, require_same
+    from flatsearch.analysis.comparison import (
+        Contender,
+        require_different,
+        require_same,
+        trained_elsewhere,
+    )
     from flatsearch.cli.measure_input import load_with_images
     from flatsearch.data.loading import load_data
     from flatsearch.errors import UsageError
@@ -80,6 +86,7 @@ def _contenders(options: _Options, device: torch.device) -> dict[str, Contender]
                 image_size=size,
                 probe_size=options.samples,
                 seed=options.seed,
+                validation_fraction=options.validation_fraction,
                 root=options.data_root,
             ).to(device)
         return known[size]
@@ -96,7 +103,8 @@ def _contenders(options: _Options, device: torch.device) -> dict[str, Contender]
             listed = ", ".join(f"{name!r} {size}" for name, size in sizes.items())
             raise UsageError(f"the models take images of different sizes: {listed} pixels a side")
         test = map(prepare, data.test.parts(EVALUATION_BATCH)) if options.test else None
-        contenders[model] = Contender(loaded.network.to(device), prepare(data.probe), test)
+        note = trained_elsewhere(model, loaded.card, data)
+        contenders[model] = Contender(loaded.network.to(device), prepare(data.probe), test, note)
     return contenders
 
 

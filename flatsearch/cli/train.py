@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flatsearch.cli.command import Command
 from flatsearch.cli.shared import Printing, TrialOptions, make_console, print_json, storage_option
 from flatsearch.errors import COUNT
-from flatsearch.settings import RunOptions, same, setting
+from flatsearch.settings import RunOptions, RunSettings, same, setting
 from flatsearch.settings.values import Switch, Text
 
 if TYPE_CHECKING:
@@ -105,7 +105,21 @@ def _train(options: _Options) -> None:
     if len(final.seeds) > 1:
         files = " ".join(seed.file for seed in final.seeds[:2])
         steps += f"\n  flatsearch compare {files} --data {options.data or data.name}"
+        steps += _split_options(study)
     console.print(f"next:\n  {steps}", highlight=False, markup=False)
+
+
+def _split_options(study: optuna.Study) -> str:
+    """Return what a suggested command needs to split the images as the study did."""
+    from flatsearch.record import StudyRecord
+
+    settings = StudyRecord(study).run_settings()
+    known = RunSettings.settings()
+    return "".join(
+        f" {known[name].option(name)} {getattr(settings, name)}"
+        for name in ("seed", "validation_fraction")
+        if getattr(settings, name) != known[name].default
+    )
 
 
 def _choices(options: _Options) -> tuple[optuna.Study, list[Choice]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from flatsearch.reports.text import describe, setting, value
@@ -176,12 +177,14 @@ def seeds(final: FinalTraining) -> Table:
     """
     several = len({seed.trial for seed in final.seeds}) > 1
     heads: tuple[str, ...]
+    title = ""
     heads = ("accuracy", "loss", "calibration error", "flatness", "noise loss", "model")
     if final.seeds[0].validation is not None:
         heads = ("validation loss", "behind", "flatness", "noise loss", "test accuracy",
                  "test loss", "calibration error", "model")  # fmt: skip
+        title = f"Networks in {PurePath(final.model).parent}, best first"
     return Table(
-        "",
+        title,
         (*(("trial",) if several else ()), "seed", *heads),
         tuple((*((str(s.trial),) if several else ()), str(s.seed), *_seed(s)) for s in final.seeds),
     )
@@ -196,7 +199,8 @@ def _seed(seed: SeedResult) -> tuple[str, ...]:
     if found is None:
         return accuracy, loss, error, flatness, noise, seed.file
     behind = "" if found.behind is None else found.behind.text
-    return found.loss.text, behind, flatness, noise, accuracy, loss, error, seed.file
+    name = PurePath(seed.file).name
+    return found.loss.text, behind, flatness, noise, accuracy, loss, error, name
 
 
 def _measured(number: float | None, error: float | None) -> str:

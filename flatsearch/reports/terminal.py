@@ -84,6 +84,7 @@ def print_final(final: FinalTraining, console: Console) -> None:
     if which := shipped(final):
         console.print(which, highlight=False, markup=False)
     console.print(_rendered(tables.seeds(final)))
+    console.print("flatness and noise loss of one convolution; ±: standard errors", style="dim")
     console.print(_rendered(tables.confusions(final)))
     if final.earlier:
         console.print(tested_before(final), highlight=False, markup=False)

@@ -149,7 +149,8 @@ def tested(final: FinalTraining) -> str:
     n = final.seeds[0].test.n_samples
     networks = sum(seed.trial == final.trial for seed in final.seeds)
     spread = "" if final.spread is None else f", standard deviation {final.spread:.4f}"
-    of = "" if networks == 1 else f" (mean of {networks} networks{spread})"
+    trial = "" if networks == len(final.seeds) else f" of trial {final.trial}"
+    of = f" (mean of {networks} networks{trial}{spread})" if networks > 1 else trial
     return (
         f"test accuracy {final.accuracy:.4f} [{final.low:.4f}, {final.high:.4f}]{of},"
         f" {n} images, {final.epochs} epochs"

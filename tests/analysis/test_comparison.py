@@ -142,9 +142,13 @@ def test_files_are_given_the_pixels_that_they_take(digits: ImageData, tmp_path: 
     model = load_space("plain_cnn").build(architecture, in_channels=1, num_classes=10)
     card = ModelCard.of(digits, "plain_cnn", architecture)
     save_model(model, card, tmp_path / "ours.pt")
-    save_model(model, dataclasses.replace(card, mean=(0.0,), std=(16.0,)), tmp_path / "other.pt")
+    changed = dataclasses.replace(card, mean=(0.0,), std=(16.0,), data="letters")
+    save_model(model, changed, tmp_path / "other.pt")
     names = [tmp_path / "ours.pt", tmp_path / "other.pt"]
-    ours, other = compare(names, digits, layers="last").models
+    found = compare(names, digits, layers="last")
+    ours, other = found.models
+    (note,) = found.notes
+    assert note.startswith(f"{names[1]} was trained on data 'letters', which may be other images")
     with torch.no_grad():
         x, y = digits.probe.tensors()
         loss = float(F.cross_entropy(model.eval()(x), y))

@@ -42,6 +42,7 @@ def test_several_trials(learnt: Path) -> None:
     assert "noise loss" in done.out
     compare = done.out.strip().splitlines()[-1].split()
     assert compare[:2] == ["flatsearch", "compare"]
+    assert "--seed" not in compare  # the default
     assert "Differences" in call(*compare[1:], "--samples", "32").out
 
 
