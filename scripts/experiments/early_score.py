@@ -59,10 +59,15 @@ def scores(curves: tables.Curves, names: tuple[str, ...], epoch: int) -> np.ndar
     return np.stack([Reference(column).score(column) for column in columns], 1)
 
 
-def log_rank_sum(curves: tables.Curves, names: tuple[str, ...], epoch: int) -> np.ndarray:
+def log_ranks(columns: list[np.ndarray]) -> np.ndarray:
     """Return the sum of log(rank / n), 1 the worst; NaN is worst."""
-    columns = [np.nan_to_num(curves.signal(name, epoch), nan=-np.inf) for name in names]
-    return sum(np.log(stats.rankdata(column) / len(curves)) for column in columns)
+    known = [np.nan_to_num(column, nan=-np.inf, neginf=-np.inf, posinf=np.inf) for column in columns]
+    return sum(np.log(stats.rankdata(column) / len(column)) for column in known)
+
+
+def log_rank_sum(curves: tables.Curves, names: tuple[str, ...], epoch: int) -> np.ndarray:
+    """Return the `log_ranks` of signals of a table."""
+    return log_ranks([curves.signal(name, epoch) for name in names])
 
 
 def compared(score: np.ndarray, others: dict[str, np.ndarray], y: np.ndarray) -> dict:
