@@ -1,25 +1,28 @@
 """NAS-Bench-201 at large: how well untrained networks' scores rank its cells, on three data sets.
 
-    python scripts/experiments/nasbench201.py --images DIR/train [--cells 1000] [--seconds 3600]
-    python scripts/experiments/nasbench201.py --page-only
+    python scripts/experiments/nasbench201.py --images DIR/train [--cells 1000] [--depth 1|5]
+    python scripts/experiments/nasbench201.py
 
 Needs `pip install '.[nasbench]'`, which brings the benchmark's validation accuracies after 200 epochs
 (mean over its seeds) of all 15,625 cells on CIFAR-10, CIFAR-100 and ImageNet16-120, and for --images
 folders of classes with CIFAR-10's training images. The first form scores cells and appends one row per
-cell to scripts/results/nasbench201.csv, in an order that is the same for every run; it goes on where it
-was stopped. Both write docs/nasbench201.md from what is there.
+cell to scripts/results/nasbench201-DEPTH.csv, in an order that is the same for every run; it goes on
+where it was stopped. Both write docs/nasbench201.md from what is there.
 
 Protocol, fixed before the first cell was scored:
 
 - Cells are a random sample, without regard to what is known about them; every one that was scored
   counts. A score that is not finite is the worst.
-- The network is the benchmark's, 16 channels and five cells per stage, with ten classes. It is scored
-  once, on 16 images of CIFAR-10 reduced to 16x16; the same scores are held against the accuracies on
-  all three data sets. (Images of the other two are not needed by most scores, and were not at hand.)
+- The network has the benchmark's 16 channels and ten classes. --depth 5 is the benchmark's own, with five
+  cells per stage; --depth 1 has one, takes a fifth of the time, and is what a large sample is scored
+  with on a busy machine. What that costs is shown on the cells that have both.
+- It is scored once, on 16 images of CIFAR-10 reduced to 16x16; the same scores are held against the
+  accuracies on all three data sets. (Images of the other two were not at hand.)
 - Single scores: everything that `flatsearch.signals` knows about an untrained network; Jacov; size; the
-  number of layers. VKDNW, which takes as long as all of them, only of the first cells (--fisher), once as
-  in `flatsearch.signals` and once with feature maps normalised within each image, as in its
-  authors' code; it is the number of layers with an entropy that decides between equal numbers.
+  number of layers. VKDNW once as in `flatsearch.signals` and once with feature maps normalised within
+  each image, as in its authors' code; it is the number of layers with an entropy, of 8 or 16 random
+  images (as many as its matrix needs for full rank), that decides between equal numbers. At depth 5,
+  where it takes as long as all others, of the first --fisher cells only.
 - Sums of logarithms of ranks: those that were published, AZ-NAS and VKDNW's (VKDNW, or the number of
   layers in its place, with Jacov, expressivity, trainability and FLOPs); AZ-NAS with nwot, which was found
   on 120 cells (docs/evidence.md), on CIFAR-10 above all; and the mean of all scores' normal scores, in
@@ -63,9 +66,10 @@ from flatsearch.spaces.space import Architecture
 from search_spaces.nasbench201 import OPERATIONS, NasBench201, cell_string, parse_cell
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-TABLE = RESULTS / "nasbench201.csv"
 TARGETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet16-120"}
 IMAGES, SIZE, RESAMPLES = 16, 16, 500
+# Images for the Fisher information, by depth.
+NOISE = {1: 8, 5: 16}
 
 
 # What is scored.
@@ -136,17 +140,17 @@ def per_image(module: nn.Module) -> nn.Module:
     return module
 
 
-def built(cell: str) -> nn.Module:
-    """Return the benchmark's network, the same weights for every run."""
+def built(cell: str, depth: int) -> nn.Module:
+    """Return a network, with the same weights in every run."""
     torch.manual_seed(0)
-    return NasBench201().build(Architecture("nasbench201", {"cell": cell}))
+    return NasBench201(cells=depth).build(Architecture("nasbench201", {"cell": cell}))
 
 
 @functools.cache
 def size(of: tuple[int, ...]) -> tuple[int, int, int]:
     """Return the parameters, FLOPs and layers of cells with given counts of `OPERATIONS`."""
     operations = [name for name, n in zip(OPERATIONS, of, strict=True) for _ in range(n)]
-    model = built(cell_string(operations))
+    model = built(cell_string(operations), depth=5)
     layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
     return count_parameters(model), count_flops(model, 3, 32), layers
 
@@ -157,38 +161,47 @@ def counts(cell: str) -> tuple[int, ...]:
     return tuple(operations.count(name) for name in OPERATIONS)
 
 
-def scored(cell: str, x: Tensor, y: Tensor, *, fisher: bool) -> dict[str, float | str]:
+def scored(
+    cell: str, depth: int, x: Tensor, y: Tensor, *, fisher: bool
+) -> dict[str, float | str]:
     """Return the scores of a cell.
 
     Args:
         cell: The benchmark's string.
+        depth: Cells per stage.
         x: Images.
         y: Their classes.
-        fisher: Whether VKDNW's entropy is computed, which takes as long as everything else.
+        fisher: Whether VKDNW's entropy is computed.
     """
     # Expressivity and progressivity of one pass, where the product's functions make one each.
     apart = {"expressivity", "progressivity", "vkdnw", "vkdnw_entropy"}
     names = [n for n, s in PROXIES.items() if s.first == "untrained" and n not in apart]
-    found = measure(names, ProxyInput(built(cell), x, y))
+    found = measure(names, ProxyInput(built(cell, depth), x, y))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    few = noise[: NOISE[depth]]
     with torch.no_grad():
-        entropies = [entropy(maps) for maps in block_outputs(built(cell), noise)]
+        entropies = [entropy(maps) for maps in block_outputs(built(cell, depth), noise)]
     return {
         **dict(zip(("parameters", "flops", "layers"), size(counts(cell)), strict=True)),
         **{name.removeprefix(UNTRAINED): value for name, value in found.items()},
         "expressivity": sum(entropies),
         "progressivity": float(np.diff(entropies).min()),
-        "jacov": jacov(built(cell), x),
-        "entropy": decile_entropy(built(cell), noise) if fisher else "",
-        "entropy_per_image": decile_entropy(per_image(built(cell)), noise) if fisher else "",
+        "jacov": jacov(built(cell, depth), x),
+        "entropy": decile_entropy(built(cell, depth), few) if fisher else "",
+        "entropy_per_image": decile_entropy(per_image(built(cell, depth)), few) if fisher else "",
     }
 
 
-def score(folder: Path, cells: int, seconds: float, fisher: int) -> None:
+def path(depth: int) -> Path:
+    """Return the table of networks of a depth."""
+    return RESULTS / f"nasbench201-{depth}.csv"
+
+
+def score(folder: Path, depth: int, cells: int, fisher: int, seconds: float) -> None:
     """Score cells and append them to the table."""
-    published = accuracies()
+    published, table = accuracies(), path(depth)
     order = np.random.default_rng(0).permutation(sorted(published))[:cells]
-    done = {row["cell"] for row in read()} if TABLE.exists() else set()
+    done = {row["cell"] for row in read(depth)} if table.exists() else set()
     x, y = images(folder)
     started = time.monotonic()
     for index, cell in enumerate(map(str, order)):
@@ -197,24 +210,24 @@ def score(folder: Path, cells: int, seconds: float, fisher: int) -> None:
         if time.monotonic() - started > seconds:
             break
         before = time.process_time()
-        values = scored(cell, x, y, fisher=index < fisher)
+        values = scored(cell, depth, x, y, fisher=index < fisher)
         row = {"cell": cell, **published[cell], **values, "seconds": time.process_time() - before}
-        new = not TABLE.exists()
-        with TABLE.open("a", newline="") as file:
+        new = not table.exists()
+        with table.open("a", newline="") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(row)
             writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()])
         print(index, cell, f"{row['seconds']:.1f} s", flush=True)
     environment = {
-        "images": IMAGES, "image_size": SIZE, "device": "cpu", "threads": torch.get_num_threads(),
-        "processor": platform.machine(), "torch": torch.__version__,
-        "python": platform.python_version(),
+        "images": IMAGES, "image_size": SIZE, "depth": depth, "device": "cpu",
+        "threads": torch.get_num_threads(), "processor": platform.machine(),
+        "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
-    TABLE.with_suffix(".json").write_text(json.dumps(environment, indent=1) + "\n")
+    table.with_suffix(".json").write_text(json.dumps(environment, indent=1) + "\n")
 
 
-def read() -> list[dict[str, str]]:
-    """Return the rows of the table."""
-    with TABLE.open() as file:
+def read(depth: int) -> list[dict[str, str]]:
+    """Return the rows of a table."""
+    with path(depth).open() as file:
         return list(csv.DictReader(file))

@@ -1,17 +1,26 @@
-"""Replay pruners and samplers on the recorded tables: regret against epochs spent.
+"""Replay pruners on random halves of the recorded tables: regret against the time spent.
 
     python scripts/experiments/replay.py [TABLE ...] [--studies 200] [--out FILE]
 
-A simulated study draws the networks of a table in random order; a trial reports the recorded
-metrics epoch by epoch to a real Optuna study, and the pruner decides. The study returns the network
-with the best final validation accuracy among its complete trials; its *regret* is the best final
-test accuracy of the table less that network's (with the objectives accuracy and flatness: the
-share of the table's hypervolume that the complete trials do not cover). The study without pruning
-has TRIALS trials; the others may take as many as fit into its epochs. Reported per table and
-pruner, over the same studies, with 95% intervals from resampling them: the epochs until the
-unpruned study's final regret is reached, as a share of all of its epochs; the mean regret at a
-third of them and at the end, and the difference from successive halving and Hyperband there; and
-what happens in TRIALS trials, pruned or not: the share of the epochs, and the regret.
+A simulated study draws the networks of a random half of a table, so that every study has other best
+networks; a trial reports the recorded metrics epoch by epoch to a real Optuna study, and the pruner
+decides. The study returns the network with the best final validation accuracy among its complete
+trials, and of equals the one with the lowest validation loss; its *regret* is the best final test
+accuracy of the half less that network's (with the objectives accuracy and flatness: the share of the
+half's hypervolume that the complete trials do not cover). The study without pruning has TRIALS
+trials; the others may take as many as fit into its time.
+
+Time is counted in epochs of training. A pruner that looks at flatness pays for measuring it, as
+`benchmarks/signals.py` has found (scripts/results/signals-cpu.json), and so does every study that has
+flatness as an objective; nothing else costs anything.
+Pruners of one metric are shown the validation accuracy, and once more the training loss.
+
+Per table and pruner, over the same studies, with 95% intervals from resampling the studies, which
+say nothing about other tables: the time until the mean regret is that of the finished studies without
+pruning, as a share of all of their time; the mean regret at a third of it and at the end, and the
+calibrated rule's less that of others there; and what happens in TRIALS trials, pruned or not: the
+share of the time and of the epochs, and the regret. Of all tables together, the mean of the tables'
+values with the least and the largest: there are as many independent observations as tables.
 """
 
 from __future__ import annotations
@@ -45,7 +54,8 @@ from flatsearch.signals.table import FLATNESS, SIGNALS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TRIALS = 40
+TRIALS = 20
+GRID = np.arange(1, 101) / 100
 # Names of the metrics that the product reports, and their columns.
 METRICS = {
     "accuracy": "accuracy",
@@ -59,59 +69,100 @@ METRICS = {
 }
 ALL = ("flatness_all", "hessian_trace_all")
 FIXED = {"parameters": "z.parameters", "flops": "z.flops"}
+COSTS = Path(__file__).resolve().parents[1] / "results" / "signals-cpu.json"
+PROBE = 128  # images that flatness was recorded on; of the default of the product it costs double
+RESAMPLES = 500
+# The calibrated rule's regret is compared with that of these.
+OTHERS = (
+    "median", "median, training loss", "successive halving, training loss", "hyperband",
+    "calibrated, no flatness",
+)  # fmt: skip
 LAST = tuple(name for name in SIGNALS if name not in ALL)
 WITHOUT = tuple(name for name in SIGNALS if name not in FLATNESS)
 
 
 def pruners(epochs: int, several: bool) -> dict[str, Callable[[], optuna.pruners.BasePruner]]:
     """Return everything that is compared, by name."""
+    rivals: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+        "median": MedianPruner,
+        "percentile 25": lambda: PercentilePruner(25.0),
+        "successive halving": SuccessiveHalvingPruner,
+        "hyperband": lambda: HyperbandPruner(max_resource=epochs),
+    }
 
-    def shown(rule: Callable[[], optuna.pruners.BasePruner]):
-        if several:
-            return lambda: flatsearch.ParetoPruner(rule())
-        return rule
+    def shown(make: Callable[[], optuna.pruners.BasePruner]):
+        return (lambda: flatsearch.ParetoPruner(make())) if several else make
 
-    def by_flatness(direction: str):
-        return lambda: flatsearch.MetricPruner(
-            "flatness", PercentilePruner(75.0), direction=direction
-        )
+    def on(metric: str, make: Callable[[], optuna.pruners.BasePruner], direction: str):
+        return lambda: flatsearch.MetricPruner(metric, make(), direction=direction)
+
+    def quarter() -> optuna.pruners.BasePruner:
+        return PercentilePruner(75.0)
 
     return {
         "none": NopPruner,
-        "median": shown(MedianPruner),
-        "percentile 25": shown(lambda: PercentilePruner(25.0)),
-        "successive halving": shown(SuccessiveHalvingPruner),
-        "hyperband": shown(lambda: HyperbandPruner(max_resource=epochs)),
-        "flatness, small pruned": by_flatness("maximize"),
-        "flatness, large pruned": by_flatness("minimize"),
+        **{name: shown(make) for name, make in rivals.items()},
+        **{
+            f"{name}, training loss": on("train_loss", rivals[name], "minimize")
+            for name in ("median", "successive halving", "hyperband")
+        },
+        "flattest quarter pruned": on("flatness", quarter, "maximize"),
+        "sharpest quarter pruned": on("flatness", quarter, "minimize"),
         "calibrated": flatsearch.FlatnessPruner,
         "calibrated, last layer": lambda: flatsearch.FlatnessPruner(signals=LAST),
-        "calibrated, no kappa": lambda: flatsearch.FlatnessPruner(signals=WITHOUT),
+        "calibrated, no flatness": lambda: flatsearch.FlatnessPruner(signals=WITHOUT),
+    }
+
+
+def looks_at(label: str) -> tuple[str, ...]:
+    """Return the measures of flatness that a pruner pays for."""
+    if label == "calibrated":
+        return ("flatness", "flatness_all")
+    return ("flatness",) if "quarter" in label or label == "calibrated, last layer" else ()
+
+
+def measuring(images: int, probe: int = PROBE) -> dict[str, float]:
+    """Return what measuring flatness takes, in epochs of training on so many images."""
+    costs = json.loads(COSTS.read_text())
+    return {
+        name: costs["costs"][name]["median"] * probe / costs["images"] / images
+        for name in ("flatness", "flatness_all")
     }
 
 
 class Table:
-    """A table as plain numbers."""
+    """A table, or some of its networks, as plain numbers."""
 
-    def __init__(self, name: str, several: bool) -> None:
+    def __init__(self, name: str, several: bool, chosen: np.ndarray | None = None) -> None:
         curves = tables.load(name)
-        self.epochs, self.n = curves.epochs, len(curves)
+        rows = np.arange(len(curves)) if chosen is None else chosen
+        self.epochs, self.n = curves.epochs, len(rows)
         settings = RunSettings(epochs=self.epochs)
         self.steps = [
             {
-                m: curves.column(c, epoch)
+                m: curves.column(c, epoch)[rows]
                 for m, c in METRICS.items()
                 if m not in ALL or settings.measures_all(epoch)
             }
             for epoch in range(1, self.epochs + 1)
         ]
-        self.fixed = {m: curves.column(c) for m, c in FIXED.items()}
-        self.test = curves.target() * (0.01 if curves.published else 1.0)
-        self.validation = curves.column("accuracy")
+        self.fixed = {m: curves.column(c)[rows] for m, c in FIXED.items()}
+        self.measuring = measuring(curves.environment["settings"]["train"])
+        self.test = curves.target()[rows] * (0.01 if curves.published else 1.0)
+        self.validation = curves.column("accuracy")[rows]
+        self.loss = curves.column("loss")[rows]
         self.several = several
-        self.points = np.stack([self.validation, -np.log(curves.column("kappa_last"))], 1)
+        self.points = np.stack([self.validation, -np.log(curves.column("kappa_last")[rows])], 1)
         self.reference = self.points.min(0)
         self.volume = self.hypervolume(range(self.n)) if several else math.nan
+
+    def seconds(self, step: int, pays_for: tuple[str, ...]) -> float:
+        """Return the time of an epoch, training's being 1, with what is measured after it."""
+        return 1 + sum(self.measuring[name] for name in pays_for if name in self.steps[step])
+
+    def best(self, complete: list[int]) -> int:
+        """Return the network that a study with these complete trials returns."""
+        return max(complete, key=lambda i: (self.validation[i], -self.loss[i]))
 
     def hypervolume(self, chosen) -> float:
         """Return the area that networks dominate, of accuracy and -log flatness."""
@@ -130,51 +181,55 @@ class Table:
             return float(self.test.max() - self.test.min()) if not self.several else 1.0
         if self.several:
             return 1.0 - self.hypervolume(complete) / self.volume
-        best = max(complete, key=lambda i: self.validation[i])
-        return float(self.test.max() - self.test[best])
+        return float(self.test.max() - self.test[self.best(complete)])
 
 
 def simulate(
-    table: Table, order: np.ndarray, pruner: optuna.pruners.BasePruner, budget: int
-) -> list[tuple[int, float]]:
-    """Run a study until the epochs or the networks are used up.
+    table: Table,
+    order: np.ndarray,
+    pruner: optuna.pruners.BasePruner,
+    budget: float,
+    pays_for: tuple[str, ...] = (),
+) -> list[tuple[float, float, int]]:
+    """Run a study until the time or the networks are used up.
 
     Returns:
-        After every trial, (epochs spent so far, regret).
+        After every trial, (time spent so far, regret, epochs so far).
     """
     directions = ["maximize", "minimize"] if table.several else ["maximize"]
     study = optuna.create_study(directions=directions, pruner=pruner, study_name=f"{order[:4]}")
     study.set_metric_names(["accuracy", "flatness"][: len(directions)])
-    spent, complete, curve = 0, [], []
+    spent, epochs = 0.0, 0
+    complete: list[int] = []
+    curve = []
     for index in order:
         trial = study.ask()
         fixed = {name: float(column[index]) for name, column in table.fixed.items()}
         write_trial(trial, metrics=fixed)
         metrics: dict[str, float] = {}
         for step, columns in enumerate(table.steps):
-            if spent == budget:
+            spent, epochs = spent + table.seconds(step, pays_for), epochs + 1
+            if spent > budget + 1e-9:
                 return curve
-            spent += 1
             metrics = {m: float(column[index]) for m, column in columns.items()}
             flatsearch.report(trial, step, **metrics)
             if step + 1 < table.epochs and flatsearch.should_prune(trial):
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                curve.append((spent, table.regret(complete)))
                 break
         else:
             values = [metrics[name] for name in study.metric_names]
             write_trial(trial, metrics=metrics)
             study.tell(trial, values)
             complete.append(int(index))
-            curve.append((spent, table.regret(complete)))
+        curve.append((spent, table.regret(complete), epochs))
     return curve
 
 
-def at(curve: list[tuple[int, float]], spent: float, start: float) -> float:
-    """Return the regret after so many epochs."""
+def at(curve: list[tuple[float, float, int]], spent: float, start: float) -> float:
+    """Return the regret after so much time."""
     found = start
-    for epochs, regret in curve:
-        if epochs > spent:
+    for time_spent, regret, _ in curve:
+        if time_spent > spent + 1e-9:
             break
         found = regret
     return found
@@ -184,53 +239,72 @@ def replay(job) -> dict[str, list[float]]:
     """Run one study with every pruner.
 
     Returns:
-        Share of the epochs until the unpruned regret, regret at a third, at the end; share of the
-        epochs of as many trials, their regret.
+        The regret at every share of the time in `GRID`; then the share of the time and of the
+        epochs of as many trials, and their regret.
     """
     name, several, seed, chosen = job
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    table = Table(name, several)
-    order = np.random.default_rng(seed).permutation(table.n)
+    whole = len(tables.load(name))
+    random = np.random.default_rng(seed)
+    table = Table(name, several, random.permutation(whole)[: whole // 2])
+    order = random.permutation(table.n)
     budget = min(TRIALS, table.n) * table.epochs
-    plain = simulate(table, order, NopPruner(), budget)
-    goal, start = plain[-1][1], table.regret([])
+    start = table.regret([])
     found = {}
     for label, make in pruners(table.epochs, several).items():
-        if chosen and label not in chosen:
+        if chosen and label not in (*chosen, "none"):
             continue
-        curve = plain if label == "none" else simulate(table, order, make(), budget)
-        reached = next((epochs for epochs, regret in curve if regret <= goal + 1e-12), math.inf)
-        same = curve[min(len(curve), len(plain)) - 1]
+        pays_for = looks_at(label) or ("flatness",) * several
+        curve = simulate(table, order, make(), budget, pays_for)
+        same = curve[min(len(curve), TRIALS) - 1]
         found[label] = [
-            reached / budget, at(curve, budget / 3, start), at(curve, budget, start),
-            same[0] / budget, same[1],
-        ]  # fmt: skip
+            *(at(curve, share * budget, start) for share in GRID),
+            same[0] / budget,
+            same[2] / budget,
+            same[1],
+        ]
     return found
 
 
 def interval(values: np.ndarray, statistic=np.mean) -> list[float]:
     """Return [value, low, high], a percentile bootstrap over studies."""
-    return list(bootstrap(statistic, values, times=500))
+    return list(bootstrap(statistic, values, times=RESAMPLES))
+
+
+def reached(regrets: np.ndarray, goal: np.ndarray) -> float:
+    """Return the share of the time after which the mean regret is that of other finished studies.
+
+    Args:
+        regrets: (studies, len(GRID)).
+        goal: The regrets at the end of the others, (studies,).
+    """
+    there = regrets.mean(0) <= goal.mean() + 1e-12
+    return float(GRID[there.argmax()]) if there.any() else math.inf
 
 
 def summarise(studies: list[dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
     """Return the statistics of every pruner."""
     stacked = {label: np.array([study[label] for study in studies]) for label in studies[0]}
+    n, goal = len(GRID), stacked["none"][:, len(GRID) - 1]
+    third = int(np.searchsorted(GRID, 1 / 3)) - 1  # the last point that is not after a third
     result = {}
     for label, values in stacked.items():
         result[label] = {
-            "epochs to the unpruned regret": interval(values[:, 0], np.median),
-            "regret at a third": interval(values[:, 1]),
-            "regret at the end": interval(values[:, 2]),
-            "epochs of the same trials": interval(values[:, 3]),
-            "regret of the same trials": interval(values[:, 4]),
+            "time to the unpruned regret": list(
+                bootstrap(reached, values[:, :n], goal, times=RESAMPLES)
+            ),
+            "regret at a third": interval(values[:, third]),
+            "regret at the end": interval(values[:, n - 1]),
+            "time of the same trials": interval(values[:, n]),
+            "epochs of the same trials": interval(values[:, n + 1]),
+            "regret of the same trials": interval(values[:, n + 2]),
         }
-        for other in ("successive halving", "hyperband", "calibrated, no kappa"):
-            if other in stacked and label.startswith("calibrated") and label != other:
-                for column, when in ((1, "a third"), (2, "the end")):
-                    difference = values[:, column] - stacked[other][:, column]
-                    result[label][f"less {other} at {when}"] = interval(difference)
+    for other in OTHERS:
+        if other in stacked and "calibrated" in stacked:
+            for column, when in ((third, "a third"), (n - 1, "the end")):
+                difference = stacked["calibrated"][:, column] - stacked[other][:, column]
+                result["calibrated"][f"less {other} at {when}"] = interval(difference)
     return result
 
 
