@@ -137,22 +137,30 @@ def decisions() -> str:
 
 
 def share(value: float) -> str:
-    """Return a share of the epochs, or that it was not reached."""
+    """Return a share of the time, or that it was not reached."""
     return f"{value:.2f}" if math.isfinite(value) else "never"
 
 
 def replays() -> str:
     """Return how soon pruned studies are as good as unpruned ones, on the recorded curves."""
-    names = ("none", "successive halving", "hyperband", "calibrated")
+    names = (
+        "median",
+        "median, training loss",
+        "successive halving, training loss",
+        "hyperband",
+        "calibrated",
+        "calibrated, no flatness",
+    )
     rows = []
-    for table, found in result("replays")["tables"].items():
-        reached = [share(found[name]["epochs to the unpruned regret"][0]) for name in names]
+    for table, entry in result("replays")["tables"].items():
+        found = entry["pruners"]
+        reached = [share(found[name]["time to the unpruned regret"][0]) for name in names]
         spent, regret = (
-            found["calibrated"][f"{what} of the same trials"][0] for what in ("epochs", "regret")
+            found["calibrated"][f"{what} of the same trials"][0] for what in ("time", "regret")
         )
         unpruned = found["none"]["regret of the same trials"][0]
         rows.append([table, *reached, f"{spent:.2f}", f"{regret:.3g}", f"{unpruned:.3g}"])
-    same = ("calibrated, same trials: epochs", "its regret", "unpruned regret")
+    same = ("calibrated, same trials: time", "its regret", "unpruned regret")
     return markdown(("table and objectives", *names, *same), rows)
 
 

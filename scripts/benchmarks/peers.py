@@ -1,4 +1,4 @@
-"""Other ways to the same numbers, for `benchmark_measure.py`: each returns (trace, kappa).
+"""Other ways to the same numbers, for `measure.py`: each returns (trace, kappa).
 
 Every one is given its best case: the layers in front of the first measured convolution are run
 without gradients, and only the measured kernels are differentiated. A method that has no kappa

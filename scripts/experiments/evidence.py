@@ -1,6 +1,6 @@
 """Everything that docs/evidence.md says, computed from the recorded tables, in one command.
 
-    python scripts/experiments/evidence.py [--page-only] [--studies 60]
+    python scripts/experiments/evidence.py [--page-only] [--studies 40]
 
 Runs `correlate.py`, `early_score.py`, `replay.py` and `replay_samplers.py` on all tables in
 scripts/results/curves, which takes about half an hour, and writes the page from their results.
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import tables
 from correlate import kendall
+from replay import OTHERS
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE.parent / "results", HERE.parents[1] / "docs" / "evidence.md"
@@ -29,8 +30,9 @@ SHOWN = (
 UNTRAINED = ("parameters", "FLOPs", "nwot", "synflow", "snip", "ZiCo")
 MATCHED = ("kappa last", "trace last", "kappa all")
 PRUNERS = (
-    "none", "median", "percentile 25", "successive halving", "hyperband", "flatness, small pruned",
-    "flatness, large pruned", "calibrated", "calibrated, last layer", "calibrated, no kappa",
+    "none", "median", "percentile 25", "successive halving", "hyperband", "median, training loss",
+    "successive halving, training loss", "hyperband, training loss", "flattest quarter pruned",
+    "sharpest quarter pruned", "calibrated", "calibrated, no flatness",
 )  # fmt: skip
 
 
@@ -61,15 +63,17 @@ def recorded(correlations: dict) -> list[str]:
     body = []
     for name, found in correlations.items():
         settings = found["environment"]["settings"]
+        fit = tables.load(name).column("fit_accuracy")
         body.append([
             short(name), settings["space"], str(found["networks"]), str(found["diverged"]),
             f"{settings['image_size']}x{settings['image_size']}", f"{settings['train']:,}",
             str(found["epochs"]), "varied" if settings["tune_recipe"] else "fixed",
             found["target"], " to ".join(f"{v:.3g}" for v in found["range"]),
+            f"{np.median(fit):.2f}, {fit.max():.3f}",
         ])  # fmt: skip
     return rows(
         ["table", "space", "networks", "diverged", "images", "trained on", "epochs", "recipe",
-         "target", "range"], body,
+         "target", "range", "training accuracy: median, largest"], body,
     )  # fmt: skip
 
 
@@ -86,6 +90,24 @@ def signals(correlations: dict, epoch: int | None, names: tuple[str, ...], key: 
     return rows(["signal", *map(short, correlations)], body)
 
 
+def leads(correlations: dict) -> list[str]:
+    """Return kappa of all convolutions beside its rivals, after the first epoch."""
+    body = []
+    for table, found in correlations.items():
+        rows_of = {r["signal"]: r for r in found["signals"] if r["epoch"] in {0, 1}}
+        own = [n for n in tables.SIGNALS if n in rows_of and "kappa" not in n and "trace" not in n]
+        best = max(own, key=lambda name: rows_of[name]["tau"][0])
+        body.append([
+            short(table), number(rows_of["kappa all"]["tau"]),
+            f"{best} {number(rows_of[best]['tau'])}", number(rows_of["parameters"]["tau"]),
+            number(found["learnt"]),
+        ])  # fmt: skip
+    return rows(
+        ["table", "kappa all", "best other signal of the trained network", "parameters",
+         "kappa all with -training loss"], body,
+    )  # fmt: skip
+
+
 def sign_errors(correlations: dict, epoch: int) -> list[str]:
     """Return, per table, the parameter on which kappa of all convolutions fails most."""
     body = []
@@ -99,21 +121,38 @@ def sign_errors(correlations: dict, epoch: int) -> list[str]:
     return rows(["table", "-training loss", "kappa last", "kappa all"], body)
 
 
-def early(scores: dict, kind: str, epoch: str, names: list[str]) -> list[str]:
-    """Return how sets of signals rank, beside the best single free signal."""
+def early(scores: dict, epoch: str, names: list[str]) -> list[str]:
+    """Return how sets of coefficients from other tables rank, beside the best free signal."""
     body = []
+    labels = ("free", "free, flatness", "cheap", "cheap, flatness", "cheap, untrained")
     for name in names:
         found = scores[name][epoch]
         best = found["best free"]
         body.append([short(name), f"{best['best']} {best['tau'][0]:.3f}"])
-        for label in ("free", "free, flatness last", "free, flatness all", "free, untrained",
-                      "free, untrained, flatness all"):  # fmt: skip
-            value = found.get(f"{kind}: {label}")
-            body[-1].append(f"{value['tau'][0]:.3f} ({number(value['lead'])})" if value else "-")
-    return rows(
-        ["table", "best single free signal", "free", "+ flatness, last", "+ flatness, all",
-         "free + untrained", "+ flatness, all"], body,
-    )  # fmt: skip
+        for label in labels:
+            value = found[f"others: {label}"]
+            body[-1].append(f"{value['tau'][0]:.3f} ({number(value['lead'])})")
+    return rows(["table", "best single free signal", *labels], body)
+
+
+def gains(scores: dict, epoch: str) -> list[str]:
+    """Return what flatness and its rivals add to what a study learns from its own trials."""
+    columns = {
+        "flatness": "own: free, flatness",
+        "depth": "own: with depth",
+        "flatness, on top of depth": "own: with depth, flatness",
+        "depth, gradient norm, weight movement": "own: cheap",
+        "flatness, on top of these": "own: cheap, flatness",
+        "flatness, on top of these and untrained": "own: cheap, untrained, flatness",
+    }
+    body = []
+    for name, epochs in scores.items():
+        found = epochs[epoch]
+        body.append([
+            short(name), f"{found['own: free']['tau'][0]:.3f}",
+            *(number(found[label]["gain"], 3) for label in columns.values()),
+        ])  # fmt: skip
+    return rows(["table", "free", *(f"+ {name}" for name in columns)], body)
 
 
 def nasbench(scores: dict) -> list[str]:
@@ -123,9 +162,9 @@ def nasbench(scores: dict) -> list[str]:
         labels = [k for k in epochs["3"] if k.startswith("log ranks")]
         if not labels:
             continue
-        chosen = [*labels, "best free", "own: free", "own: free, flatness all"]
+        chosen = [*labels, "best free", "own: free", "own: cheap", "own: cheap, flatness"]
         body = [
-            [label.replace("own: ", "fitted, left out: "),
+            [label.replace("own: ", "fitted to half, the other half: "),
              *(number(epochs[e][label]["tau"], 3, "") for e in ("1", "2", "3"))]
             for label in chosen
         ]  # fmt: skip
@@ -133,53 +172,61 @@ def nasbench(scores: dict) -> list[str]:
     return lines
 
 
+WHEN = ("a third", "the end")
+HEADER = (
+    "pruner", "share of the time to the unpruned regret", "regret at a third", "at the end",
+    "same trials: share of the time", "of the epochs", "their regret",
+)  # fmt: skip
+COLUMNS = {  # digits
+    "time to the unpruned regret": 2, "regret at a third": 4, "regret at the end": 4,
+    "time of the same trials": 2, "epochs of the same trials": 2, "regret of the same trials": 4,
+}  # fmt: skip
+
+
 def replays(results: dict, objectives: str, names: list[str]) -> list[str]:
-    """Return the replays with given objectives."""
-    lines = []
-    for name in names:
-        found = results["tables"].get(f"{name} {objectives}")
-        if found is None:
-            continue
-        body = []
-        for label in PRUNERS:
-            row = found[label]
-            body.append([
-                label, number(row["epochs to the unpruned regret"], 2, ""),
-                *(number(row[f"regret at {when}"], 4, "") for when in ("a third", "the end")),
-                number(row["epochs of the same trials"], 2, ""),
-                number(row["regret of the same trials"], 4, ""),
-            ])  # fmt: skip
-        header = ["pruner", "share of the epochs to the unpruned regret", "regret at a third",
-                  "at the end", "same trials: share of epochs", "their regret"]  # fmt: skip
-        lines += [f"**{short(name)}**{floor(name, objectives)}", "", *rows(header, body)]
+    """Return the replays with given objectives, of all tables together first."""
+    found = {name: results["tables"][f"{name} {objectives}"] for name in names}
+    studies = {entry["studies"] for entry in found.values()}
+    lines = [f"**All {len(names)} tables**, mean over the tables (least to largest):", ""]
+    lines += rows([*HEADER], [
+        [label, *(over_tables(found, label, key, digits) for key, digits in COLUMNS.items())]
+        for label in PRUNERS
+    ])  # fmt: skip
+    for name, entry in found.items():
+        lines += [f"**{short(name)}**, {max(studies)} studies{ties(name, objectives)}", ""]
+        lines += rows([*HEADER], [
+            [label, *(number(entry["pruners"][label][k], d, "") for k, d in COLUMNS.items())]
+            for label in PRUNERS
+        ])  # fmt: skip
     return lines
 
 
-def floor(name: str, objectives: str) -> str:
-    """Return what a study that trains every network of a table ends with."""
+def over_tables(found: dict, label: str, key: str, digits: int) -> str:
+    """Return the mean of the tables' values with the least and the largest."""
+    values = [entry["pruners"][label][key][0] for entry in found.values()]
+    if not np.isfinite(values).all():
+        never = sum(not np.isfinite(v) for v in values)
+        return f"never on {never} of {len(values)}"
+    return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def ties(name: str, objectives: str) -> str:
+    """Return how many networks of a table share its best validation accuracy."""
     if "," in objectives:
         return ""
-    curves = tables.load(name)
-    test, best = curves.target(), int(np.argmax(curves.column("accuracy")))
-    return (
-        f": a study that trains all of its {len(curves)} networks ends with a regret of"
-        f" {test.max() - test[best]:.4f}, the best on the validation images not being the best on"
-        " the test images"
-    )
+    accuracy = tables.load(name).column("accuracy")
+    top = int((accuracy == accuracy.max()).sum())
+    return f"; {top} networks share the best validation accuracy" if top > 1 else ""
 
 
 def differences(results: dict, objectives: str, names: list[str]) -> list[str]:
     """Return the calibrated rule's regret less that of others, paired by study."""
-    others = ("successive halving", "hyperband", "calibrated, no kappa")
     body = []
     for name in names:
-        row = results["tables"].get(f"{name} {objectives}", {}).get("calibrated")
-        if row is not None:
-            cells = [number(row[f"less {o} at {w}"], 4) for o in others
-                     for w in ("a third", "the end")]  # fmt: skip
-            body.append([short(name), *cells])
-    header = ["table", *(f"less {o}, at {w}" for o in others for w in ("a third", "the end"))]
-    return rows(header, body)
+        row = results["tables"][f"{name} {objectives}"]["pruners"]["calibrated"]
+        body.append([short(name), *(number(row[f"less {o} at {w}"], 4)
+                                    for o in OTHERS for w in WHEN)])  # fmt: skip
+    return rows(["table", *(f"less {o}, at {w}" for o in OTHERS for w in WHEN)], body)
 
 
 def samplers(results: dict) -> list[str]:
@@ -238,7 +285,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--page-only", action="store_true")
-    parser.add_argument("--studies", type=int, default=60)
+    parser.add_argument("--studies", type=int, default=40)
     args = parser.parse_args()
     if not args.page_only:
         compute(args.studies)
@@ -262,11 +309,14 @@ def main() -> None:
         "gap": signals(correlations, 1, SHOWN, "tau_gap"),
         "top": signals(correlations, 1, SHOWN, "tau_top"),
         "matched": signals(correlations, None, MATCHED, "tau"),
+        "matched_size": signals(correlations, None, MATCHED, "tau_given_size"),
         "matched_gap": signals(correlations, None, MATCHED, "tau_gap"),
+        "matched_gap_size": signals(correlations, None, MATCHED, "tau_gap_given_size"),
+        "leads": leads(correlations),
         "sign_errors": sign_errors(correlations, 1),
-        "others_1": early(scores, "others", "1", judged),
-        "others_2": early(scores, "others", "2", judged),
-        "own_1": early(scores, "own", "1", names),
+        "others_1": early(scores, "1", judged),
+        "gains_1": gains(scores, "1"),
+        "gains_3": gains(scores, "3"),
         "nasbench": nasbench(scores),
         "replays_one": replays(results, "accuracy", names),
         "replays_two": replays(results, "accuracy,flatness", names),
@@ -276,8 +326,8 @@ def main() -> None:
     }
     for key, lines in parts.items():
         text = text.replace("{{" + key + "}}", "\n".join(lines).rstrip())
-    text = text.replace("{{trials}}", str(results["trials"]))
-    text = text.replace("{{studies}}", str(results["studies"]))
+    for key in ("trials", "probe"):
+        text = text.replace("{{" + key + "}}", str(results[key]))
     text = text.replace("{{sampler_studies}}", str(read["samplers"]["studies"]))
     PAGE.write_text(text)
 

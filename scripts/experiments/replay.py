@@ -1,26 +1,27 @@
 """Replay pruners on random halves of the recorded tables: regret against the time spent.
 
-    python scripts/experiments/replay.py [TABLE ...] [--studies 200] [--out FILE]
+    python scripts/experiments/replay.py [TABLE ...] [--studies 40] [--out FILE]
 
 A simulated study draws the networks of a random half of a table, so that every study has other best
 networks; a trial reports the recorded metrics epoch by epoch to a real Optuna study, and the pruner
 decides. The study returns the network with the best final validation accuracy among its complete
 trials, and of equals the one with the lowest validation loss; its *regret* is the best final test
-accuracy of the half less that network's (with the objectives accuracy and flatness: the share of the
-half's hypervolume that the complete trials do not cover). The study without pruning has TRIALS
+accuracy of the half less that network's (with the objectives accuracy and flatness: the share of
+the half's hypervolume that the complete trials do not cover). The study without pruning has TRIALS
 trials; the others may take as many as fit into its time.
 
 Time is counted in epochs of training. A pruner that looks at flatness pays for measuring it, as
-`benchmarks/signals.py` has found (scripts/results/signals-cpu.json), and so does every study that has
-flatness as an objective; nothing else costs anything.
-Pruners of one metric are shown the validation accuracy, and once more the training loss.
+`benchmarks/signals.py` has found (scripts/results/signals-cpu.json), and so does every study that
+has flatness as an objective; nothing else costs anything. Pruners of one metric are shown the
+validation accuracy, and once more the training loss.
 
 Per table and pruner, over the same studies, with 95% intervals from resampling the studies, which
-say nothing about other tables: the time until the mean regret is that of the finished studies without
-pruning, as a share of all of their time; the mean regret at a third of it and at the end, and the
-calibrated rule's less that of others there; and what happens in TRIALS trials, pruned or not: the
-share of the time and of the epochs, and the regret. Of all tables together, the mean of the tables'
-values with the least and the largest: there are as many independent observations as tables.
+say nothing about other tables: the time until the mean regret is that of the finished studies
+without pruning, as a share of all of their time; the mean regret at a third of it and at the end,
+and the calibrated rule's less that of others there; and what happens in TRIALS trials, pruned or
+not: the share of the time and of the epochs, and the regret. Of all tables together, the mean of
+the tables' values with the least and the largest: there are as many independent observations as
+tables.
 """
 
 from __future__ import annotations
@@ -77,7 +78,6 @@ OTHERS = (
     "median", "median, training loss", "successive halving, training loss", "hyperband",
     "calibrated, no flatness",
 )  # fmt: skip
-LAST = tuple(name for name in SIGNALS if name not in ALL)
 WITHOUT = tuple(name for name in SIGNALS if name not in FLATNESS)
 
 
@@ -109,7 +109,6 @@ def pruners(epochs: int, several: bool) -> dict[str, Callable[[], optuna.pruners
         "flattest quarter pruned": on("flatness", quarter, "maximize"),
         "sharpest quarter pruned": on("flatness", quarter, "minimize"),
         "calibrated": flatsearch.FlatnessPruner,
-        "calibrated, last layer": lambda: flatsearch.FlatnessPruner(signals=LAST),
         "calibrated, no flatness": lambda: flatsearch.FlatnessPruner(signals=WITHOUT),
     }
 
@@ -118,7 +117,7 @@ def looks_at(label: str) -> tuple[str, ...]:
     """Return the measures of flatness that a pruner pays for."""
     if label == "calibrated":
         return ("flatness", "flatness_all")
-    return ("flatness",) if "quarter" in label or label == "calibrated, last layer" else ()
+    return ("flatness",) if "quarter" in label else ()
 
 
 def measuring(images: int, probe: int = PROBE) -> dict[str, float]:
@@ -314,34 +313,34 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tables", nargs="*", default=None)
-    parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument(
+        "--studies", type=int, default=40, help="per table; half of them with two objectives"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--pruners", nargs="*", default=[])
     parser.add_argument("--objectives", choices=("accuracy", "accuracy,flatness"), nargs="*",
                         default=["accuracy", "accuracy,flatness"])  # fmt: skip
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    results = {}
+    results: dict[str, dict] = {}
     names = args.tables or [n for n in tables.names() if "nasbench201" not in n]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        for name in names:
-            for objectives in args.objectives:
+        for objectives in args.objectives:
+            several = "," in objectives
+            studies = args.studies // 2 if several else args.studies
+            for name in names:
                 started = time.perf_counter()
-                jobs = [
-                    (name, "," in objectives, seed, args.pruners) for seed in range(args.studies)
-                ]
+                jobs = [(name, several, seed, args.pruners) for seed in range(studies)]
                 found = summarise(pool.map(replay, jobs, chunksize=2))
                 key = f"{name} {objectives}"
-                results[key] = found
-                seconds = time.perf_counter() - started
-                print(f"\n{key} ({args.studies} studies, {seconds:.0f} s)")
+                results[key] = {"studies": studies, "pruners": found}
+                print(f"\n{key} ({studies} studies, {time.perf_counter() - started:.0f} s)")
                 for label, statistics in found.items():
-                    print(f"  {label:24}", *(
-                        f"{v[0]:.4f} [{v[1]:.4f}, {v[2]:.4f}]" for v in statistics.values()
-                    ))  # fmt: skip
-    if args.out:
-        fields = {"trials": TRIALS, "studies": args.studies, "tables": results}
-        args.out.write_text(json.dumps(fields, indent=1) + "\n")
+                    shown = (f"{v[0]:.4f} [{v[1]:.4f}, {v[2]:.4f}]" for v in statistics.values())
+                    print(f"  {label:24}", *shown, flush=True)
+                if args.out:
+                    fields = {"trials": TRIALS, "probe": PROBE, "tables": results}
+                    args.out.write_text(json.dumps(fields, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ A sampler proposes parameters; the nearest network of the table that has not bee
 trained, and the sampler is told that network's own parameters with its final validation accuracy.
 The distance is the sum over parameters of 1 for different categories, of the difference relative
 to the range for numbers, and of 1 where only one of the two has the parameter. Regret is the best
-final test accuracy of the table less that of the network with the best validation accuracy so far.
+final test accuracy of the table less that of the network with the best validation accuracy so far,
+and of equals the one with the lowest validation loss.
 A table holds a hundred networks out of very many, so this favours samplers that are good at a
 coarse choice. NSGA-II is not among them: its generations are noted in the trials it proposes, and
 these are not the ones that are trained here.
@@ -92,7 +93,8 @@ def simulate(job) -> list[float]:
         row = {k[2:]: v for k, v in rows[0].items() if k.startswith("p.") and v}
         row |= {f"recipe_{k[2:]}": v for k, v in rows[0].items() if k.startswith("r.") and v}
         pool.append({k: typed(v, known[k]) for k, v in row.items()})
-    validation, test = curves.column("accuracy"), curves.target()
+    validation, loss = curves.column("accuracy"), curves.column("loss")
+    test = curves.target()
     study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, seed))
     left, taken, regrets = list(range(len(pool))), [], []
     for _ in range(min(TRIALS, len(pool))):
@@ -112,7 +114,7 @@ def simulate(job) -> list[float]:
                 value=float(validation[nearest]),
             )
         )
-        best = max(taken, key=lambda i: validation[i])
+        best = max(taken, key=lambda i: (validation[i], -loss[i]))
         regrets.append(float(test.max() - test[best]))
     return [regrets[min(n, len(regrets)) - 1] for n in SHOWN]
 

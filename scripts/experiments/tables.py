@@ -86,6 +86,8 @@ class Curves:
 
     def signal(self, name: str, epoch: int) -> np.ndarray:
         """Return a signal by its name here, turned so that larger is said to be better."""
+        if name == "depth":
+            return self.depth()
         column, sign = (SIGNALS | UNTRAINED)[name]
         return sign * self.column(column, epoch)
 
@@ -98,6 +100,15 @@ class Curves:
     def published(self) -> bool:
         """Whether the final accuracy is a benchmark's."""
         return "published" in self.rows[0][0]
+
+    def size(self) -> np.ndarray:
+        """Return what is known of a network's size, (networks, 3): parameters, FLOPs and depth."""
+        columns = [self.column("z.parameters"), self.column("z.flops"), self.depth()]
+        return np.stack(columns, 1)
+
+    def depth(self) -> np.ndarray:
+        """Return the number of convolutions of the networks."""
+        return np.array([float(len(row[0]["layers"].split())) for row in self.rows])
 
     def matched_loss(self) -> float:
         """Return a training loss that three quarters of the networks get down to."""

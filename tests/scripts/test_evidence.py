@@ -11,6 +11,8 @@ import numpy as np
 import optuna
 import pytest
 
+import flatsearch
+
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "experiments"
 
 
@@ -18,7 +20,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts" / "experiments"
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     yield
-    for name in ("tables", "replay", "early_score", "correlate", "evidence"):
+    for name in ("tables", "replay", "early_score", "correlate", "evidence", "nasbench201"):
         sys.modules.pop(name, None)
 
 
@@ -82,30 +84,118 @@ def test_rank_sums() -> None:
     assert found == pytest.approx(np.log([2 / 3 / 3, 3 / 3 * 2 / 3, 1 / 3]))
 
 
+def test_what_covariates_leave() -> None:
+    import correlate
+
+    size = np.arange(40.0)
+    noise = np.random.default_rng(0).normal(size=(2, 40))
+    x, y = size + 2 * noise[0], size + 2 * noise[1]
+    assert correlate.kendall(x, y) > 0.7
+    assert abs(correlate.tau_given(x, y, size[:, None])) < 0.3
+    # What does not come from size stays.
+    assert correlate.tau_given(x + 9 * noise[1], y, size[:, None]) > 0.5
+    x[3] = np.nan
+    value, low, high = correlate.interval_given(x, y, size[:, None])
+    assert low < value < high
+    assert abs(value) < 0.3
+
+
+def test_gain_of_a_signal_on_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    import early_score
+
+    monkeypatch.setattr(early_score, "SPLITS", 20)
+    random = np.random.default_rng(0)
+    useful, useless, y = random.normal(size=(3, 60))
+    y += useful
+    found = early_score.halves(
+        {"a": useful[:, None], "b": np.stack([useful, useless], 1), "c": useless[:, None]}, y
+    )
+    assert found["a"].shape == (20,)
+    assert found["a"].mean() > 0.3
+    assert abs((found["b"] - found["a"]).mean()) < 0.1
+    assert abs(found["c"].mean()) < 0.3
+
+
+def replayed(several: bool) -> Any:
+    import replay
+
+    return replay.Table("fashion-plain", several, np.arange(60))
+
+
 def test_a_replay_without_pruning_takes_every_network_to_the_end() -> None:
     import replay
 
-    table = replay.Table("fashion-plain", several=False)
+    table = replayed(several=False)
     order = np.random.default_rng(0).permutation(table.n)
     curve = replay.simulate(table, order, optuna.pruners.NopPruner(), 10 * table.epochs)
-    assert [spent for spent, _ in curve] == [(i + 1) * table.epochs for i in range(10)]
-    best = max(order[:10], key=lambda i: table.validation[i])
+    assert [spent for spent, _, _ in curve] == [(i + 1) * table.epochs for i in range(10)]
+    assert [epochs for _, _, epochs in curve] == [spent for spent, _, _ in curve]
+    best = max(order[:10], key=lambda i: (table.validation[i], -table.loss[i]))
     assert curve[-1][1] == pytest.approx(table.test.max() - table.test[best])
     assert replay.at(curve, 25, start=9.0) == curve[1][1]
     assert replay.at(curve, 5, start=9.0) == 9.0
+
+
+def test_measuring_takes_time() -> None:
+    import replay
+
+    table = replayed(several=False)
+    table.measuring = {"flatness": 0.5, "flatness_all": 2.0}
+    pruner, order = optuna.pruners.NopPruner(), np.arange(table.n)
+    both = ("flatness", "flatness_all")
+    # All convolutions are measured after 4 of the 12 epochs: 12 + 6 + 8.
+    assert replay.simulate(table, order, pruner, 26, both) == [
+        (26, pytest.approx(table.regret([0])), 12)
+    ]
+    assert replay.simulate(table, order, pruner, 25.9, both) == []
+
+
+def test_equal_validation_accuracies_are_decided_by_the_loss() -> None:
+    table = replayed(several=False)
+    table.validation, table.loss = np.zeros(60), np.ones(60)
+    table.loss[7] = 0.5
+    assert table.best([3, 7, 9]) == 7
+    assert table.best([3, 9]) == 3
+    assert table.regret([3, 7]) == pytest.approx(table.test.max() - table.test[7])
+
+
+def test_when_the_mean_regret_is_that_of_others() -> None:
+    import replay
+
+    regrets = np.full((2, 100), 0.5)
+    regrets[0, 20:], regrets[1, 40:] = 0.1, 0.3
+    # The goal is a mean of 0.3: reached with .1 and .5 after 21%, of .2 after 41%.
+    assert replay.reached(regrets, np.array([0.2, 0.4])) == 0.21
+    assert replay.reached(regrets, np.array([0.2, 0.2])) == 0.41
+    assert replay.reached(regrets, np.array([0.1, 0.1])) == math.inf
+
+
+def test_what_is_pruned_by_flatness_alone() -> None:
+    import replay
+
+    flattest = replay.pruners(12, False)["flattest quarter pruned"]()
+    study = optuna.create_study(direction="maximize", pruner=flattest)
+    study.set_metric_names(["accuracy"])
+    pruned = []
+    for flatness in (1.0, 2.0, 3.0, 4.0, 5.0, 0.5, 9.0):
+        trial = study.ask()
+        flatsearch.report(trial, 0, accuracy=0.5, flatness=flatness)
+        pruned.append(flatsearch.should_prune(trial))
+        study.tell(trial, 0.5)
+    assert pruned == [False] * 5 + [True, False]
 
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_replay_with_pruning_sees_more_networks(several: bool) -> None:
     import replay
 
-    table = replay.Table("fashion-plain", several)
+    table = replayed(several)
     order = np.random.default_rng(0).permutation(table.n)
     make = replay.pruners(table.epochs, several)["calibrated"]
     curve = replay.simulate(table, order, make(), 20 * table.epochs)
-    assert len(curve) > 30
+    assert len(curve) > 25
     assert curve[-1][0] <= 20 * table.epochs
-    regrets = [regret for _, regret in curve]
+    regrets = [regret for _, regret, _ in curve]
     assert all(0 <= r <= 1 for r in regrets)
     if several:  # what is covered never shrinks
         assert regrets == sorted(regrets, reverse=True)
@@ -124,3 +214,42 @@ def test_hypervolume() -> None:
     assert table.hypervolume([0, 1]) == 5
     assert table.hypervolume([0, 1, 2]) == 6
     assert table.hypervolume([3]) == 0
+
+
+def test_statistics_of_a_ranking_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nasbench201
+
+    monkeypatch.setattr(nasbench201, "FIRST", 2)
+    accuracy = np.array([1.0, 2.0, 3.0])
+    best, worst = np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])
+    assert nasbench201.dcg_share(best, accuracy) == pytest.approx(1)
+    ideal = 7 + 3 / math.log2(3)
+    assert nasbench201.dcg_share(worst, accuracy) == pytest.approx((1 + 3 / math.log2(3)) / ideal)
+    assert nasbench201.regret(best, accuracy) == 0
+    assert nasbench201.regret(worst, accuracy) == 2
+    # Of two equal picks one is taken at random.
+    assert nasbench201.regret(np.array([0.0, 5.0, 5.0]), accuracy) == 0.5
+
+
+def test_what_is_not_finite_is_the_worst_cell() -> None:
+    import nasbench201
+
+    score, accuracy = np.arange(10.0), np.arange(10.0)
+    score[0] = math.nan
+    assert nasbench201.judged(score, accuracy)["tau"][0] == 1
+    assert nasbench201.judged(score, accuracy, whole=True)["regret"] == [0]
+    found = nasbench201.with_sums(dict.fromkeys(nasbench201.AZ_NAS, score))
+    assert found.keys() == {*nasbench201.AZ_NAS, "AZ-NAS", "mean of all untrained"}
+
+
+def test_size_of_a_cell_from_its_operations() -> None:
+    import nasbench201
+
+    from flatsearch.networks.cost import count_parameters
+
+    cell = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
+    assert nasbench201.counts(cell) == (3, 1, 1, 1, 0)
+    parameters, _, layers = nasbench201.size(nasbench201.counts(cell))
+    assert parameters == count_parameters(nasbench201.built(cell, 5))
+    assert layers == 1 + 2 * 3 + 15 * 2 + 1
+    assert nasbench201.operations([cell]).shape == (1, 30 + 5 + 3)
