@@ -27,7 +27,7 @@ import numpy as np
 import optuna
 
 import flatsearch
-from flatsearch.search import measurements
+from flatsearch.search import epoch_metrics
 from flatsearch.search import objective as objective_module
 
 SIZES = (10, 200, 2_000, 5_000)
@@ -150,7 +150,7 @@ def overhead() -> dict:
             spent[0] += time.perf_counter() - started
 
     objective_module.train = timed_train
-    objective_module.relative_flatness = measurements.relative_flatness = timed_measure
+    objective_module.relative_flatness = epoch_metrics.relative_flatness = timed_measure
     objective = flatsearch.FlatnessObjective("resnet_small", "digits", epochs=8, device="cpu")
     study = optuna.create_study(
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)

@@ -1,10 +1,10 @@
 """Everything that docs/evidence.md says, computed from the recorded tables, in one command.
 
-    python scripts/experiments/evidence.py [--page-only] [--studies 40]
+    python scripts/experiments/evidence.py [--page-only] [--studies 20]
 
 Runs `correlate.py`, `early_score.py`, `replay.py` and `replay_samplers.py` on all tables in
 scripts/results/curves, which takes about half an hour, and writes the page from their results.
-With --page-only it writes the page from the results that are there.
+With --page-only it writes the page from the results that are there, and draws no figure.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import tables
-from correlate import kendall
-from replay import OTHERS
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE.parent / "results", HERE.parents[1] / "docs" / "evidence.md"
@@ -33,6 +31,13 @@ PRUNERS = (
     "none", "median", "percentile 25", "successive halving", "hyperband", "median, training loss",
     "successive halving, training loss", "hyperband, training loss", "flattest quarter pruned",
     "sharpest quarter pruned", "calibrated", "calibrated, no flatness",
+)  # fmt: skip
+
+
+# Whose regret the calibrated rule's is compared with, in the order of `replay.OTHERS`.
+OTHERS = (
+    "median", "median, training loss", "successive halving, training loss", "hyperband",
+    "calibrated, no flatness",
 )  # fmt: skip
 
 
@@ -186,14 +191,15 @@ COLUMNS = {  # digits
 def replays(results: dict, objectives: str, names: list[str]) -> list[str]:
     """Return the replays with given objectives, of all tables together first."""
     found = {name: results["tables"][f"{name} {objectives}"] for name in names}
-    studies = {entry["studies"] for entry in found.values()}
-    lines = [f"**All {len(names)} tables**, mean over the tables (least to largest):", ""]
-    lines += rows([*HEADER], [
-        [label, *(over_tables(found, label, key, digits) for key, digits in COLUMNS.items())]
-        for label in PRUNERS
-    ])  # fmt: skip
+    lines: list[str] = []
+    if len(names) > 1:
+        lines = [f"**All {len(names)} tables**, mean over the tables (least to largest):", ""]
+        lines += rows([*HEADER], [
+            [label, *(over_tables(found, label, key, digits) for key, digits in COLUMNS.items())]
+            for label in PRUNERS
+        ])  # fmt: skip
     for name, entry in found.items():
-        lines += [f"**{short(name)}**, {max(studies)} studies{ties(name, objectives)}", ""]
+        lines += [f"**{short(name)}**, {entry['studies']} studies{ties(name, objectives)}", ""]
         lines += rows([*HEADER], [
             [label, *(number(entry["pruners"][label][k], d, "") for k, d in COLUMNS.items())]
             for label in PRUNERS
@@ -242,6 +248,7 @@ def samplers(results: dict) -> list[str]:
 def draw(names: list[str]) -> None:
     """Draw tau with the final accuracy by epoch, a panel per table."""
     import matplotlib as mpl
+    from correlate import kendall
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "flatsearch"
@@ -272,35 +279,24 @@ def compute(studies: int) -> None:
         ("correlate.py", "correlations.json", []),
         ("early_score.py", "early-scores.json", []),
         ("replay.py", "replays.json", ["--studies", str(studies)]),
-        ("replay_samplers.py", "samplers.json", ["--studies", "20"]),
+        ("replay_samplers.py", "samplers.json", ["--studies", "10"]),
     ):
         command = [sys.executable, str(HERE / script), "--out", str(RESULTS / out), *extra]
         print(" ".join([script, *extra]), flush=True)
         subprocess.run(command, check=True)
 
 
-def main() -> None:
-    """Compute, and write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--page-only", action="store_true")
-    parser.add_argument("--studies", type=int, default=40)
-    args = parser.parse_args()
-    if not args.page_only:
-        compute(args.studies)
+def page() -> str:
+    """Return the page that the recorded results make."""
     read = {
-        key: json.loads((RESULTS / f"{file}.json").read_text())
-        for key, file in (
-            ("correlations", "correlations"), ("scores", "early-scores"),
-            ("replays", "replays"), ("samplers", "samplers"),
-        )
-    }  # fmt: skip
-    correlations, scores, results = read["correlations"], read["scores"], read["replays"]
+        key: json.loads((RESULTS / f"{key}.json").read_text())
+        for key in ("correlations", "early-scores", "replays", "samplers")
+    }
+    correlations, scores = read["correlations"], read["early-scores"]
+    results = read["replays"]
     names = [n for n in scores if not tables.load(n).published]
     judged = [n for n in names if n not in tables.TUNING]
-    draw(list(scores))
-    text = (HERE / "evidence.md.in").read_text()
+    both = [n for n in names if f"{n} accuracy,flatness" in results["tables"]]
     parts = {
         "recorded": recorded(correlations),
         "first": signals(correlations, 1, SHOWN, "tau")
@@ -319,17 +315,32 @@ def main() -> None:
         "gains_3": gains(scores, "3"),
         "nasbench": nasbench(scores),
         "replays_one": replays(results, "accuracy", names),
-        "replays_two": replays(results, "accuracy,flatness", names),
+        "replays_two": replays(results, "accuracy,flatness", both),
         "differences_one": differences(results, "accuracy", names),
         "samplers": samplers(read["samplers"]),
-        "differences_two": differences(results, "accuracy,flatness", names),
+        "differences_two": differences(results, "accuracy,flatness", both),
+        "trials": [str(results["trials"])],
+        "probe": [str(results["probe"])],
+        "sampler_studies": [str(read["samplers"]["studies"])],
     }
+    text = (HERE / "evidence.md.in").read_text()
     for key, lines in parts.items():
         text = text.replace("{{" + key + "}}", "\n".join(lines).rstrip())
-    for key in ("trials", "probe"):
-        text = text.replace("{{" + key + "}}", str(results[key]))
-    text = text.replace("{{sampler_studies}}", str(read["samplers"]["studies"]))
-    PAGE.write_text(text)
+    return text
+
+
+def main() -> None:
+    """Compute, and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--page-only", action="store_true")
+    parser.add_argument("--studies", type=int, default=20)
+    args = parser.parse_args()
+    if not args.page_only:
+        compute(args.studies)
+        draw(tables.names())
+    PAGE.write_text(page())
 
 
 if __name__ == "__main__":

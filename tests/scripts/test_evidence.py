@@ -20,8 +20,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts" / "experiments"
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     yield
-    for name in ("tables", "replay", "early_score", "correlate", "evidence", "nasbench201"):
-        sys.modules.pop(name, None)
+    for path in SCRIPTS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def made(losses: list[list[float]], kappas: list[list[float]]) -> Any:
@@ -62,6 +62,12 @@ def test_recorded_tables_are_whole() -> None:
             assert np.isfinite(curves.signal(signal, 1)).all(), (name, signal)
         # The columns of a first epoch cannot tell the last one's.
         assert not np.array_equal(curves.column("accuracy", 1), curves.column("accuracy"))
+
+
+def test_the_page_is_what_the_command_writes() -> None:
+    import evidence
+
+    assert evidence.PAGE.read_text() == evidence.page()
 
 
 def test_flatness_at_a_matched_loss() -> None:
@@ -134,6 +140,14 @@ def test_a_replay_without_pruning_takes_every_network_to_the_end() -> None:
     assert curve[-1][1] == pytest.approx(table.test.max() - table.test[best])
     assert replay.at(curve, 25, start=9.0) == curve[1][1]
     assert replay.at(curve, 5, start=9.0) == 9.0
+
+
+def test_the_page_compares_what_was_compared() -> None:
+    import evidence
+    import replay
+
+    assert evidence.OTHERS == replay.OTHERS
+    assert {*evidence.PRUNERS} == {*replay.pruners(12, several=False)}
 
 
 def test_measuring_takes_time() -> None:
@@ -217,39 +231,63 @@ def test_hypervolume() -> None:
 
 
 def test_statistics_of_a_ranking_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    import nasbench201
+    import nasbench201_analysis
 
-    monkeypatch.setattr(nasbench201, "FIRST", 2)
+    monkeypatch.setattr(nasbench201_analysis, "FIRST", 2)
     accuracy = np.array([1.0, 2.0, 3.0])
     best, worst = np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])
-    assert nasbench201.dcg_share(best, accuracy) == pytest.approx(1)
+    assert nasbench201_analysis.dcg_share(best, accuracy) == pytest.approx(1)
     ideal = 7 + 3 / math.log2(3)
-    assert nasbench201.dcg_share(worst, accuracy) == pytest.approx((1 + 3 / math.log2(3)) / ideal)
-    assert nasbench201.regret(best, accuracy) == 0
-    assert nasbench201.regret(worst, accuracy) == 2
+    assert nasbench201_analysis.dcg_share(worst, accuracy) == pytest.approx(
+        (1 + 3 / math.log2(3)) / ideal
+    )
+    assert nasbench201_analysis.regret(best, accuracy) == 0
+    assert nasbench201_analysis.regret(worst, accuracy) == 2
     # Of two equal picks one is taken at random.
-    assert nasbench201.regret(np.array([0.0, 5.0, 5.0]), accuracy) == 0.5
+    assert nasbench201_analysis.regret(np.array([0.0, 5.0, 5.0]), accuracy) == 0.5
 
 
 def test_what_is_not_finite_is_the_worst_cell() -> None:
-    import nasbench201
+    import nasbench201_analysis
 
     score, accuracy = np.arange(10.0), np.arange(10.0)
     score[0] = math.nan
-    assert nasbench201.judged(score, accuracy)["tau"][0] == 1
-    assert nasbench201.judged(score, accuracy, whole=True)["regret"] == [0]
-    found = nasbench201.with_sums(dict.fromkeys(nasbench201.AZ_NAS, score))
-    assert found.keys() == {*nasbench201.AZ_NAS, "AZ-NAS", "mean of all untrained"}
+    assert nasbench201_analysis.judged(score, accuracy)["tau"][0] == 1
+    assert nasbench201_analysis.judged(score, accuracy, whole=True)["regret"] == [0]
+    found = nasbench201_analysis.with_sums(dict.fromkeys(nasbench201_analysis.AZ_NAS, score))
+    assert found.keys() == {*nasbench201_analysis.AZ_NAS, "AZ-NAS", "mean of all untrained"}
 
 
 def test_size_of_a_cell_from_its_operations() -> None:
-    import nasbench201
+    import nasbench201_cells
 
-    from flatsearch.networks.cost import count_parameters
+    from flatsearch.networks.cost import count_flops, count_parameters
+    from search_spaces.nasbench201 import parse_cell
 
-    cell = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
-    assert nasbench201.counts(cell) == (3, 1, 1, 1, 0)
-    parameters, _, layers = nasbench201.size(nasbench201.counts(cell))
-    assert parameters == count_parameters(nasbench201.built(cell, 5))
-    assert layers == 1 + 2 * 3 + 15 * 2 + 1
-    assert nasbench201.operations([cell]).shape == (1, 30 + 5 + 3)
+    cell = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|none~0|none~1|nor_conv_1x1~2|"
+    of = nasbench201_cells.counts(parse_cell(cell))
+    assert of == (3, 0, 1, 2, 0)
+    parameters, flops, layers = nasbench201_cells.size(of)
+    model = nasbench201_cells.built(cell, 5)
+    assert parameters == count_parameters(model)
+    assert flops == count_flops(model, 3, 32)
+    assert layers == 1 + 2 * 3 + 15 * 3 + 1
+
+
+def test_what_of_a_cell_is_connected() -> None:
+    import nasbench201_cells
+
+    # Nothing comes into node 1, so that what leaves it is not connected either.
+    cell = "|none~0|+|skip_connect~0|nor_conv_3x3~1|+|nor_conv_1x1~0|nor_conv_1x1~1|avg_pool_3x3~2|"
+    found = nasbench201_cells.connected(cell)
+    assert found == ("none", "skip_connect", "none", "nor_conv_1x1", "none", "avg_pool_3x3")
+    assert nasbench201_cells.paths(found) == (1, 0, 2)
+    # Node 2 leads nowhere.
+    cell = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|none~0|nor_conv_1x1~1|none~2|"
+    found = nasbench201_cells.connected(cell)
+    assert found == ("nor_conv_3x3", "none", "none", "none", "nor_conv_1x1", "none")
+    assert nasbench201_cells.paths(found) == (2, 2, 1)
+    nothing = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+    assert nasbench201_cells.paths(nasbench201_cells.connected(nothing)) == (-1, -1, 0)
+    assert nasbench201_cells.graph([nothing])["parameters, connected"] == [0]
+    assert nasbench201_cells.features([cell, nothing]).shape == (2, 30 + 5 + 3 + 3)
