@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import shutil
 import sqlite3
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)  # the same numbers on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no later search for garbage looks at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
+import optuna
 from torch import nn
 
 from flatsearch import Architecture, GapCnn
 from flatsearch.cli import main
-
-if TYPE_CHECKING:
-    import optuna
+from flatsearch.testing import CornerSampler
 
 
 class Tiny:
@@ -29,6 +28,15 @@ class Tiny:
         act = nn.LeakyReLU(architecture.values.get("slope", 0.0))
         features = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), act)
         return GapCnn(features, width, num_classes)
+
+
+class Smallest(CornerSampler):
+    """Draws small networks: the low end of every range, and any of several choices."""
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+            return super().sample_independent(study, trial, name, distribution)
+        return distribution.low
 
 
 def heeds_ctrl_c() -> None:

@@ -1,24 +1,52 @@
-"""The example package, installed as a third party would install it, and the example programs."""
+"""The examples: a package, installed as a third party would install it, and scripts."""
 
 from __future__ import annotations
 
-import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import optuna
 import pytest
 
-from flatsearch.cli import main
+from tests.fakes import call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flatsearch.data.splits import ImageData
 
 PACKAGE = Path(__file__).parent.parent / "examples" / "depthwise_space"
+TESTS = "test_depthwise_space.py"
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(
+    tmp_path: Path, few_digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """The working folder; what is trained there is trained on few images."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(name: str, **_: object) -> ImageData:
+        assert name == "digits"
+        return few_digits
+
+    for module in ("flatsearch", "flatsearch.search.objective", "flatsearch.search.session"):
+        monkeypatch.setattr(f"{module}.load_data", load)
+    # Few images teach less than a place on the front takes.
+    monkeypatch.setattr("flatsearch.data.splits.ImageData.guessing_accuracy", lambda _: 0.0)
+    verbosity = optuna.logging.get_verbosity()
+    yield
+    optuna.logging.set_verbosity(verbosity)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("site")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place)]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    pip += ["--no-build-isolation", "--target", str(place)]  # with the setuptools that is here
     source = place.parent / "source"
     source.mkdir(exist_ok=True)
     for file in PACKAGE.glob("*.*"):  # pip leaves build folders behind where it builds
@@ -27,39 +55,24 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_it_is_found_and_searched_by_its_name(
-    installed: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.syspath_prepend(installed)
-    monkeypatch.chdir(tmp_path)
-    assert main(["spaces"]) == 0
-    assert "depthwise" in capsys.readouterr().out
-    assert main(["spaces", "depthwise"]) == 0
-    assert "kernel           3, 5" in capsys.readouterr().out
-    assert main(["run", "--space", "depthwise", "--trials", "1", "--epochs", "1"]) == 0
-    assert "depthwise-digits: 1 complete" in capsys.readouterr().out
+@pytest.fixture
+def installed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(place)
 
 
-def test_its_own_tests_pass(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "test_depthwise_space.py").write_text(
-        (PACKAGE / "test_depthwise_space.py").read_text()
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{installed}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert "8 passed" in done.stdout
+@pytest.mark.usefixtures("installed")
+def test_it_is_found_by_its_name_and_searched() -> None:
+    assert "depthwise" in call("spaces").out
+    assert "kernel           3, 5" in call("spaces", "depthwise").out
+    options = ("--trials", "1", "--epochs", "1", "--device", "cpu")
+    assert "depthwise-digits: 1 complete" in call("run", "--space", "depthwise", *options).out
+
+
+@pytest.mark.usefixtures("installed")
+def test_its_own_tests_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / TESTS).write_text((PACKAGE / TESTS).read_text())
+    assert pytest.main(["-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", TESTS]) == 0
+    assert "8 passed" in capsys.readouterr().out
 
 
 SCRIPTS = sorted((PACKAGE.parent).glob("*.py"))
@@ -75,13 +88,7 @@ SAYS = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_runs(
-    script: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_script_runs(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(script), run_name="__main__")
     assert SAYS[script.stem] in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -151,16 +152,17 @@ def test_samplers_go_on_and_do_not_repeat_themselves(sampler: str, mode: str) ->
         pruner=ParetoPruner(optuna.pruners.MedianPruner(4)),
     )
     study.set_metric_names(["a", "b"])
-    study.optimize(synthetic(mode == "soft"), n_trials=40)
+    n_trials = 18 if sampler == "gp" else 40  # GP thinks for a second
+    study.optimize(synthetic(mode == "soft"), n_trials=n_trials)
     early = [t for t in study.trials if record.TrialRecord(t).pruned]
-    assert len(study.trials) == 40
-    assert 0 < len(early) < 40
+    assert len(study.trials) == n_trials
+    assert 0 < len(early) < n_trials
     if mode == "hard":
         assert all(t.state == TrialState.PRUNED for t in early)
     # No endless repetition. GP ignores pruned trials, and proposes the same point again: soft.
     most = max(sum(t.params == other.params for t in study.trials) for other in study.trials)
     if (sampler, mode) != ("gp", "hard"):
-        assert most <= 12, most
+        assert most <= 0.3 * n_trials, most
     good = [t for t in study.best_trials if t.params["x"] >= 15]
     assert good or sampler in {"random", "qmc", "brute-force"}
 
@@ -190,9 +192,10 @@ def parabolas(soft: bool) -> Callable[[optuna.Trial], tuple[float, float]]:
     return objective
 
 
+@functools.cache
 def proposals(sampler: str, *, soft: bool) -> float:
     """Return the mean distance of the last proposals of some studies."""
-    found = []
+    found: list[float] = []
     slow = sampler == "gp"
     for seed in range(1 if slow else 3):
         study = optuna.create_study(
@@ -201,8 +204,8 @@ def proposals(sampler: str, *, soft: bool) -> float:
             pruner=ParetoPruner(optuna.pruners.MedianPruner(8)),
         )
         study.set_metric_names(["a", "b"])
-        study.optimize(parabolas(soft), n_trials=35 if slow else 50)
-        found += [distance(trial) for trial in study.trials[-15:]]
+        study.optimize(parabolas(soft), n_trials=20 if slow else 50)
+        found += [distance(trial) for trial in study.trials[-10 if slow else -15 :]]
     return float(np.mean(found))
 
 
