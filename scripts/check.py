@@ -5,6 +5,7 @@ Arguments are handed to pytest: ``python3 scripts/check.py -k pruner``.
 
 from __future__ import annotations
 
+import os
 import sys
 from subprocess import PIPE, STDOUT, Popen
 
@@ -25,6 +26,8 @@ if __name__ == "__main__":
     # Beside the tests, which leave a core idle now and then; what it says is shown after them.
     mypy = environment.path_of(programs, "mypy")
     types = Popen([mypy], cwd=environment.ROOT, stdout=PIPE, stderr=STDOUT, text=True)
+    # A test process for each core: what computes in it takes no second one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     processes = ("--numprocesses=logical", "--maxprocesses=8", "--dist=worksteal")
     check("tests and doctests", "pytest", *processes, *sys.argv[1:])
     print("== types", flush=True)

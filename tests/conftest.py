@@ -39,6 +39,7 @@ def _never_wait_for_the_disk(connection: object, _: object) -> None:
     """What a test writes need not survive the machine."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA journal_mode=MEMORY")
 
 
 @pytest.fixture(scope="session")

@@ -32,11 +32,17 @@ def is_available() -> bool:
     return True
 
 
-def _figure(width: float, height: float) -> Any:
-    # The object interface: pyplot keeps figures, and may want a display.
+def _figure(width: float, height: float, *margins: float) -> Any:
+    # The object interface: pyplot keeps figures, and may want a display. Margins are given, in
+    # inches: to find them takes as long as to draw.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    left, right, bottom, top = margins
+    figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure.subplots_adjust(
+        left / width, bottom / height, 1 - right / width, 1 - top / height, wspace=0.22
+    )
+    return figure
 
 
 def draw_network(
@@ -60,7 +66,7 @@ def draw_network(
     layers = [image, *executed_layers(model, in_channels, image_size)]
     row = min(_ROW, _HIGHEST / len(layers))
     font = 10 * row / _ROW
-    figure = _figure(8.5, 0.5 + row * len(layers))
+    figure = _figure(8.5, 0.5 + row * len(layers), 0, 0, 0, 0.35)
     axes = figure.add_subplot()
     widest = max(layer.channels for layer in layers)
     for index, layer in enumerate(layers):
@@ -108,7 +114,7 @@ def draw_curves(steps: Mapping[int, Mapping[str, float]], path: Path, title: str
         ("cross-entropy", {"loss": "validation", "train_loss": "training"}),
         ("relative flatness", {"flatness": "last convolution", "flatness_all": "all"}),
     )
-    figure = _figure(11, 3.4)
+    figure = _figure(11, 3.4, 0.55, 0.15, 0.5, 0.6)
     for axes, (label, metrics) in zip(figure.subplots(1, 3), panels, strict=True):
         drawn: list[float] = []
         for name, legend in metrics.items():

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-import torch
 from optuna.exceptions import OptunaError
 
 from flatsearch.errors import SpaceError
@@ -271,6 +270,8 @@ def build_model(
         SpaceError: If building or one forward pass fails, or the logits have another shape;
             names the class and the method.
     """
+    import torch  # which takes seconds, and commands that only read a study build nothing
+
     where = f"{type(space).__name__}.build"
     keywords = {"in_channels": in_channels, "num_classes": num_classes}
     accepted = inspect.signature(space.build).parameters

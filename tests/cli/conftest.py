@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,18 +25,22 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, empty but for a file with two spaces."""
     shutil.copy(SPACES, tmp_path)
     monkeypatch.chdir(tmp_path)
+    draw_nothing(monkeypatch)
     return tmp_path
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures of trials: they take longer than the training."""
+    patch.setattr("flatsearch.search.pictures.is_available", lambda: False)
 
 
 def search(folder: Path, *arguments: str) -> Path:
     """Run a search in a folder."""
     shutil.copy(SPACES, folder)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        draw_nothing(patch)
         call(*RUN, *arguments)
-    finally:
-        os.chdir(before)
     return folder
 
 

@@ -50,6 +50,7 @@ def change(old: str, new: str) -> None:
 
 def test_from_nothing_to_a_front_and_on() -> None:
     options = ["run", "--space", "resnet_small", "--epochs", "1", "--device", "cpu"]
+    options += ["--probe-size", "32"]
     out, err = call(*options, "--trials", "2")
     assert "new study 'resnet_small-digits': trials to go: 2" in err
     assert "best accuracy" in err
@@ -73,13 +74,13 @@ def test_the_default_budget_is_a_total(tiny: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_json_is_one_object_and_nothing_else() -> None:
-    fields = ran()
+    fields = ran("--probe-size", "32")
     assert fields["counts"] == {"COMPLETE": 2}
     assert {"accuracy", "flatness"} == set(fields["trials"][0]["values"])
     assert fields["trials"][0]["epochs"][0]["epoch"] == 1
     assert json.loads(call("report", "MySpace-digits", "--json").out)["trials"] == fields["trials"]
     model = Path("flatsearch-artifacts") / fields["trials"][0]["model"]
-    done = call("measure", str(model), "--data", "digits", "--samples", "256", "--json")
+    done = call("measure", str(model), "--data", "digits", "--samples", "32", "--json")
     measured = json.loads(done.out)
     recorded = fields["trials"][0]["values"]["flatness"]
     assert measured["relative_flatness"] == pytest.approx(recorded, rel=1e-3)
@@ -141,9 +142,9 @@ def test_candidates_over_a_limit_are_not_trained_and_do_not_count() -> None:
 
 
 def test_a_space_without_a_candidate_within_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatsearch.search.tally._MOST_IDLE", 20)
+    monkeypatch.setattr("flatsearch.search.tally._MOST_IDLE", 8)
     err = run("--max-params", "10", code=1).err
-    assert "20 candidates in a row are over the limits (parameters 10)" in err
+    assert "8 candidates in a row are over the limits (parameters 10)" in err
 
 
 # What goes wrong in a user's space, and what is said about it.
@@ -213,7 +214,8 @@ def test_a_recipe_of_every_trial() -> None:
     assert "tune_recipe=True (not False)" in run(code=2).err
 
 
-def test_a_space_that_is_used_up() -> None:
+def test_a_space_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatsearch.search.tally._DUPLICATES_BEFORE_COUNTING", 5)
     change('"slope", 0, 99', '"slope", 0, 0')
     change('"width", 2, 8', '"width", 2, 3')
     out, err = run("--trials", "3", "--storage", "sqlite:///a.db")

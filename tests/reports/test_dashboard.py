@@ -29,6 +29,7 @@ from flatsearch.search.constraints import list_constraints
 from flatsearch.search.factories import make_sampler
 from flatsearch.search.storage import open_storage
 from flatsearch.search.study import load_study
+from tests import fakes
 from tests.cases import add, small_study, study_of
 from tests.fakes import Tiny, heeds_ctrl_c
 
@@ -42,25 +43,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
-SEARCH = [
-    "run",
-    "--space",
-    "plain_cnn",
-    "--epochs",
-    "2",
-    "--trials",
-    "4",
-    "--device",
-    "cpu",
-    "--study",
-    "mine",
-    "--pruner",
-    "none",
-    "--probe-size",
-    "32",
-    "--layers",
-    "last",
-]
+SEARCH = ["run", "--space", f"{fakes.__file__}:Tiny", "--study", "mine", "--device", "cpu"]
+SEARCH += "--epochs 2 --trials 4 --pruner none --layers last --min-accuracy 0".split()
+SEARCH += ["--probe-size", "32"]
 
 
 def served(study: optuna.Study) -> dict[str, Any]:
@@ -217,9 +202,9 @@ def test_a_search_publishes_at_its_end(searched: Path) -> None:
     assert sorted(names) == ["architecture.json", "curves.png", "network.png", f"trial-{best}.pt"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(searched: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`flatsearch dashboard` as a process, and the address that it prints."""
+    """`flatsearch dashboard` as a process, and the address; the last test with it ends it."""
     command = [sys.executable, "-m", "flatsearch", "dashboard", "mine", "--port", "0"]
     process = subprocess.Popen(
         command,
@@ -233,15 +218,6 @@ def server(searched: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     yield process, process.stdout.readline().strip()
     process.kill()
     process.communicate()
-
-
-def test_ctrl_c_ends_the_server_in_a_line(server: tuple[subprocess.Popen[str], str]) -> None:
-    process, address = server
-    assert address.endswith("/dashboard/studies/1")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert errors == "flatsearch: interrupted; the dashboard has stopped\n"
 
 
 def test_from_the_list_to_an_artifact(
@@ -268,7 +244,7 @@ def test_from_the_list_to_an_artifact(
     # The study's note.
     page.locator("a[href$='/note']").click()
     page.get_by_role("heading", name="flatsearch: mine").wait_for()
-    page.get_by_text("Search space plain_cnn on digits, 2 epochs").wait_for()
+    page.get_by_text("Search space Tiny on digits, 2 epochs").wait_for()
     # A trial of the front: its note, its pictures, its architecture.
     page.locator("a[href$='/trials']").click()
     page.get_by_text(f"Trial {best.number}", exact=True).first.click()
@@ -287,6 +263,15 @@ def test_from_the_list_to_an_artifact(
     assert best.architecture is not None
     assert content == json.loads(best.architecture.to_json())
     page.close()
+
+
+def test_ctrl_c_ends_the_server_in_a_line(server: tuple[subprocess.Popen[str], str]) -> None:
+    process, address = server
+    assert address.endswith("/dashboard/studies/1")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "flatsearch: interrupted; the dashboard has stopped\n"
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

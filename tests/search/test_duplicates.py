@@ -224,7 +224,11 @@ def test_a_sampler_that_repeats_itself_does_not_end_the_run(digits: ImageData) -
     assert study.sampler is stubborn
 
 
-def test_a_continuous_space_that_gives_nothing_new_ends_too(digits: ImageData) -> None:
+def test_a_continuous_space_that_gives_nothing_new_ends_too(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flatsearch.search.tally._MOST_IDLE", 30)
+
     class Continuous(Few):
         def suggest(self, trial: optuna.Trial) -> Architecture:
             trial.suggest_float("unused", 0, 1)
@@ -233,7 +237,7 @@ def test_a_continuous_space_that_gives_nothing_new_ends_too(digits: ImageData) -
     made = FlatnessObjective(Continuous(), digits, epochs=1, device="cpu")
     study = open_study("s", optuna.storages.InMemoryStorage(), made)
     assert run_study(study, made, n_trials=2) == (
-        "the last 200 candidates are networks that were tried before: the space seems to be"
+        "the last 30 candidates are networks that were tried before: the space seems to be"
         " exhausted"
     )
 
@@ -292,7 +296,10 @@ def test_the_saved_model_is_taken_over(digits: ImageData, tmp_path: Path) -> Non
     assert second.artifact == first.artifact is not None
 
 
-def test_failures_are_counted_in_a_row_and_twins_are_none() -> None:
+def test_failures_are_counted_in_a_row_and_twins_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flatsearch.search.tally._MOST_IDLE", 20)
     study = optuna.create_study(directions=["maximize", "minimize"])
     tally = Tally(Few(), 3)
 
@@ -307,7 +314,7 @@ def test_failures_are_counted_in_a_row_and_twins_are_none() -> None:
         count(TrialState.FAIL)
         count(TrialState.COMPLETE, same=0)
     assert (tally.failures, tally.duplicates) == (0, 3)
-    for _ in range(300):
+    for _ in range(30):
         count(TrialState.FAIL, same=0)
     assert not tally.stuck
     count(TrialState.COMPLETE)

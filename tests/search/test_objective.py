@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from flatsearch.data.splits import ImageData
 
 
-def run(objective: FlatnessObjective, n_trials: int = 2, seed: int = 0) -> optuna.Study:
+# Two convolutions of `plain_cnn`.
+SMALL = {"width": 8, "stages": 1, "convs_1": 2, "kernel": 3}
+
+
+def run(objective: FlatnessObjective, n_trials: int = 2, **parameters: int) -> optuna.Study:
     study = optuna.create_study(
-        directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=seed)
+        directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
     )
+    study.enqueue_trial(parameters)
     study.optimize(objective, n_trials=n_trials)
     return study
 
@@ -50,7 +55,7 @@ def test_the_record_of_a_trial(digits: ImageData) -> None:
 
 def test_all_convolutions_are_measured_early_and_at_the_end(digits: ImageData) -> None:
     objective = FlatnessObjective("plain_cnn", digits, epochs=5, device="cpu")
-    trial = record.TrialRecord(run(objective, 1).trials[0])
+    trial = record.TrialRecord(run(objective, 1, **SMALL).trials[0])
     assert [step for step, m in trial.steps.items() if "flatness_all" in m] == [0, 1, 4]
     last = trial.steps[4]
     assert sum(trial.layers.values()) == pytest.approx(last["flatness_all"], rel=1e-4)
@@ -136,7 +141,7 @@ def test_which_convolution_is_measured(layers: str, name: str, digits: ImageData
 def test_the_noise_loss_is_an_objective(name: str, digits: ImageData) -> None:
     objective = FlatnessObjective("plain_cnn", digits, ("accuracy", name), epochs=4, device="cpu")
     assert objective.directions == ["maximize", "minimize"]
-    trial = record.TrialRecord(run(objective, 1).trials[0])
+    trial = record.TrialRecord(run(objective, 1, **SMALL).trials[0])
     assert [step for step, metrics in trial.steps.items() if name in metrics] == [0, 1, 2, 3]
     assert trial.values == (trial.steps[3]["accuracy"], trial.steps[3][name])
     assert 0 < trial.steps[3]["noise_loss"] < trial.steps[3]["noise_loss_all"]

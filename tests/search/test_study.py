@@ -307,5 +307,5 @@ def test_every_pruner_runs(
 ) -> None:
     objective = FlatnessObjective(Tiny(), digits, objectives=objectives, epochs=2)
     study = open_study("s", storage, objective, pruner=name)
-    run_study(study, objective, n_trials=8)
+    run_study(study, objective, n_trials=6)
     assert set(states(study)) <= {TrialState.COMPLETE.name, TrialState.PRUNED.name}
