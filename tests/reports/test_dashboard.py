@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 SEARCH = ["run", "--space", f"{fakes.__file__}:Tiny", "--study", "mine", "--device", "cpu"]
-SEARCH += "--epochs 2 --trials 4 --pruner none --layers last --min-accuracy 0".split()
-SEARCH += ["--probe-size", "32"]
+SEARCH += ["--epochs", "2", "--trials", "4", "--pruner", "none", "--min-accuracy", "0"]
+SEARCH += ["--probe-size", "32", "--layers", "last"]
 
 
 def served(study: optuna.Study) -> dict[str, Any]:
@@ -181,12 +181,11 @@ def digits(few_digits: ImageData) -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def searched(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study, as a user's."""
     folder = tmp_path_factory.mktemp("searched")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("flatsearch.data.loading.load_data", lambda *_, **__: digits)
         assert main(SEARCH) == 0
     return folder
 
