@@ -243,7 +243,7 @@ def test_from_the_list_to_an_artifact(
     # The study's note.
     page.locator("a[href$='/note']").click()
     page.get_by_role("heading", name="flatsearch: mine").wait_for()
-    page.get_by_text("Search space Tiny on digits, 2 epochs").wait_for()
+    page.get_by_text("fakes.py:Tiny on digits, 2 epochs").wait_for()
     # A trial of the front: its note, its pictures, its architecture.
     page.locator("a[href$='/trials']").click()
     page.get_by_text(f"Trial {best.number}", exact=True).first.click()

@@ -53,7 +53,10 @@ def storage_of(kind: str, folder: Path) -> Iterator[optuna.storages.BaseStorage]
         yield optuna.storages.JournalStorage(backend)
     elif kind == "postgres":
         with postgres(folder) as address:
-            yield open_storage(address)
+            # As hosting services write it.
+            yield open_storage(address.replace("postgresql://", "postgres://"))
+        with pytest.raises(StorageError, match="cannot be opened"):  # it is gone with its server
+            open_storage(address)
     else:
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -92,14 +95,3 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
             assert 1 <= len(trial.steps) <= 3
         # What successive halving notes is on the real trials, for other processes to see.
         assert any("completed_rung_0" in t.system_attrs for t in study.trials)
-
-
-def test_the_server_is_gone_when_the_test_is(tmp_path: Path) -> None:
-    with postgres(tmp_path) as address:
-        # As hosting services write it.
-        storage = open_storage(address.replace("postgresql://", "postgres://"))
-        optuna.create_study(storage=storage)
-        storage.remove_session()
-        del storage
-    with pytest.raises(StorageError, match="cannot be opened"):
-        open_storage(address)
