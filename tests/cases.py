@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,8 +64,9 @@ def small_study() -> optuna.Study:
     return study
 
 
+@functools.cache
 def large_study(n: int, epochs: int = 8) -> optuna.Study:
-    """Return a study of random curves, half of them pruned, as a search would leave it."""
+    """Return a study of random curves, half of them pruned, as a search would leave it, to read."""
     rng = np.random.default_rng(0)
     study = study_of("accuracy", "flatness")
     trials = []
