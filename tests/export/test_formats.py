@@ -275,7 +275,7 @@ def test_onnx_without_its_packages(
 @pytest.mark.parametrize("name", flatsearch.space_names())
 def test_every_space_can_be_exported(name: str, tmp_path: Path, digits: ImageData) -> None:
     space = load_space(name)
-    architecture = space.suggest(optuna.create_study(sampler=Smallest(seed=1)).ask())
+    architecture = space.suggest(optuna.create_study(sampler=Smallest(seed=17)).ask())
     torch.manual_seed(0)
     model = space.build(architecture, in_channels=1, num_classes=10, image_size=8)
     card = ModelCard.of(digits, name, architecture)
