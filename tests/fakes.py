@@ -12,7 +12,6 @@ from torch import nn
 
 from flatsearch import Architecture, GapCnn
 from flatsearch.cli import main
-from flatsearch.testing import CornerSampler
 
 
 class Tiny:
@@ -30,13 +29,13 @@ class Tiny:
         return GapCnn(features, width, num_classes)
 
 
-class Smallest(CornerSampler):
-    """Draws small networks: the low end of every range, and any of several choices."""
+class Smallest(optuna.samplers.RandomSampler):
+    """Draws small networks: the low end of every range of integers."""
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-            return super().sample_independent(study, trial, name, distribution)
-        return distribution.low
+        if isinstance(distribution, optuna.distributions.IntDistribution):
+            return distribution.low
+        return super().sample_independent(study, trial, name, distribution)
 
 
 def heeds_ctrl_c() -> None:

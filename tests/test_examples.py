@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import optuna
 import pytest
 
-from tests.fakes import call
+from tests.fakes import Smallest, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ TESTS = "test_depthwise_space.py"
 def empty_folder(
     tmp_path: Path, few_digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """The working folder; what is trained there is trained on few images."""
+    """The working folder; what is trained there is small, and on few images."""
     monkeypatch.chdir(tmp_path)
 
     def load(name: str, **_: object) -> ImageData:
@@ -37,6 +38,8 @@ def empty_folder(
         monkeypatch.setattr(f"{module}.load_data", load)
     # Few images teach less than a place on the front takes.
     monkeypatch.setattr("flatsearch.data.splits.ImageData.guessing_accuracy", lambda _: 0.0)
+    small = functools.partial(optuna.create_study, sampler=Smallest(seed=0))
+    monkeypatch.setattr(optuna, "create_study", small)
     verbosity = optuna.logging.get_verbosity()
     yield
     optuna.logging.set_verbosity(verbosity)
