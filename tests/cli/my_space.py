@@ -23,7 +23,7 @@ class Learns:
     """Networks of two layers."""
 
     def suggest(self, trial):
-        return Architecture("learns", {"width": trial.suggest_int("width", 16, 24)})
+        return Architecture("learns", {"width": trial.suggest_int("width", 8, 64)})
 
     def build(self, architecture, in_channels=3, num_classes=10):
         width = architecture["width"]
