@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from flatsearch.networks.gap_cnn import GapCnn
     from flatsearch.pruners.combined import AnyPruner
     from flatsearch.pruners.flatness import FlatnessPruner
+    from flatsearch.pruners.halving import HalvingPromoter
     from flatsearch.pruners.metric import MetricPruner
+    from flatsearch.pruners.one_rung import OneRungPromoter
     from flatsearch.pruners.pareto import ParetoPruner
     from flatsearch.pruners.reporting import mark_pruned, report, should_prune
     from flatsearch.record.constraints import constraint_values
@@ -55,11 +57,13 @@ __all__ = [
     "FlatnessResult",
     "FlatsearchError",
     "GapCnn",
+    "HalvingPromoter",
     "ImageData",
     "LayerFlatness",
     "MetricPruner",
     "ModelCard",
     "NonFiniteError",
+    "OneRungPromoter",
     "ParetoPruner",
     "RunSettings",
     "SearchSpace",
@@ -99,7 +103,9 @@ _HOME = {
     "networks.gap_cnn": {"GapCnn"},
     "pruners.combined": {"AnyPruner"},
     "pruners.flatness": {"FlatnessPruner"},
+    "pruners.halving": {"HalvingPromoter"},
     "pruners.metric": {"MetricPruner"},
+    "pruners.one_rung": {"OneRungPromoter"},
     "pruners.pareto": {"ParetoPruner"},
     "pruners.reporting": {"mark_pruned", "report", "should_prune"},
     "record.constraints": {"constraint_values"},

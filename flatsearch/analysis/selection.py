@@ -52,7 +52,8 @@ def choose(summary: StudySummary, which: str = "best", prefer: str | None = None
         prefer: With "best", the objective whose best trial is wanted instead of the knee.
 
     Returns:
-        The choice. Of a trial that took over an earlier one's result, the earlier one.
+        The choice. Of a trial that took over an earlier one's result, the earlier one; of one whose
+        network went on in a later trial, the later one.
 
     Raises:
         UsageError: If there is no such trial or objective, no trial is best, or the trial is still
@@ -71,6 +72,8 @@ def choose(summary: StudySummary, which: str = "best", prefer: str | None = None
     trial = known[which]
     if trial.duplicate_of is not None:
         trial = summary.trial(trial.duplicate_of)
+    if trial.superseded_by is not None:
+        trial = summary.trial(trial.superseded_by)
     if trial.state in {"RUNNING", "WAITING"}:
         raise UsageError(f"trial {which} is still {trial.state.lower()}")
     if trial.architecture is None:

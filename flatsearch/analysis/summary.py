@@ -17,12 +17,13 @@ from flatsearch.analysis.pruning import PruningEffect, pruning_effect
 from flatsearch.analysis.selection import choose_best
 from flatsearch.errors import FlatsearchError
 from flatsearch.pareto import signs
-from flatsearch.record import StudyRecord, TrialRecord
+from flatsearch.record import StudyRecord, read_trials
 
 if TYPE_CHECKING:
     import optuna
 
     from flatsearch.analysis.selection import Choice
+    from flatsearch.record import TrialRecord
 
 __all__ = ["StudySummary", "finite", "require_complete", "summarise"]
 
@@ -38,7 +39,8 @@ class StudySummary:
         settings: What all trials share; None if the study is not ours.
         counts: Trials by state; "DUPLICATE" for those that took over an earlier result,
             "OVER LIMIT" for those that were not trained for their cost, "DIVERGED" for those whose
-            training left the finite numbers.
+            training left the finite numbers, "PARKED" for those that may go on, "PROMOTED" for
+            those whose network went on in a later trial, which counts instead.
         trials: All trials.
         front: Numbers of the Pareto-optimal trials, best first in the first objective; of the
             best trial alone if there is one objective, see `choose_best`.
@@ -67,7 +69,8 @@ class StudySummary:
     def ranked(self) -> list[TrialRecord]:
         """Return the trials that have values, best first in the first objective."""
         sign = -signs(self.directions)[0]
-        found = [(sign * t.values[0], t.number, t) for t in self.trials if t.values is not None]
+        current = [t for t in self.trials if t.superseded_by is None]
+        found = [(sign * t.values[0], t.number, t) for t in current if t.values is not None]
         return [trial for *_, trial in sorted(found)]
 
     def eligible(self) -> list[TrialRecord]:
@@ -99,6 +102,8 @@ class StudySummary:
                 "recipe": dict(trial.recipe) or None,
                 "duplicate_of": trial.duplicate_of,
                 "retrain_of": trial.retrain_of,
+                "parked": trial.parked,
+                "goes_on_with": trial.promotion and trial.promotion.trial,
                 "failure": trial.failure,
                 "stopped": trial.stopped,
                 "model": trial.artifact,
@@ -143,7 +148,7 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
         The summary.
     """
     frozen = study.get_trials(deepcopy=False)
-    trials = tuple(map(TrialRecord, frozen))
+    trials = read_trials(frozen)
     directions = tuple(direction.name.lower() for direction in study.directions)
     names = study.metric_names or [f"value {i}" for i in range(len(directions))]
     # A result that was taken over is an earlier trial's: neither a point of its own on the front
@@ -180,8 +185,12 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
 def _outcome(trial: TrialRecord) -> str:
     if trial.duplicate:
         return "DUPLICATE"
+    if trial.superseded_by is not None:
+        return "PROMOTED"
     if trial.diverged:
         return "DIVERGED"
+    if trial.parked is not None and trial.finished:
+        return "PARKED"
     return "OVER LIMIT" if trial.over_limit else trial.state
 
 

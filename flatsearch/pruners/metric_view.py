@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-__all__ = ["Curve", "MetricView", "WritableTrial"]
+__all__ = ["Curve", "MetricView", "WritableTrial", "shown_study"]
 
 # A metric by step.
 Curve: TypeAlias = "Mapping[int, float]"
@@ -54,7 +54,7 @@ class _ViewStorage:
     def __init__(
         self,
         storage: BaseStorage,
-        direction: StudyDirection,
+        direction: StudyDirection | None,
         show: Callable[[Sequence[FrozenTrial]], list[FrozenTrial]],
     ) -> None:
         self._storage = storage
@@ -65,7 +65,8 @@ class _ViewStorage:
         return getattr(self._storage, name)
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        del study_id
+        if self._direction is None:
+            return self._storage.get_study_directions(study_id)
         return [self._direction]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -77,8 +78,9 @@ class _ViewStorage:
         deepcopy: bool = True,
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
-        trials = self._storage.get_all_trials(study_id, deepcopy=False, states=states)
-        shown = self._show(trials)
+        shown = self._show(self._storage.get_all_trials(study_id, deepcopy=False))
+        if states is not None:
+            shown = [trial for trial in shown if trial.state in states]
         return copy.deepcopy(shown) if deepcopy else shown
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
@@ -157,6 +159,23 @@ class MetricView:
             return [trial.values[self._objective]]
         last = _last(curve)
         return None if math.isnan(last) else [last]
+
+
+def shown_study(
+    study: optuna.Study, show: Callable[[Sequence[FrozenTrial]], list[FrozenTrial]]
+) -> optuna.Study:
+    """Return a study, for a sampler, whose trials are shown through a function.
+
+    Args:
+        study: The study.
+        show: The function that returns what is shown, one for each trial that there is.
+
+    Returns:
+        The view. What is written to it is written to the study.
+    """
+    view = copy.copy(study)
+    view._storage = cast("BaseStorage", _ViewStorage(study._storage, None, show))
+    return view
 
 
 def _last(curve: Curve) -> float:

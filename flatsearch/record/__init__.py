@@ -2,6 +2,8 @@
 
 from flatsearch.record.constraints import read_constraints, write_constraints
 from flatsearch.record.decisions import Decision, write_decision
+from flatsearch.record.networks import Network, networks_of, read_trials
+from flatsearch.record.promotion import Promotion
 from flatsearch.record.study import FinalTest, StudyRecord, write_study
 from flatsearch.record.trial import FINISHED, TrialRecord, write_step, write_trial
 
@@ -9,9 +11,13 @@ __all__ = [
     "FINISHED",
     "Decision",
     "FinalTest",
+    "Network",
+    "Promotion",
     "StudyRecord",
     "TrialRecord",
+    "networks_of",
     "read_constraints",
+    "read_trials",
     "write_constraints",
     "write_decision",
     "write_step",

@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from flatsearch.record.constraints import LIMIT, PRUNED_SOFTLY, read_constraints
 from flatsearch.record.decisions import Decision, read_decisions
 from flatsearch.record.facts import PREFIX, Fact, Record, from_numbers, to_numbers, write
+from flatsearch.record.promotion import Promotion
 from flatsearch.spaces.space import Architecture
 
 __all__ = ["FINISHED", "TrialRecord", "write_step", "write_trial"]
@@ -103,8 +104,14 @@ class TrialRecord(Record):
         traceback: The traceback of the exception that it failed with.
         stopped: Why the pruner stopped the trial, if the objective says so.
         diverged: Whether training left the finite numbers.
-        late: Whether the trial failed for want of time or budget, which is no fault of the
-            candidate.
+        late: Whether the trial failed for want of time or budget or was interrupted, which is no
+            fault of the candidate.
+        promotion: How the trial goes on with the network of an earlier one; None for a trial of its
+            own.
+        parked: The number of epochs after which the trial was parked, if it was.
+        checkpoint: The name of its network's checkpoint in the artifact store, if it has one.
+        superseded_by: The number of the later trial that went on with its network and has ended, if
+            any; known where all trials are read together, by `flatsearch.record.read_trials`.
     """
 
     worker = Fact[str | None]()
@@ -137,6 +144,9 @@ class TrialRecord(Record):
     stopped = Fact[str | None](_flat_stopped)
     diverged = Fact[bool](_flat_diverged)
     late = Fact[bool](lambda _: False)
+    promotion = Fact[Promotion | None](encode=Promotion.to_dict, decode=Promotion.from_dict)
+    parked = Fact[int | None]()
+    checkpoint = Fact[str | None]()
 
     def __init__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
         super().__init__(f"trial {trial.number}", trial.user_attrs)
@@ -146,6 +156,7 @@ class TrialRecord(Record):
         self.state = "RUNNING"
         self.values: tuple[float, ...] | None = None
         self.seconds: float | None = None
+        self.superseded_by: int | None = None
         if isinstance(trial, optuna.trial.FrozenTrial):
             self.state = trial.state.name
             if trial.state == TrialState.COMPLETE:
@@ -186,13 +197,29 @@ class TrialRecord(Record):
 
     @property
     def own(self) -> bool:
-        """Whether the trial is an observation of its own: no duplicate, and not over a limit."""
-        return not self.duplicate and not self.over_limit
+        """Whether the trial says something: is no duplicate, not over a limit, not superseded."""
+        return not self.duplicate and not self.over_limit and self.superseded_by is None
 
     @property
     def finished(self) -> bool:
-        """Whether the trial counts towards the budget: it was trained, to the end or not."""
+        """Whether the trial was trained, to the end or not, and no other one says more of it."""
         return self.state in {"COMPLETE", "PRUNED"} and self.own
+
+    @property
+    def begins(self) -> bool:
+        """Whether the trial, when it finishes, is the first one of its network that does."""
+        return self.promotion is None or self.promotion.after == 0
+
+    @property
+    def counted(self) -> bool:
+        """Whether the trial counts towards the budget: each network does once."""
+        trained = self.state in {"COMPLETE", "PRUNED"} and not self.duplicate
+        return self.begins and trained and not self.over_limit
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the trial failed for no fault of the candidate: it may go on where it was."""
+        return self.state == "FAIL" and (self.failure is None or self.late)
 
     @property
     def pruned_softly(self) -> bool:

@@ -108,7 +108,7 @@ class Progress:
         """Show a trial's end."""
         self._see(trial)
         if self._bar is not None and self._task is not None:
-            step = int(TrialRecord(trial).finished)
+            step = int(TrialRecord(trial).counted)
             self._bar.update(self._task, advance=step, best=self._best_text())
             if trial.state != TrialState.FAIL:
                 return
@@ -116,7 +116,7 @@ class Progress:
             self._print(line)
 
     def _see(self, trial: optuna.trial.FrozenTrial) -> None:
-        if trial.state == TrialState.COMPLETE:
+        if TrialRecord(trial).complete:
             first, sign = trial.values[0], signs(self._settings.directions)[0]
             if self._best is None or sign * first > sign * self._best[0]:
                 self._best = (first, trial.number)
@@ -128,8 +128,11 @@ class Progress:
         return f"best {name} {value(name, self._best[0])} (trial {self._best[1]})"
 
     def _line(self, trial: optuna.trial.FrozenTrial) -> str:
-        text = f"trial {trial.number} {trial.state.name.lower()}"
         found = TrialRecord(trial)
+        text = f"trial {trial.number}"
+        if found.promotion is not None:
+            text += f", which goes on with trial {found.promotion.trial},"
+        text += f" {trial.state.name.lower()}"
         self._same = self._same + 1 if found.duplicate else 0
         if self._same > _MOST_SAME:
             return ""
@@ -142,6 +145,8 @@ class Progress:
             return (
                 f"{text}: {', '.join(f'{n} {value(n, v)}' for n, v in named)}; {self._best_text()}"
             )
+        if found.parked is not None:
+            return f"{text.rpartition(' ')[0]} {found.stopped}"
         reason = found.failure or found.stopped
         return f"{text}: {reason}" if reason else text
 

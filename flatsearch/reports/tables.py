@@ -59,7 +59,8 @@ def best_trials(summary: StudySummary, most: int, *, infeasible: bool = True) ->
 
 def all_trials(summary: StudySummary) -> Table:
     """Return every trial: those with values, best first, then the others."""
-    others = [trial for trial in summary.trials if trial.values is None]
+    ranked = {trial.number for trial in summary.ranked()}
+    others = [trial for trial in summary.trials if trial.number not in ranked]
     return _trials("trials", summary, [*summary.ranked(), *others], len(summary.trials))
 
 
@@ -91,10 +92,13 @@ def _remark(trial: TrialRecord) -> str:
     """Return what there is to say about a trial: its architecture, or why there is no result."""
     if trial.state in {"RUNNING", "WAITING"}:
         return trial.state.lower()
+    if trial.superseded_by is not None:
+        return f"{trial.stopped}; goes on as trial {trial.superseded_by}"
     decided = _decision(trial)
     if trial.values is None:
         reason = trial.failure or decided or trial.stopped or "by the pruner"
-        return f"{trial.state.lower()}: {reason}"
+        state = "parked" if trial.parked is not None else trial.state.lower()
+        return f"{state}: {reason}"
     if trial.duplicate:
         return f"as trial {trial.duplicate_of}, not trained again"
     text = describe(trial)

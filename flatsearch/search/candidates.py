@@ -67,8 +67,16 @@ class Candidates:
     def __init__(self, space: SearchSpace, data: ImageData, settings: RunSettings) -> None:
         self._space, self._data, self._settings = space, data, settings
 
-    def propose(self, trial: optuna.Trial) -> Candidate:
-        """Ask a trial for a candidate; its seed is its own, and repeatable."""
+    def propose(self, trial: optuna.Trial, number: int | None = None) -> Candidate:
+        """Ask a trial for a candidate, whose seed is repeatable.
+
+        Args:
+            trial: The trial.
+            number: The number of the trial that its seed is derived from; its own where None.
+
+        Returns:
+            The candidate.
+        """
         once: Any = OnceTrial(trial)
         architecture = suggest_checked(self._space, once)
         settings, recipe = self._settings, dict[str, Any]()
@@ -79,7 +87,8 @@ class Candidates:
             # A batch has no more images than there are: the same training, the same key.
             recipe["batch_size"] = min(settings.batch_size, len(self._data.train))
             settings = replace(settings, batch_size=recipe["batch_size"])
-        sequence = np.random.SeedSequence([self._settings.seed, trial.number])
+        number = trial.number if number is None else number
+        sequence = np.random.SeedSequence([self._settings.seed, number])
         return Candidate(architecture, settings, recipe, int(sequence.generate_state(1)[0]))
 
     def build(self, candidate: Candidate) -> nn.Module:

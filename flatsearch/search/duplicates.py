@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
-from flatsearch.record import FINISHED, TrialRecord, write_constraints, write_trial
+from flatsearch.record import FINISHED, TrialRecord, read_trials, write_constraints, write_trial
 from flatsearch.record.constraints import is_named
 from flatsearch.search.liveness import fail_dead_trials, is_orphan
 
@@ -80,10 +80,11 @@ class TrainedNetworks:
             time.sleep(_POLL_SECONDS)
         same = [
             trial
-            for trial in trials
+            for trial, found in zip(trials, read_trials(trials), strict=True)
             if trial.number != number
-            and (found := TrialRecord(trial)).network == key
+            and found.network == key
             and not found.duplicate
+            and found.superseded_by is None
         ]
         finished = [trial for trial in same if trial.state in FINISHED]
         running = [

@@ -9,6 +9,7 @@ import optuna
 
 from flatsearch.errors import SettingsError, unknown_name
 from flatsearch.pruners.flatness import FlatnessPruner
+from flatsearch.pruners.halving import HalvingPromoter
 from flatsearch.pruners.metric import MetricPruner
 from flatsearch.pruners.pareto import ParetoPruner
 from flatsearch.search.constraints import sampler_options
@@ -62,10 +63,10 @@ def make_pruner(
     """Return a pruner by its command-line name.
 
     Args:
-        name: "flatness", "median", "asha", "hyperband" or "none".
+        name: "flatness", "promote", "median", "asha", "hyperband" or "none".
         objectives: The study's objectives.
-        prune_on: What the middle three judge by, from `PRUNE_ON`. Where None, the objective of a
-            single-objective study, else the Pareto rank.
+        prune_on: What median, asha and hyperband judge by, from `PRUNE_ON`. Where None, the
+            objective of a single-objective study, else the Pareto rank.
 
     Returns:
         The pruner.
@@ -77,12 +78,14 @@ def make_pruner(
         raise SettingsError(unknown_name("pruner", name, PRUNERS))
     if prune_on is not None and prune_on not in PRUNE_ON:
         raise SettingsError(unknown_name("metric to prune on", prune_on, PRUNE_ON))
-    if prune_on is not None and name in {"none", "flatness"}:
+    if prune_on is not None and name in {"none", "flatness", "promote"}:
         raise SettingsError(f"`prune_on` is for median, asha and hyperband, not for {name!r}")
     if name == "none":
         return optuna.pruners.NopPruner()
     if name == "flatness":
         return FlatnessPruner()
+    if name == "promote":
+        return HalvingPromoter()
     rules: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
         "median": optuna.pruners.MedianPruner,
         "asha": optuna.pruners.SuccessiveHalvingPruner,

@@ -18,6 +18,7 @@ from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.control import Control
 from flatsearch.search.interrupts import StopSignals, handling
 from flatsearch.search.liveness import fail_dead_trials, this_process
+from flatsearch.search.parking import withdraw
 from flatsearch.search.tally import Tally
 from flatsearch.search.trial_budget import Budget, finished_count
 from flatsearch.search.unstuck import UnstuckSampler
@@ -71,25 +72,44 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Run trials until the budget is used up, or something ends the loop."""
-        if self.wait():
-            with _sampling(self._study, self._sampler):
-                self._study.optimize(
-                    self.trial, timeout=self._timeout, callbacks=[self.after], catch=(Exception,)
-                )
+        self._objective.parking.promote(self._study)
+        try:
+            if self.goes_on():
+                with _sampling(self._study, self._sampler):
+                    self._study.optimize(
+                        self.trial,
+                        timeout=self._timeout,
+                        callbacks=[self.after],
+                        catch=(Exception,),
+                    )
+        finally:
+            withdraw(self._study)
         self.signals.check()
 
     def wait(self, trial: optuna.Trial | None = None) -> bool:
         """Wait for other workers until there is something to do; return whether there is."""
         number = None if trial is None else trial.number
+        if trial is not None and not TrialRecord(trial).begins:
+            return True  # its network has been counted
         if trial is not None and self._budget.state(self._study, number) == "wait":
             # The objective does so too, but this trial may never come to it.
             write_trial(trial, worker=this_process())
         while (state := self._budget.state(self._study, number)) == "wait":
-            if self.signals.received:
+            late = trial is None and time.monotonic() > self._control.deadline
+            if late or self.signals.received:
                 return False
             time.sleep(_POLL_SECONDS)
-            fail_dead_trials(self._study)
+            if fail_dead_trials(self._study):
+                self._objective.parking.promote(self._study)
         return state == "run"
+
+    def goes_on(self) -> bool:
+        """Wait for other workers; return whether there is a trial for this one, new or promoted."""
+        return self.wait() or bool(
+            not self.signals.received
+            and self._objective.parking.promote(self._study, ends=True)
+            and self.wait()
+        )
 
     def trial(self, trial: optuna.Trial) -> float | tuple[float, ...]:
         """Run the objective, and record why it fails."""
@@ -106,7 +126,7 @@ class WorkerLoop:
         except optuna.TrialPruned:
             raise
         except KeyboardInterrupt:
-            write_trial(trial, failure="interrupted")
+            write_trial(trial, failure="interrupted", late=True)
             raise
         except OutOfTimeError as late:
             write_trial(trial, failure=str(late), late=True)
@@ -129,7 +149,9 @@ class WorkerLoop:
             time.sleep(_POLL_SECONDS)
         if self._on_trial is not None:
             self._on_trial(study, trial)
-        if self.tally.stuck or self.signals.received or not self.wait():
+        if self.tally.idle:
+            self._budget.target = 0  # no new network; what is parked may go on
+        if self.tally.failing or self.signals.received or not self.goes_on():
             study.stop()
 
 

@@ -15,26 +15,25 @@ from flatsearch.data.loading import load_data
 from flatsearch.data.splits import ImageData
 from flatsearch.device import resolve_device
 from flatsearch.errors import DivergedError, NonFiniteError, SettingsError, unknown_name
-from flatsearch.flatness import relative_flatness
 from flatsearch.networks.cost import excess, measure_cost, over_limit
-from flatsearch.pruners.reporting import mark_pruned, report, should_prune
+from flatsearch.pruners.reporting import mark_pruned
 from flatsearch.record import StudyRecord, TrialRecord, write_constraints, write_study, write_trial
 from flatsearch.record.constraints import LIMIT, MIN_ACCURACY
 from flatsearch.search.candidates import Candidate, Candidates
 from flatsearch.search.constraints import list_constraints
 from flatsearch.search.control import Control
 from flatsearch.search.duplicates import TrainedNetworks, take_over
-from flatsearch.search.epoch_metrics import measure_all, metrics_of
+from flatsearch.search.epochs import Epochs, Start, Trained
 from flatsearch.search.liveness import this_process
+from flatsearch.search.parking import Parking, goes_on_already
 from flatsearch.search.trial_files import TrialFiles
 from flatsearch.settings import RunSettings
-from flatsearch.signals.compute import ProxyInput, initial_weights, measure
+from flatsearch.signals.compute import ProxyInput, measure
 from flatsearch.signals.table import PROXIES
 from flatsearch.spaces.registry import load_space, space_identity
-from flatsearch.training.trainer import EpochResult, is_out_of_memory, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from optuna.artifacts import FileSystemArtifactStore
     from optuna.trial import FrozenTrial
@@ -44,17 +43,9 @@ if TYPE_CHECKING:
     from flatsearch.flatness import FlatnessResult
     from flatsearch.settings import Direction
     from flatsearch.spaces.space import SearchSpace
+    from flatsearch.training.trainer import EpochResult
 
 __all__ = ["FlatnessObjective"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Trained:
-    """A network as a trial leaves it: with its last metrics, and whether it was not pruned."""
-
-    model: nn.Module
-    metrics: dict[str, float]
-    whole: bool
 
 
 class FlatnessObjective:
@@ -67,6 +58,9 @@ class FlatnessObjective:
     the same network as an earlier one (and has the same recipe) takes over its result, unless the
     settings ask to train it again. One that runs out of memory is trained once more with every
     batch in two halves.
+
+    With a pruner that promotes (`flatsearch.HalvingPromoter`) and an artifact store, a trial whose
+    turn is over is parked: its network's training is kept, and may go on in another trial.
 
     Args:
         space: A search space, or its name.
@@ -130,8 +124,8 @@ class FlatnessObjective:
         if artifact_store is not None:
             self._files = TrialFiles(artifact_store, data, self.space_reference)
         self._untrained = [n for n in settings.signals if PROXIES[n].first == "untrained"]
-        self._every_epoch = [n for n in settings.signals if PROXIES[n].first == "epoch"]
-        self._on_epoch = on_epoch
+        self.parking = Parking(artifact_store)
+        self._epochs = Epochs(self.data, settings, self._candidates, self.parking, on_epoch)
         self._probe = self.data.probe.tensors()
         # A network that is to be trained again does not wait for others that train it.
         patience = {} if settings.duplicates == "reuse" else {"patience": 0.0}
@@ -192,21 +186,39 @@ class FlatnessObjective:
             try:
                 values = self._run(trial, control)
             except (DivergedError, NonFiniteError) as error:
-                write_trial(trial, failure=str(error), diverged=True)
-                raise optuna.TrialPruned(str(error)) from error
+                write_trial(trial, diverged=True)
+                values = _pruned(trial, str(error))
             finally:
                 list_constraints(trial)
+        self.parking.promote(trial.study)
+        if isinstance(values, str):
+            raise optuna.TrialPruned(values)
         return values[0] if len(values) == 1 else values
 
-    def _run(self, trial: optuna.Trial, control: Control) -> tuple[float, ...]:
+    def _run(self, trial: optuna.Trial, control: Control) -> tuple[float, ...] | str:
+        """Return the objective values, or why the trial is pruned."""
+        promotion = TrialRecord(trial).promotion
+        if promotion is not None:
+            other = goes_on_already(trial, promotion)
+            if other is not None:
+                return self._fail(trial, f"trial {other} goes on with the same network", late=True)
         candidate = self._propose(trial)
-        earlier = self._find_earlier(trial, candidate, control)
-        if earlier is not None:
-            return self._take_over(trial, earlier)
+        key = self._candidates.key(candidate)
+        write_trial(trial, network=key)
+        if TrialRecord(trial).begins:
+            earlier = self._find_earlier(trial, key, control)
+            if earlier is not None:
+                return self._take_over(trial, earlier)
         model = self._candidates.build(candidate)
-        cost = self._admit(trial, model)
-        trained = self._train(trial, candidate, model, control, cost)
-        return self._record(trial, candidate, trained, cost)
+        checkpoint = self.parking.load(trial, key, self.device)
+        cost = self._cost(trial, model, None if checkpoint is None else checkpoint.fixed)
+        if reason := over_limit(cost, self.settings.limits):
+            return _pruned(trial, reason)
+        start = Start(candidate, model, key, cost, checkpoint)
+        trained = self._epochs.train(trial, start, control)
+        if trained.stopped and not self._soft:
+            return trained.stopped
+        return self._record(trial, start, trained)
 
     def _propose(self, trial: optuna.Trial) -> Candidate:
         """Ask for a candidate, and record it before anything can go wrong with it."""
@@ -219,142 +231,78 @@ class FlatnessObjective:
             if known.validation_images is None:
                 write_study(trial.study, validation_images=len(self.data.validation))
         write_trial(trial, worker=this_process())
-        candidate = self._candidates.propose(trial)
+        promotion = TrialRecord(trial).promotion
+        number = trial.number if promotion is None else promotion.trial
+        candidate = self._candidates.propose(trial, number)
         write_trial(trial, architecture=candidate.architecture, recipe=candidate.recipe or None)
         return candidate
 
-    def _find_earlier(
-        self, trial: optuna.Trial, candidate: Candidate, control: Control
-    ) -> FrozenTrial | None:
+    def _find_earlier(self, trial: optuna.Trial, key: str, control: Control) -> FrozenTrial | None:
         """Return the earlier trial whose result this one takes over, if any."""
-        key = self._candidates.key(candidate)
-        write_trial(trial, network=key)
         earlier = self._trained.find(trial.study, trial.number, key, control.check)
         if earlier is not None and self.settings.duplicates == "retrain":
             write_trial(trial, retrain_of=earlier.number)
             return None
         return earlier
 
-    def _take_over(self, trial: optuna.Trial, earlier: FrozenTrial) -> tuple[float, ...]:
+    def _take_over(self, trial: optuna.Trial, earlier: FrozenTrial) -> tuple[float, ...] | str:
         """End a trial as the earlier one of the same network did."""
         take_over(trial, earlier)
         same = f"the same network as trial {earlier.number}"
         if earlier.state == TrialState.RUNNING:
             # It has no result yet. A pruned trial would tell the sampler that this region is bad;
-            # one that fails tells nothing, and NaN is how an objective fails without an exception.
-            write_trial(trial, failure=f"{same}, which is being trained")
-            return (math.nan,) * len(self.metric_names)
+            # one that fails tells nothing.
+            return self._fail(trial, f"{same}, which is being trained")
         if earlier.state == TrialState.PRUNED:
-            raise _pruned(trial, f"{same}: {TrialRecord(earlier).failure or 'pruned'}")
+            return _pruned(trial, f"{same}: {TrialRecord(earlier).failure or 'pruned'}")
         return tuple(earlier.values)
 
-    def _admit(self, trial: optuna.Trial, model: nn.Module) -> dict[str, float | int]:
-        """Record what is known of a candidate untrained; one over a limit goes no further."""
+    def _fail(self, trial: optuna.Trial, reason: str, *, late: bool = False) -> tuple[float, ...]:
+        """Return NaN, by which a trial fails without an exception."""
+        write_trial(trial, failure=reason, late=late or None)
+        return (math.nan,) * len(self.metric_names)
+
+    def _cost(
+        self, trial: optuna.Trial, model: nn.Module, known: Mapping[str, float] | None
+    ) -> Mapping[str, float]:
+        """Record what is known of a candidate untrained; of one over a limit only what it costs.
+
+        Args:
+            trial: The trial.
+            model: Its network.
+            known: What an earlier trial of the same network has measured.
+
+        Returns:
+            Numbers by name.
+        """
         limits = self.settings.limits
-        cost = measure_cost(
+        cost = known or measure_cost(
             model, self.data.in_channels, self.data.image_size, {*limits, *self.metric_names}
         )
         write_trial(trial, metrics=cost)
         over = excess(cost, limits)
         write_constraints(trial, {f"{LIMIT}{name}": value for name, value in over.items()})
-        if reason := over_limit(cost, limits):
-            raise _pruned(trial, reason)
+        if known is not None or over_limit(cost, limits):
+            return cost
         known = {**cost, **measure(self._untrained, ProxyInput(model, *self._probe))}
         write_trial(trial, metrics=known)
         return known
 
-    def _train(
-        self,
-        trial: optuna.Trial,
-        candidate: Candidate,
-        model: nn.Module,
-        control: Control,
-        cost: dict[str, float | int],
-    ) -> _Trained:
-        """Train and measure, once more with every batch in two halves if memory runs out."""
-        try:
-            return self._train_once(trial, candidate, model, control, cost)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error)
-        # Outside of the handler: the traceback there keeps tensors alive.
-        write_trial(trial, retried=reason)
-        model.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        again = self._candidates.build(candidate)
-        return self._train_once(trial, candidate, again, control, cost, accumulate=2)
-
-    def _train_once(
-        self,
-        trial: optuna.Trial,
-        candidate: Candidate,
-        model: nn.Module,
-        control: Control,
-        cost: dict[str, float | int],
-        accumulate: int = 1,
-    ) -> _Trained:
-        settings = candidate.settings
-        # Objectives that no epoch changes: a pruner that ranks by all objectives needs them too.
-        fixed = {name: cost[name] for name in self.metric_names if name in cost}
-        metrics: dict[str, float] = {}
-        initial = initial_weights(model) if self._every_epoch else {}
-        for epoch in train(
-            model,
-            self.data,
-            settings,
-            seed=candidate.seed,
-            accumulate=accumulate,
-            on_batch=control.check,
-        ):
-            flatness = relative_flatness(model, self._probe, settings.layer)
-            if epoch.epoch == 1:
-                write_trial(trial, measured=next(iter(flatness.layers)))
-            metrics = metrics_of(epoch, flatness)
-            metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
-            if settings.measures_all(epoch.epoch):
-                every, layers = measure_all(
-                    model, self._probe, self.data.num_classes, needed=settings.needs_all
-                )
-                write_trial(trial, layers=layers or None)
-                metrics |= every
-            report(trial, epoch.epoch - 1, **metrics, **fixed, train_seconds=epoch.seconds)
-            if self._on_epoch is not None:
-                self._on_epoch(trial, epoch, flatness)
-            if epoch.epoch == settings.epochs:
-                break
-            control.check_time(epoch.epoch)
-            if should_prune(trial):
-                reason = f"pruned after epoch {epoch.epoch}"
-                write_trial(trial, stopped=reason)
-                if not self._soft:
-                    raise optuna.TrialPruned(reason)
-                return _Trained(model, metrics, whole=False)
-        return _Trained(model, metrics, whole=True)
-
-    def _record(
-        self,
-        trial: optuna.Trial,
-        candidate: Candidate,
-        trained: _Trained,
-        cost: dict[str, float | int],
-    ) -> tuple[float, ...]:
+    def _record(self, trial: optuna.Trial, start: Start, trained: Trained) -> tuple[float, ...]:
         """Record what a trial ends with, and return its objective values."""
         write_trial(trial, metrics=trained.metrics)
         if self._soft:
-            mark_pruned(trial, pruned=not trained.whole)
-        if set(self.metric_names) != {"accuracy"}:
-            least = self.settings.min_accuracy
-            least = self.data.guessing_accuracy() if least is None else least
+            mark_pruned(trial, pruned=bool(trained.stopped))
+        least = self._epochs.least_accuracy()
+        if least is not None:
             write_constraints(trial, {MIN_ACCURACY: least - trained.metrics["accuracy"]})
-        found = {**cost, **trained.metrics}
+        found = {**start.cost, **trained.metrics}
         values = tuple(float(found[name]) for name in self.metric_names)
-        if self._files is not None and trained.whole:
-            self._files.save(trial, trained.model, candidate.architecture, values)
+        if self._files is not None and not trained.stopped:
+            self._files.save(trial, trained.model, start.candidate.architecture, values)
         return values
 
 
-def _pruned(trial: optuna.Trial, reason: str) -> optuna.TrialPruned:
+def _pruned(trial: optuna.Trial, reason: str) -> str:
     write_trial(trial, failure=reason)
-    return optuna.TrialPruned(reason)
+    return reason

@@ -74,25 +74,34 @@ class Tally:
         return self._in_a_row >= _DUPLICATES_IN_A_ROW
 
     @property
-    def _idle(self) -> bool:
+    def _in_vain(self) -> bool:
         return self.refused + self.duplicates >= _MOST_IDLE
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing new to find."""
+        return self._in_vain or self._exhausted is not None
+
+    @property
+    def failing(self) -> bool:
+        """Whether too many trials have failed in a row."""
+        return self.failures >= self._max_failures
 
     @property
     def stuck(self) -> bool:
         """Whether there is no use in going on."""
-        failing = self.failures >= self._max_failures
-        return failing or self._idle or self._exhausted is not None
+        return self.failing or self.idle
 
     def problem(self, settings: RunSettings) -> str:
         """Say what has gone wrong, and what to do; nothing if nothing has."""
-        if self._idle and self.refused:
+        if self._in_vain and self.refused:
             limits = ", ".join(f"{name} {limit:g}" for name, limit in settings.limits.items())
             before = f", or were tried before ({self.duplicates} of them)" * bool(self.duplicates)
             return (
                 f"{self.refused + self.duplicates} candidates in a row are over the limits"
                 f" ({limits}){before}; raise them, or take a space with smaller networks"
             )
-        if self.failures >= self._max_failures:
+        if self.failing:
             return f"{self.failures} trials failed in a row; the last one with {self.error}"
         return ""
 
@@ -100,7 +109,7 @@ class Tally:
         """Say that there is nothing left to train; nothing if there is."""
         if self._exhausted is not None:
             return f"all {self._exhausted} architectures of the space have been tried"
-        if not self._idle:
+        if not self._in_vain:
             return ""
         return (
             f"the last {self.duplicates} candidates are networks that were tried before: the space"

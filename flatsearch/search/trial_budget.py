@@ -6,26 +6,29 @@ from typing import TYPE_CHECKING, Literal
 
 from optuna.trial import TrialState
 
+from flatsearch.pruners.promoter import Promoter
 from flatsearch.record import FINISHED, TrialRecord
 from flatsearch.search.liveness import is_orphan
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
 __all__ = ["Budget", "finished_count"]
 
 
 def finished_count(study: optuna.Study) -> int:
-    """Return how many trials have used up a part of the budget: were trained, pruned or not."""
+    """Return how many networks have used up a part of the budget: were trained, pruned or not."""
     trials = study.get_trials(deepcopy=False, states=FINISHED)
-    return sum(TrialRecord(trial).finished for trial in trials)
+    return sum(TrialRecord(trial).counted for trial in trials)
 
 
 class Budget:
     """Says whether a trial may run.
 
     A trial may run if the finished trials and the older running ones, which may all finish, are
-    fewer than the target. Of trials that are asked for at the same moment, too many for what is
+    fewer than the target. One that goes on with the network of an earlier trial has been counted
+    with that, and always may. Of trials that are asked for at the same moment, too many for what is
     left, the youngest wait, and go on or end when the older ones are told.
 
     Args:
@@ -48,14 +51,27 @@ class Budget:
         Returns:
             "run", "done" if the target is reached, or "wait" for trials of other workers.
         """
-        finished = running = 0
+        finished = older = unfinished = 0
         for trial in study.get_trials(deepcopy=False):
             if trial.state in FINISHED:
                 if trial.number not in self._counts:
-                    self._counts[trial.number] = TrialRecord(trial).finished
+                    self._counts[trial.number] = TrialRecord(trial).counted
                 finished += self._counts[trial.number]
-            elif trial.state == TrialState.RUNNING and (number is None or trial.number < number):
-                running += not is_orphan(trial)
-        if finished >= self.target:
-            return "done"
-        return "run" if finished + running < self.target else "wait"
+            elif trial.state != TrialState.FAIL and _will_run(trial):
+                unfinished += 1
+                before = number is None or trial.number < number
+                older += before and TrialRecord(trial).begins
+                if number is None and trial.state == TrialState.WAITING:
+                    return "run"
+        if finished + older < self.target:
+            return "run"
+        # What still runs may be parked, and then another network be promoted.
+        promotes = number is None and unfinished and isinstance(study.pruner, Promoter)
+        return "wait" if finished < self.target or promotes else "done"
+
+
+def _will_run(trial: FrozenTrial) -> bool:
+    """Return whether an unfinished trial runs, or is a promotion, which the next worker takes."""
+    if trial.state == TrialState.WAITING:
+        return TrialRecord(trial).promotion is not None
+    return not is_orphan(trial)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PRUNER", "PRUNERS", "PRUNE_ON", "SAMPLERS"]
 
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
-PRUNERS = ("flatness", "median", "asha", "hyperband", "none")
+PRUNERS = ("flatness", "promote", "median", "asha", "hyperband", "none")
 DEFAULT_PRUNER = "flatness"
 # What pruners other than "flatness" can judge by, beside the Pareto rank, and which way is good.
 PRUNE_ON: dict[str, Direction] = {

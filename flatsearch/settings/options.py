@@ -65,7 +65,8 @@ class RunOptions(SettingsRecord):
         "what ends trials early",
         more="flatness ends a trial that will hardly be among the best, as predicted from its first"
         " epochs: accuracy, losses, size and flatness, with weights and signs learnt from this"
-        " study's own finished trials; it lets a tenth of those run on to check itself. median,"
+        " study's own finished trials; it lets a tenth of those run on to check itself. promote"
+        " parks trials after the first epochs and goes on with the best of them. median,"
         " asha and hyperband are Optuna's, and work with any number of objectives",
         joined=True,
         group=SEARCH,

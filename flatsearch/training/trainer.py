@@ -94,6 +94,7 @@ class Trainer:
         on_step: Callable[[], None] | None = None,
     ) -> None:
         self._model, self._split, self._settings = model, data.train, settings
+        self._validation = data.validation
         self._accumulate, self._smoothing = accumulate, label_smoothing
         self._on_batch, self._on_step = on_batch, on_step
         self._device = data.train.targets.device
@@ -159,6 +160,34 @@ class Trainer:
         self.epochs_done += 1
         return float(loss_sum) / seen, float(right) / seen
 
+    def results(self) -> Iterator[EpochResult]:
+        """Train to the last epoch, and validate the model after every one.
+
+        Yields:
+            One result per epoch that is left. After each the model is in eval mode.
+
+        Raises:
+            DivergedError: If a loss is NaN or infinite.
+        """
+        while self.epochs_done < self._settings.epochs:
+            started = time.perf_counter()
+            train_loss, train_accuracy = self.epoch()
+            batch_size = EVALUATION_BATCH // self._accumulate
+            loss, accuracy = evaluate(self._model, self._validation, batch_size)
+            if not (math.isfinite(train_loss) and math.isfinite(loss)):
+                raise DivergedError(
+                    f"training diverged in epoch {self.epochs_done}: training loss"
+                    f" {train_loss:.3g}, validation loss {loss:.3g}"
+                )
+            yield EpochResult(
+                epoch=self.epochs_done,
+                train_loss=train_loss,
+                train_accuracy=train_accuracy,
+                loss=loss,
+                accuracy=accuracy,
+                seconds=time.perf_counter() - started,
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model that is needed to go on after this epoch."""
         return {
@@ -204,20 +233,4 @@ def train(
         DivergedError: If a loss is NaN or infinite.
     """
     trainer = Trainer(model, data, settings, seed=seed, accumulate=accumulate, on_batch=on_batch)
-    for epoch in range(1, settings.epochs + 1):
-        started = time.perf_counter()
-        train_loss, train_accuracy = trainer.epoch()
-        loss, accuracy = evaluate(model, data.validation, EVALUATION_BATCH // accumulate)
-        if not (math.isfinite(train_loss) and math.isfinite(loss)):
-            raise DivergedError(
-                f"training diverged in epoch {epoch}: training loss {train_loss:.3g},"
-                f" validation loss {loss:.3g}"
-            )
-        yield EpochResult(
-            epoch=epoch,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
-            loss=loss,
-            accuracy=accuracy,
-            seconds=time.perf_counter() - started,
-        )
+    yield from trainer.results()

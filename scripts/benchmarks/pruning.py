@@ -28,7 +28,8 @@ import optuna
 
 import flatsearch
 from flatsearch.search import epoch_metrics
-from flatsearch.search import objective as objective_module
+from flatsearch.search import epochs as epochs_module
+from flatsearch.training.trainer import Trainer
 
 SIZES = (10, 200, 2_000, 5_000)
 STEPS, REPEATS = 8, 30
@@ -130,10 +131,10 @@ def peer_decision(package, n: int, *, joint: bool) -> float:
 def overhead() -> dict:
     """Return the milliseconds of a trial outside training and measuring."""
     spent = [0.0]
-    train, measure = objective_module.train, objective_module.relative_flatness
+    results, measure = Trainer.results, epochs_module.relative_flatness
 
-    def timed_train(*args, **kwargs):
-        epochs = train(*args, **kwargs)
+    def timed_results(trainer):
+        epochs = results(trainer)
         while True:
             started = time.perf_counter()
             epoch = next(epochs, None)
@@ -149,8 +150,8 @@ def overhead() -> dict:
         finally:
             spent[0] += time.perf_counter() - started
 
-    objective_module.train = timed_train
-    objective_module.relative_flatness = epoch_metrics.relative_flatness = timed_measure
+    Trainer.results = timed_results
+    epochs_module.relative_flatness = epoch_metrics.relative_flatness = timed_measure
     objective = flatsearch.FlatnessObjective("resnet_small", "digits", epochs=8, device="cpu")
     study = optuna.create_study(
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from flatsearch import Architecture, UsageError, mark_pruned, record
-from flatsearch.record import Decision, TrialRecord
+from flatsearch.record import Decision, Promotion, TrialRecord
 from flatsearch.record.facts import Fact
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ FACTS: dict[str, Any] = {
     "stopped": "pruned after epoch 1",
     "diverged": True,
     "late": True,
+    "promotion": Promotion(0, 1, 3),
+    "parked": 1,
+    "checkpoint": "parked-abc",
 }
 
 

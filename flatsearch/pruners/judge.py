@@ -1,0 +1,120 @@
+"""Which of several networks are the best so far, by what they have recorded after an epoch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from scipy import stats
+
+from flatsearch.errors import SettingsError, unknown_name
+from flatsearch.signals.curve import with_tse
+from flatsearch.signals.table import SIGNALS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flatsearch.record.networks import Network
+
+__all__ = ["Judge", "check_signals"]
+
+_Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def check_signals(names: Sequence[str]) -> None:
+    """Refuse signals that nobody knows, and those of which it is not known which way is good.
+
+    Args:
+        names: From `flatsearch.signals.table.SIGNALS`; "-" in front says that smaller is better,
+            "+" that larger is.
+
+    Raises:
+        SettingsError: If there are none, or one is unknown or has no good direction.
+    """
+    if isinstance(names, str) or not names:
+        raise SettingsError(f"`signals` must be names of signals but got {names!r}")
+    for name in names:
+        plain = name.lstrip("+-")
+        if plain not in SIGNALS:
+            raise SettingsError(unknown_name("signal", plain, tuple(SIGNALS)))
+        if plain == name and SIGNALS[name].sign == 0:
+            raise SettingsError(
+                f"signal {name!r} has no good direction of its own; give '-{name}' if smaller"
+                f" values are better, or '+{name}'"
+            )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Ranks networks among each other after an epoch.
+
+    With one objective, by the sum of the ranks in several signals: no unit matters, and a signal
+    that misleads (the training loss does where networks overfit) does not decide alone. With
+    several, by the number of networks that dominate one, where the accuracy is judged by that sum
+    and every other objective by its value after the epoch; then by the sum of the ranks in all.
+
+    Attributes:
+        signals: See `check_signals`.
+        objectives: The names of the study's objectives; empty where they have none.
+        signs: 1 for an objective that is maximised, -1 for one that is minimised.
+    """
+
+    signals: tuple[str, ...]
+    objectives: tuple[str, ...] = ()
+    signs: tuple[float, ...] = (1.0,)
+
+    def order(self, networks: Sequence[Network], epoch: int) -> list[Network]:
+        """Return networks that have been trained for an epoch at least, the best first.
+
+        Args:
+            networks: The networks; those that have not come to the epoch are left out.
+            epoch: The number of epochs after which they are compared.
+
+        Returns:
+            The networks. Those that break a constraint are last; of equal ones the older is first.
+        """
+        there = [network for network in networks if epoch - 1 in network.steps]
+        if not there:
+            return []
+        losses = self._losses(there, epoch - 1)
+        ranks = stats.rankdata(losses, axis=0).sum(axis=1)
+        lower = (losses[:, None] < losses[None]).any(axis=2)
+        dominated = (lower & ~lower.T).sum(axis=0)
+        keys = [
+            (not network.feasible, dominated[i], ranks[i], network.number)
+            for i, network in enumerate(there)
+        ]
+        return [there[i] for i in sorted(range(len(there)), key=keys.__getitem__)]
+
+    def _losses(self, networks: Sequence[Network], step: int) -> _Array:
+        """Return what networks are compared by, smaller is better, (networks, objectives)."""
+        judged = self._rank_sum(networks, step)
+        columns = []
+        for name, sign in zip(self.objectives or ("",) * len(self.signs), self.signs, strict=True):
+            own = np.array([
+                -sign * network.steps[step].get(name, math.nan) for network in networks
+            ])
+            by_signals = name in {"", "accuracy"} or np.isnan(own).all()
+            columns.append(judged if by_signals and judged is not None else own)
+        return np.nan_to_num(np.stack(columns, axis=1), nan=np.inf)
+
+    def _rank_sum(self, networks: Sequence[Network], step: int) -> _Array | None:
+        """Return the sums of ranks in the signals, 1 for the best; None if none is recorded."""
+        total, found = np.zeros(len(networks)), False
+        for signal in self.signals:
+            name = signal.lstrip("+-")
+            sign = {"+": 1, "-": -1}.get(signal[0], SIGNALS[name].sign)
+            values = np.array([-sign * _value(network, name, step) for network in networks])
+            if not np.isnan(values).all():
+                found = True
+                total += stats.rankdata(np.nan_to_num(values, nan=np.inf))
+        return total if found else None
+
+
+def _value(network: Network, name: str, step: int) -> float:
+    if SIGNALS[name].first == "untrained":
+        return network.fixed.get(name, math.nan)
+    steps = with_tse(network.steps) if name == "tse" else network.steps
+    return steps[step].get(name, math.nan)

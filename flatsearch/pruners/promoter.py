@@ -1,0 +1,213 @@
+"""Pruners that park trials, and promote parked ones: what all of them have in common."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optuna.pruners import BasePruner
+
+from flatsearch.errors import COUNT, Range
+from flatsearch.pareto import signs
+from flatsearch.pruners.audit import draw
+from flatsearch.pruners.judge import Judge, check_signals
+from flatsearch.pruners.metric_view import WritableTrial
+from flatsearch.pruners.per_study import PerStudy
+from flatsearch.record.decisions import Decision, write_decision
+from flatsearch.record.networks import networks_of
+from flatsearch.record.promotion import Promotion
+from flatsearch.record.study import StudyRecord
+from flatsearch.record.trial import TrialRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import optuna
+
+    from flatsearch.record.networks import Network
+
+__all__ = ["Board", "Promoter", "last_resort"]
+
+_SHARE = Range(least=0, below=1)
+
+
+@dataclass(frozen=True)
+class Board:
+    """All that a rule looks at: the networks of a study, and how they are compared.
+
+    Attributes:
+        networks: The networks, in the order of their first trials.
+        epochs: The number of epochs of a network that is trained to the end.
+        judge: What ranks them.
+    """
+
+    networks: Sequence[Network]
+    epochs: int
+    judge: Judge
+
+
+class Promoter(BasePruner):
+    """A pruner whose trials can go on later.
+
+    After some epochs, the *rungs*, a trial's turn is over unless it is among the best there. An
+    objective that keeps its network's state (`flatsearch.FlatnessObjective` with an artifact store
+    does) is *parked* then instead of pruned; when it is among the best after all it is *promoted*:
+    a new trial goes on with its network. With other objectives the trial is pruned for good.
+
+    A subclass is one rule: `rungs`, `pauses` and `promotions`, functions of a `Board` alone.
+
+    Args:
+        signals: What trials are ranked by after an epoch, see `flatsearch.pruners.judge.Judge`.
+        epochs: The number of epochs of a trial that is not stopped; where None, the setting of the
+            study.
+        audit: The share of the trials whose turn is over that goes on to the next rung all the
+            same, to see whether the rule is right.
+        keep: The number of parked networks at each rung, the best, whose training is kept.
+
+    Raises:
+        SettingsError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        signals: Sequence[str] = ("loss", "train_loss"),
+        *,
+        epochs: int | None = None,
+        audit: float = 0.05,
+        keep: int = 50,
+    ) -> None:
+        check_signals(signals)
+        if epochs is not None:
+            COUNT.check("epochs", epochs)
+        _SHARE.check("audit", audit)
+        COUNT.check("keep", keep)
+        self._signals, self._epochs = tuple(signals), epochs
+        self._audit, self._keep = audit, keep
+        self._finished: PerStudy[dict[int, TrialRecord]] = PerStudy()
+
+    @abstractmethod
+    def rungs(self, epochs: int) -> tuple[int, ...]:
+        """Return the numbers of epochs after which a trial's turn may be over, in ascending order.
+
+        Args:
+            epochs: Of a trial that is trained to the end, which is none of them.
+        """
+
+    @abstractmethod
+    def pauses(self, board: Board, number: int, rung: int) -> bool:
+        """Return whether the turn of a network is over.
+
+        Args:
+            board: The study.
+            number: The network's.
+            rung: The epochs that it has been trained for.
+        """
+
+    @abstractmethod
+    def promotions(self, board: Board, *, ends: bool) -> list[Promotion]:
+        """Return which parked networks go on now, in this order.
+
+        Args:
+            board: The study.
+            ends: Whether no new network is to come.
+        """
+
+    def board(self, study: optuna.Study) -> Board:
+        """Return what the rule looks at.
+
+        Raises:
+            ValueError: If it is not known how many epochs a trial has.
+        """
+        known = self._finished.get(study, lambda _: {})
+        trials = []
+        for trial in study.get_trials(deepcopy=False):
+            found = known.get(trial.number) or TrialRecord(trial)
+            if trial.state.is_finished():
+                known[trial.number] = found
+            trials.append(found)
+        objectives = tuple(study.metric_names or ())
+        judge = Judge(self._signals, objectives, tuple(signs(study.directions).tolist()))
+        return Board(networks_of(trials), self._epochs_of(study), judge)
+
+    def _epochs_of(self, study: optuna.Study) -> int:
+        if self._epochs is not None:
+            return self._epochs
+        epochs = (StudyRecord(study).settings or {}).get("epochs")
+        if epochs is None:
+            raise ValueError(
+                f"how many epochs a trial of study {study.study_name!r} has is not on its record;"
+                " give `epochs`"
+            )
+        return int(epochs)
+
+    def is_rung(self, study: optuna.Study, epoch: int) -> bool:
+        """Return whether a trial's turn may be over after an epoch, counted from 1."""
+        return epoch in self.rungs(self._epochs_of(study))
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """Return whether a trial's turn is over.
+
+        Args:
+            study: The study.
+            trial: The running trial, which is judged by what it has recorded.
+        """
+        found = TrialRecord(trial)
+        if not found.steps:
+            return False
+        epoch = max(found.steps) + 1
+        promotion = found.promotion
+        if not self.is_rung(study, epoch) or (promotion is not None and epoch < promotion.until):
+            return False
+        number = trial.number if promotion is None else promotion.trial
+        board = self.board(study)
+        if not self.pauses(board, number, epoch):
+            return False
+        if draw(f"{study.study_name}:{epoch}", number) >= self._audit:
+            return True
+        n_there = sum(epoch - 1 in network.steps for network in board.networks)
+        decision = Decision(epoch - 1, math.nan, math.nan, "audited", self._audit, n_there)
+        write_decision(WritableTrial(study, trial), decision)
+        return False
+
+    def next_promotions(self, study: optuna.Study, *, ends: bool = False) -> list[Promotion]:
+        """Return which networks go on now, without those of which a trial runs or waits already.
+
+        Args:
+            study: The study.
+            ends: Whether no new network is to come.
+
+        Returns:
+            Those whose trial was cut off first, then what the rule says.
+        """
+        board = self.board(study)
+        cut_off = [Promotion(n.number, 0, 0, "cut off") for n in board.networks if n.lost]
+        return cut_off + self.promotions(board, ends=ends)
+
+    def unwanted(self, study: optuna.Study) -> list[int]:
+        """Return the networks whose training need not be kept, by the numbers of their trials."""
+        board = self.board(study)
+        wanted = {n.number for n in board.networks if n.busy or n.lost}
+        for rung in self.rungs(board.epochs):
+            parked = [n for n in board.judge.order(board.networks, rung) if n.parked == rung]
+            wanted |= {n.number for n in parked[: self._keep]}
+        return [n.number for n in board.networks if n.number not in wanted]
+
+
+def last_resort(board: Board) -> list[Promotion]:
+    """Return the promotion without which no network would be trained to the end.
+
+    Args:
+        board: The study, of which nothing else is left to do.
+
+    Returns:
+        The best of the parked networks that have come furthest, to the end; nothing if a network
+        is trained to the end, or being trained.
+    """
+    parked = [n for n in board.networks if n.parked is not None]
+    if not parked or any(n.final is not None or n.busy for n in board.networks):
+        return []
+    furthest = max(n.parked or 0 for n in parked)
+    best = board.judge.order([n for n in parked if n.parked == furthest], furthest)
+    return [Promotion(n.number, furthest, board.epochs, "last") for n in best[:1]]

@@ -1,0 +1,123 @@
+"""The networks of a study: which trials are parts of the training of one and the same.
+
+A trial whose turn is over is *parked*: it ends, with its network's training kept. A network that is
+*promoted* goes on in a new trial, whose curve begins with the steps of the earlier ones. Of all
+those trials the last one that has ended says everything; the others are *superseded* by it. This is
+the only place where that is worked out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flatsearch.record.constraints import PRUNED_SOFTLY
+from flatsearch.record.trial import TrialRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from optuna.trial import FrozenTrial
+
+__all__ = ["Network", "networks_of", "read_trials"]
+
+# A network whose process has died this often is what kills it.
+_MOST_DEATHS = 3
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in training, as a rule sees it that promotes parked ones.
+
+    Attributes:
+        number: The number of the trial that began its training.
+        steps: The metrics of every step so far; 0 is the first epoch.
+        fixed: What no epoch changes, by name, for example the number of parameters.
+        parked: The number of epochs after which it is parked; None if it is not, or cannot go on.
+        lost: Whether its trial was cut off before it was ever parked, and it can go on.
+        busy: Whether a trial of it is running or waiting to be.
+        final: The objective values, if it has been trained to the end.
+        feasible: Whether it kept every constraint the last time that was known.
+        parts: The numbers of its trials.
+    """
+
+    number: int
+    steps: Mapping[int, Mapping[str, float]]
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    parked: int | None = None
+    lost: bool = False
+    busy: bool = False
+    final: tuple[float, ...] | None = None
+    feasible: bool = True
+    parts: tuple[int, ...] = ()
+
+
+def networks_of(trials: Iterable[TrialRecord]) -> list[Network]:
+    """Return the networks that trials train, without duplicates, failures and those over a limit.
+
+    Args:
+        trials: All trials of a study.
+
+    Returns:
+        The networks in the order of their first trials.
+    """
+    found = [(_network(number, parts), parts) for number, parts in sorted(_grouped(trials).items())]
+    return [n for n, parts in found if n.lost or any(part.state != "FAIL" for part in parts)]
+
+
+def read_trials(trials: Iterable[FrozenTrial]) -> tuple[TrialRecord, ...]:
+    """Return the records of a study's trials, which know by which other one they are superseded.
+
+    Args:
+        trials: All trials of the study.
+
+    Returns:
+        Their records, in the same order.
+    """
+    records = tuple(map(TrialRecord, trials))
+    for parts in _grouped(records).values():
+        finished = [part for part in parts if part.finished]
+        for part in finished[:-1]:
+            part.superseded_by = finished[-1].number
+    return records
+
+
+def _grouped(trials: Iterable[TrialRecord]) -> dict[int, list[TrialRecord]]:
+    parts = defaultdict(list)
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if not trial.duplicate and not trial.over_limit:
+            first = trial.number if trial.promotion is None else trial.promotion.trial
+            parts[first].append(trial)
+    return parts
+
+
+def _network(number: int, parts: Sequence[TrialRecord]) -> Network:
+    # A running trial that says that it is parked is about to be told.
+    busy = any(p.state == "WAITING" or (p.state == "RUNNING" and p.parked is None) for p in parts)
+    ended = [p for p in parts if p.finished or (p.state == "RUNNING" and p.parked is not None)]
+    last = ended[-1] if ended else None
+    failed = [p for p in parts if p.state == "FAIL"]
+    deaths = sum(p.failure is None for p in failed)
+    works = all(p.cut_off for p in failed) and deaths < _MOST_DEATHS
+    goes_on = works and not busy
+    steps: dict[int, Mapping[str, float]] = {}
+    fixed: dict[str, float] = {}
+    feasible = True
+    for part in parts:
+        steps |= part.steps
+        fixed |= part.metrics
+        constraints = {n: v for n, v in part.constraints.items() if n != PRUNED_SOFTLY}
+        if constraints and part.state != "FAIL":
+            feasible = all(value <= 0 for value in constraints.values())
+    return Network(
+        number,
+        steps=steps,
+        fixed=fixed,
+        parked=last.parked if last is not None and goes_on else None,
+        lost=last is None and goes_on and any(p.checkpoint is not None for p in failed),
+        busy=busy,
+        final=last.values if last is not None and last.complete else None,
+        feasible=feasible,
+        parts=tuple(part.number for part in parts),
+    )

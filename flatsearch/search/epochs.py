@@ -1,0 +1,217 @@
+"""The training of a trial, epoch by epoch: measure, report, keep, ask the pruner."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+from flatsearch.flatness import relative_flatness
+from flatsearch.pruners.promoter import Promoter
+from flatsearch.pruners.reporting import report, should_prune
+from flatsearch.record import TrialRecord, write_constraints, write_trial
+from flatsearch.record.constraints import MIN_ACCURACY
+from flatsearch.search.checkpoints import Checkpoint
+from flatsearch.search.epoch_metrics import measure_all, metrics_of
+from flatsearch.signals.compute import ProxyInput, initial_weights, measure
+from flatsearch.signals.table import PROXIES
+from flatsearch.training.trainer import EpochResult, Trainer, is_out_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import optuna
+    from torch import nn
+
+    from flatsearch.data.splits import ImageData
+    from flatsearch.flatness import FlatnessResult
+    from flatsearch.search.candidates import Candidate, Candidates
+    from flatsearch.search.control import Control
+    from flatsearch.search.parking import Parking
+    from flatsearch.settings import RunSettings
+
+    OnEpoch = Callable[[optuna.Trial, EpochResult, FlatnessResult], None]
+
+__all__ = ["Epochs", "Start", "Trained"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a trial's training starts from.
+
+    Attributes:
+        candidate: The candidate.
+        model: Its network, as it is initialised.
+        network: What tells it from others.
+        cost: What is known of it untrained.
+        checkpoint: Where its training goes on, if it was begun by an earlier trial.
+    """
+
+    candidate: Candidate
+    model: nn.Module
+    network: str
+    cost: Mapping[str, float]
+    checkpoint: Checkpoint | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network as a trial leaves it.
+
+    Attributes:
+        model: The network.
+        metrics: Its last metrics.
+        stopped: Why it was not trained to the end; empty if it was.
+    """
+
+    model: nn.Module
+    metrics: Mapping[str, float]
+    stopped: str = ""
+
+
+class Epochs:
+    """Trains and measures candidates.
+
+    Args:
+        data: The images.
+        settings: The settings of the run.
+        candidates: What builds a candidate's network, once more if memory runs out.
+        parking: What keeps networks in training.
+        on_epoch: A function that is called with (trial, result, flatness result) after every epoch.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        settings: RunSettings,
+        candidates: Candidates,
+        parking: Parking,
+        on_epoch: OnEpoch | None,
+    ) -> None:
+        self._data, self._settings, self._candidates = data, settings, candidates
+        self._parking, self._on_epoch = parking, on_epoch
+        self._every_epoch = [n for n in settings.signals if PROXIES[n].first == "epoch"]
+        self._probe = data.probe.tensors()
+        self._device = self._probe[1].device
+
+    def least_accuracy(self) -> float | None:
+        """Return the accuracy below which a trial is on no front; None if accuracy is all."""
+        if set(self._settings.objectives) == {"accuracy"}:
+            return None
+        least = self._settings.min_accuracy
+        return self._data.guessing_accuracy() if least is None else least
+
+    def train(self, trial: optuna.Trial, start: Start, control: Control) -> Trained:
+        """Train and measure, once more with every batch in two halves if memory runs out."""
+        accumulate = 1 if start.checkpoint is None else start.checkpoint.accumulate
+        try:
+            return self._train(trial, start, control, accumulate)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # Outside of the handler: the traceback there keeps tensors alive.
+        write_trial(trial, retried=reason)
+        start.model.zero_grad()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        again = dataclasses.replace(start, model=self._candidates.build(start.candidate))
+        return self._train(trial, again, control, accumulate=2)
+
+    def _train(
+        self, trial: optuna.Trial, start: Start, control: Control, accumulate: int
+    ) -> Trained:
+        model, settings = start.model, start.candidate.settings
+        # Objectives that no epoch changes: a pruner that ranks by all objectives needs them too.
+        fixed = {name: start.cost[name] for name in settings.objectives if name in start.cost}
+        initial = initial_weights(model) if self._every_epoch else {}
+        trainer = Trainer(
+            model,
+            self._data,
+            settings,
+            seed=start.candidate.seed,
+            accumulate=accumulate,
+            on_batch=control.check,
+        )
+        keeps = self._parking.keeps(trial.study)
+        name = self._parking.begin(trial) if keeps else ""
+        metrics: Mapping[str, float] = {}
+        if start.checkpoint is not None:
+            metrics = self._go_on(trial, model, trainer, start.checkpoint)
+            # Its process may have ended before it was decided how it goes on.
+            if reason := self._stops(trial, trainer.epochs_done, metrics, keeps=keeps):
+                return Trained(model, metrics, reason)
+        for epoch in trainer.results():
+            flatness = relative_flatness(model, self._probe, settings.layer)
+            if not metrics or start.checkpoint is not None:
+                write_trial(trial, measured=next(iter(flatness.layers)))
+            metrics = metrics_of(epoch, flatness)
+            metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
+            if settings.measures_all(epoch.epoch):
+                every, layers = measure_all(
+                    model, self._probe, self._data.num_classes, needed=settings.needs_all
+                )
+                write_trial(trial, layers=layers or None)
+                metrics |= every
+            report(trial, epoch.epoch - 1, **metrics, **fixed, train_seconds=epoch.seconds)
+            if self._on_epoch is not None:
+                self._on_epoch(trial, epoch, flatness)
+            if epoch.epoch == settings.epochs:
+                break
+            if keeps:
+                self._parking.save(name, self._checkpoint(trial, start, trainer, accumulate))
+            control.check_time(epoch.epoch)
+            if reason := self._stops(trial, epoch.epoch, metrics, keeps=keeps):
+                return Trained(model, metrics, reason)
+        return Trained(model, metrics)
+
+    def _stops(
+        self, trial: optuna.Trial, epoch: int, metrics: Mapping[str, float], *, keeps: bool
+    ) -> str:
+        """Ask the pruner whether a trial's turn is over; return what is said of it then."""
+        if epoch == self._settings.epochs:
+            return ""
+        pruner, least = trial.study.pruner, self.least_accuracy()
+        if (
+            least is not None
+            and isinstance(pruner, Promoter)
+            and pruner.is_rung(trial.study, epoch)
+        ):
+            # One that has learnt nothing is perfectly flat: the best of its rung, but for this.
+            write_constraints(trial, {MIN_ACCURACY: least - metrics["accuracy"]})
+        if not should_prune(trial):
+            return ""
+        reason = f"{'parked' if keeps else 'pruned'} after epoch {epoch}"
+        write_trial(trial, stopped=reason)
+        # From now on it may be promoted.
+        write_trial(trial, parked=epoch if keeps else None)
+        return reason
+
+    def _checkpoint(
+        self, trial: optuna.Trial, start: Start, trainer: Trainer, accumulate: int
+    ) -> Checkpoint:
+        return Checkpoint(
+            network=start.network,
+            model=start.model.state_dict(),
+            trainer=trainer.state_dict(),
+            random=Checkpoint.random_state(self._device),
+            accumulate=accumulate,
+            steps={step: dict(values) for step, values in TrialRecord(trial).steps.items()},
+            fixed=dict(start.cost),
+        )
+
+    def _go_on(
+        self, trial: optuna.Trial, model: nn.Module, trainer: Trainer, checkpoint: Checkpoint
+    ) -> Mapping[str, float]:
+        """Go on where an earlier trial was; return the metrics after its last epoch."""
+        known = TrialRecord(trial).steps
+        for step, values in checkpoint.steps.items():
+            if step not in known:
+                report(trial, step, **values)
+        model.load_state_dict(checkpoint.model)
+        model.eval()
+        trainer.load_state_dict(checkpoint.trainer)
+        checkpoint.set_random_state(self._device)
+        last = checkpoint.steps[checkpoint.epochs - 1]
+        return {name: value for name, value in last.items() if name != "train_seconds"}

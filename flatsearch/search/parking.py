@@ -1,0 +1,168 @@
+"""Parked trials: their networks are kept, and go on in other trials.
+
+To Optuna a parked trial is PRUNED (or complete with a violated constraint, where pruning is soft),
+and a promotion is an enqueued trial of the same parameters, which the next `ask` of any worker
+takes. Everything is decided from the study's trials alone: what a process that died has left undone
+is done by the next trial that ends.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from flatsearch.pruners.promoter import Promoter
+from flatsearch.record import FINISHED, Promotion, TrialRecord, write_trial
+from flatsearch.search.checkpoints import Checkpoint, Checkpoints
+from flatsearch.search.liveness import fail_dead_trials, is_orphan
+
+if TYPE_CHECKING:
+    import optuna
+    import torch
+    from optuna.trial import FrozenTrial
+
+    from flatsearch.search.checkpoints import Store
+
+__all__ = ["Parking", "goes_on_already", "withdraw"]
+
+
+class Parking:
+    """Keeps the networks of a study's trials, and promotes those that are parked.
+
+    Args:
+        store: Where they are kept; None for nowhere, and nothing is parked then.
+    """
+
+    def __init__(self, store: Store | None) -> None:
+        self._checkpoints = None if store is None else Checkpoints(store)
+        self._warned = False
+
+    def keeps(self, study: optuna.Study) -> bool:
+        """Return whether the trials of a study are parked; warn, once, where they cannot be."""
+        if not isinstance(study.pruner, Promoter):
+            return False
+        if self._checkpoints is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"without an artifact store no trial can be parked: {type(study.pruner).__name__}"
+                " prunes for good",
+                stacklevel=2,
+            )
+        return self._checkpoints is not None
+
+    def begin(self, trial: optuna.Trial) -> str:
+        """Return the name of a trial's checkpoint, which is that of its network."""
+        promotion = TrialRecord(trial).promotion
+        name = None
+        if promotion is not None:
+            name = TrialRecord(_trial(trial.study, promotion.trial)).checkpoint
+        name = name or f"parked-{uuid.uuid4().hex}"
+        write_trial(trial, checkpoint=name)
+        return name
+
+    def save(self, name: str, checkpoint: Checkpoint) -> None:
+        """Keep a network as it is after an epoch."""
+        if self._checkpoints is not None:
+            self._checkpoints.save(name, checkpoint)
+
+    def load(self, trial: optuna.Trial, network: str, device: torch.device) -> Checkpoint | None:
+        """Return where a trial goes on with the network of an earlier one.
+
+        Args:
+            trial: The trial.
+            network: What tells its network from others.
+            device: Where it is trained.
+
+        Returns:
+            The checkpoint. None for a trial of its own, and where it is missing, or of another
+            network (the search space has changed): the training begins anew, with the same random
+            numbers.
+        """
+        promotion = TrialRecord(trial).promotion
+        if promotion is None or self._checkpoints is None:
+            return None
+        name = TrialRecord(_trial(trial.study, promotion.trial)).checkpoint
+        found = None if name is None else self._checkpoints.load(name, device)
+        return found if found is not None and found.network == network else None
+
+    def promote(self, study: optuna.Study, *, ends: bool = False) -> int:
+        """Enqueue what goes on now, and drop what is no longer wanted.
+
+        Args:
+            study: The study.
+            ends: Whether no new network is to come.
+
+        Returns:
+            The number of trials that were enqueued.
+        """
+        if self._checkpoints is None or not isinstance(study.pruner, Promoter):
+            return 0
+        trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+        names = {number: TrialRecord(trial).checkpoint for number, trial in trials.items()}
+        enqueued = 0
+        for promotion in study.pruner.next_promotions(study, ends=ends):
+            name = names[promotion.trial]
+            if name is not None and self._checkpoints.has(name):
+                enqueued += 1
+                study.enqueue_trial(
+                    trials[promotion.trial].params,
+                    user_attrs={TrialRecord.promotion.key: promotion.to_dict()},
+                )
+        for number in study.pruner.unwanted(study):
+            if (name := names.get(number)) is not None:
+                self._checkpoints.drop(name)
+        return enqueued
+
+
+def _trial(study: optuna.Study, number: int) -> FrozenTrial:
+    return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
+
+
+def goes_on_already(trial: optuna.Trial, promotion: Promotion) -> int | None:
+    """Return an earlier trial that goes on with the same network from the same epoch, if any.
+
+    Of several workers that promote a network at once, the oldest trial trains it.
+
+    Args:
+        trial: The running trial.
+        promotion: What it was told.
+
+    Returns:
+        The number of the other trial.
+    """
+    fail_dead_trials(trial.study)
+    for other in trial.study.get_trials(deepcopy=False):
+        if other.number >= trial.number or other.state == TrialState.FAIL:
+            continue
+        told = TrialRecord(other).promotion
+        same = told is not None and (told.trial, told.after) == (promotion.trial, promotion.after)
+        if same and not (other.state == TrialState.RUNNING and is_orphan(other)):
+            return other.number
+    return None
+
+
+def withdraw(study: optuna.Study) -> None:
+    """Fail the promotions that still wait, unless somebody runs trials; they may come again later.
+
+    Only what is at the head of the queue can be taken by a public way: what waits behind somebody's
+    own enqueued trial stays.
+
+    Args:
+        study: The study.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of heartbeats, which are not for this
+        while True:
+            unfinished = [t for t in study.get_trials(deepcopy=False) if t.state not in FINISHED]
+            waiting = [t for t in unfinished if t.state == TrialState.WAITING]
+            running = [t for t in unfinished if t.state == TrialState.RUNNING]
+            if any(not is_orphan(trial) for trial in running):
+                return
+            if not waiting or TrialRecord(waiting[0]).promotion is None:
+                return
+            trial = study.ask()
+            write_trial(trial, failure="the run ended before it was this trial's turn", late=True)
+            study.tell(trial, state=TrialState.FAIL)
