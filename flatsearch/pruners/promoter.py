@@ -179,20 +179,20 @@ class Promoter(BasePruner):
             ends: Whether no new network is to come.
 
         Returns:
-            Those whose trial was cut off first, then what the rule says.
+            Those whose trial was cut off, in place of new ones; then what the rule says.
         """
         board = self.board(study)
         cut_off = [Promotion(n.number, 0, 0, "cut off") for n in board.networks if n.lost]
-        return cut_off + self.promotions(board, ends=ends)
+        return (cut_off if not ends else []) + self.promotions(board, ends=ends)
 
-    def unwanted(self, study: optuna.Study) -> list[int]:
-        """Return the networks whose training need not be kept, by the numbers of their trials."""
+    def wanted(self, study: optuna.Study) -> set[int]:
+        """Return the networks whose training is kept, by the numbers of their first trials."""
         board = self.board(study)
-        wanted = {n.number for n in board.networks if n.busy or n.lost}
+        found = {n.number for n in board.networks if n.busy or n.lost}
         for rung in self.rungs(board.epochs):
             parked = [n for n in board.judge.order(board.networks, rung) if n.parked == rung]
-            wanted |= {n.number for n in parked[: self._keep]}
-        return [n.number for n in board.networks if n.number not in wanted]
+            found |= {n.number for n in parked[: self._keep]}
+        return found
 
 
 def last_resort(board: Board) -> list[Promotion]:

@@ -137,6 +137,7 @@ class Epochs:
         keeps = self._parking.keeps(trial.study)
         name = self._parking.begin(trial) if keeps else ""
         metrics: Mapping[str, float] = {}
+        first = True
         if start.checkpoint is not None:
             metrics = self._go_on(trial, model, trainer, start.checkpoint)
             # Its process may have ended before it was decided how it goes on.
@@ -144,8 +145,9 @@ class Epochs:
                 return Trained(model, metrics, reason)
         for epoch in trainer.results():
             flatness = relative_flatness(model, self._probe, settings.layer)
-            if not metrics or start.checkpoint is not None:
+            if first:
                 write_trial(trial, measured=next(iter(flatness.layers)))
+                first = False
             metrics = metrics_of(epoch, flatness)
             metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
             if settings.measures_all(epoch.epoch):

@@ -111,8 +111,9 @@ class Parking:
                     trials[promotion.trial].params,
                     user_attrs={TrialRecord.promotion.key: promotion.to_dict()},
                 )
-        for number in study.pruner.unwanted(study):
-            if (name := names.get(number)) is not None:
+        wanted = {names.get(number) for number in study.pruner.wanted(study)}
+        for name in names.values():
+            if name is not None and name not in wanted:
                 self._checkpoints.drop(name)
         return enqueued
 

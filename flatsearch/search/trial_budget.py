@@ -12,7 +12,6 @@ from flatsearch.search.liveness import is_orphan
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.trial import FrozenTrial
 
 __all__ = ["Budget", "finished_count"]
 
@@ -51,27 +50,26 @@ class Budget:
         Returns:
             "run", "done" if the target is reached, or "wait" for trials of other workers.
         """
-        finished = older = unfinished = 0
+        finished = older = promoted = running = 0
         for trial in study.get_trials(deepcopy=False):
             if trial.state in FINISHED:
                 if trial.number not in self._counts:
                     self._counts[trial.number] = TrialRecord(trial).counted
                 finished += self._counts[trial.number]
-            elif trial.state != TrialState.FAIL and _will_run(trial):
-                unfinished += 1
+            elif trial.state == TrialState.WAITING:
+                found = TrialRecord(trial)
+                promoted += not found.begins
+                # One that was cut off, and is to be taken up again.
+                again = found.promotion is not None and found.begins
+                older += again and number is not None and trial.number < number
+            elif trial.state == TrialState.RUNNING and not is_orphan(trial):
+                running += 1
                 before = number is None or trial.number < number
                 older += before and TrialRecord(trial).begins
-                if number is None and trial.state == TrialState.WAITING:
-                    return "run"
-        if finished + older < self.target:
+        if finished + older < self.target or (number is None and promoted):
             return "run"
+        if finished < self.target:
+            return "wait"
         # What still runs may be parked, and then another network be promoted.
-        promotes = number is None and unfinished and isinstance(study.pruner, Promoter)
-        return "wait" if finished < self.target or promotes else "done"
-
-
-def _will_run(trial: FrozenTrial) -> bool:
-    """Return whether an unfinished trial runs, or is a promotion, which the next worker takes."""
-    if trial.state == TrialState.WAITING:
-        return TrialRecord(trial).promotion is not None
-    return not is_orphan(trial)
+        promotes = number is None and running and isinstance(study.pruner, Promoter)
+        return "wait" if promotes else "done"

@@ -227,6 +227,25 @@ def test_a_space_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "again)" in run("--duplicates", "retrain", "--trials", "3", "--study", "again").out
 
 
+def test_parked_trials_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatsearch.search.pictures.is_available", lambda: False)
+    options = ["run", *SPACE, "--epochs", "2", "--device", "cpu", "--pruner", "promote"]
+    options += ["--objectives", "accuracy", "--layers", "last"]
+    err = call(*options, "--trials", "3").err
+    assert "trial 0 parked after epoch 1" in err
+    assert "trial 3, which goes on with trial" in err
+    assert "resuming" not in err
+    fields = json.loads(call("report", "--json").out)
+    assert fields["counts"] == {"COMPLETE": 1, "PARKED": 2, "PROMOTED": 1}
+    first = fields["trials"][3]["goes_on_with"]
+    assert f"goes on as trial {3}" in call("report").out
+    assert [len(trial["epochs"]) for trial in fields["trials"]] == [1, 1, 1, 2]
+    assert fields["trials"][first]["parked"] == 1
+    assert fields["pareto_front"] == [3]
+    again = call(*options, "--trials", "1").err
+    assert "resuming study 'MySpace-digits' (finished trials: 3)" in again
+
+
 def test_other_settings_are_refused(tiny: Path) -> None:
     err = run("--pruner", "none", "--lr", "0.2", code=2).err
     assert "lr=0.1 (not 0.2)" in err

@@ -9,6 +9,7 @@ import pytest
 
 from flatsearch import FlatnessObjective, RunSettings, SpaceError, record
 from flatsearch.search.recipe import suggest_recipe
+from flatsearch.training.trainer import Trainer
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
@@ -64,16 +65,15 @@ def test_a_broken_recipe(returned: Any, message: str) -> None:
 
 
 def test_it_is_trained_with_the_recipe(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    import flatsearch.search.objective
+    import flatsearch.search.epochs
 
     used: list[RunSettings] = []
-    train = flatsearch.search.objective.train
 
-    def spy(model: Any, data: Any, settings: RunSettings, **options: Any) -> Any:
+    def spy(model: Any, data: Any, settings: RunSettings, **options: Any) -> Trainer:
         used.append(settings)
-        return train(model, data, settings, **options)
+        return Trainer(model, data, settings, **options)
 
-    monkeypatch.setattr(flatsearch.search.objective, "train", spy)
+    monkeypatch.setattr(flatsearch.search.epochs, "Trainer", spy)
     objective = FlatnessObjective(Tiny(), digits, settings=RunSettings(epochs=1, tune_recipe=True))
     study = optuna.create_study(directions=objective.directions)
     study.optimize(objective, n_trials=2)

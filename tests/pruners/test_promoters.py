@@ -1,0 +1,197 @@
+"""Rules that promote, on networks made by hand."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+
+from flatsearch import HalvingPromoter, OneRungPromoter, SettingsError, report, should_prune
+from flatsearch.pruners.judge import Judge
+from flatsearch.pruners.promoter import Board
+from flatsearch.record import Network, Promotion, TrialRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flatsearch.pruners.promoter import Promoter
+
+JUDGE = Judge(("loss",), ("accuracy",), (1.0,))
+
+
+def network(
+    number: int,
+    losses: Sequence[float],
+    *,
+    parked: bool = True,
+    busy: bool = False,
+    final: tuple[float, ...] | None = None,
+) -> Network:
+    steps = {step: {"loss": loss} for step, loss in enumerate(losses)}
+    waits = len(losses) if parked and not busy and final is None else None
+    return Network(number, steps, parked=waits, busy=busy, final=final)
+
+
+def told(
+    rule: Promoter, networks: Sequence[Network], *, epochs: int = 12, ends: bool = False
+) -> list[tuple[int, int, int]]:
+    board = Board(networks, epochs, JUDGE)
+    found = rule.promotions(board, ends=ends)
+    return [(promotion.trial, promotion.after, promotion.until) for promotion in found]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs"),
+    [(1, ()), (2, (1,)), (3, (1,)), (4, (1,)), (8, (1, 3)), (12, (1, 3)), (50, (1, 4, 14))],
+)
+def test_rungs(epochs: int, rungs: tuple[int, ...]) -> None:
+    assert HalvingPromoter().rungs(epochs) == rungs
+
+
+def test_a_quarter_of_each_rung_goes_on_the_highest_first() -> None:
+    rule = HalvingPromoter()
+    low = [network(i, [1.0 + i]) for i in range(7)]
+    assert told(rule, low[:3]) == []
+    assert told(rule, low[:4]) == [(0, 1, 3)]
+    assert told(rule, low) == [(0, 1, 3)]
+    # Those that have gone on still count where they were; what is promoted already is no news.
+    high = [network(10 + i, [0.5, 0.5, 0.1 * i]) for i in range(4)]
+    assert told(rule, [*low, *high]) == [(10, 3, 12)]
+    busy = [network(0, [1.0], busy=True), *low[1:]]
+    assert told(rule, busy) == []
+    assert told(rule, [*busy, network(20, [0.5])]) == [(20, 1, 3)]
+
+
+def test_a_turn_is_over_unless_the_trial_is_among_the_best() -> None:
+    rule = HalvingPromoter()
+    networks = [network(i, [1.0 + i]) for i in range(7)]
+    for loss, over in ((0.5, False), (1.5, False), (3.5, True)):
+        board = Board([*networks, network(9, [loss], busy=True)], 12, JUDGE)
+        assert rule.pauses(board, 9, 1) is over
+
+
+def test_at_the_end_one_at_least_is_trained_to_the_end() -> None:
+    rule = HalvingPromoter()
+    networks = [network(0, [2.0]), network(1, [1.0]), network(2, [3.0, 1.0, 1.0])]
+    assert told(rule, networks) == []
+    assert told(rule, networks, ends=True) == [(2, 3, 12)]
+    assert told(rule, [*networks[:2], network(3, [9.0], busy=True)], ends=True) == []
+    assert told(rule, [*networks, network(3, [1.0] * 12, final=(0.5,))], ends=True) == []
+    assert told(rule, [], ends=True) == []
+
+
+def test_one_rung_waits_for_all() -> None:
+    networks = [network(i, [float(10 - i)]) for i in range(6)]
+    rule = OneRungPromoter(promote=2)
+    assert told(rule, networks) == []
+    assert told(rule, networks, ends=True) == [(5, 1, 12), (4, 1, 12)]
+    known = OneRungPromoter(promote=2, n_trials=6)
+    assert told(known, networks[:5]) == []
+    assert told(known, networks) == [(5, 1, 12), (4, 1, 12)]
+    done = [*networks[:5], network(5, [1.0] * 12, final=(0.5,))]
+    assert told(known, done) == [(4, 1, 12)]
+
+
+def test_ranks_by_several_signals_and_what_is_not_there() -> None:
+    def of(number: int, **metrics: float) -> Network:
+        return Network(number, {0: metrics}, fixed={"parameters": 10.0 * number})
+
+    networks = [of(0, loss=1.0, train_loss=3.0), of(1, loss=2.0, train_loss=1.0), of(2, loss=9.0)]
+
+    def numbers(*signals: str) -> list[int]:
+        return [n.number for n in Judge(signals).order(networks, 1)]
+
+    assert numbers("loss") == [0, 1, 2]
+    assert numbers("train_loss") == [1, 0, 2]  # not there is the worst
+    assert numbers("loss", "train_loss") == [0, 1, 2]  # 1 + 2 and 2 + 1: the older one
+    assert numbers("tse") == numbers("train_loss")
+    assert numbers("parameters") == [2, 1, 0]
+    assert numbers("-parameters") == [0, 1, 2]
+    assert Judge(("loss",)).order(networks, 2) == []
+
+
+def test_several_objectives_are_ranked_by_domination() -> None:
+    def of(number: int, loss: float, flatness: float, *, feasible: bool = True) -> Network:
+        return Network(number, {0: {"loss": loss, "flatness": flatness}}, feasible=feasible)
+
+    judge = Judge(("loss",), ("accuracy", "flatness"), (1.0, -1.0))
+    networks = [
+        of(0, 1.0, 9.0),
+        of(1, 2.0, 9.5),  # behind 0
+        of(2, 5.0, 1.0),
+        of(3, 6.0, 10.0),  # behind all
+        of(4, 9.0, 0.1, feasible=False),  # has learnt nothing
+    ]
+    order = [n.number for n in judge.order(networks, 1)]
+    assert set(order[:2]) == {0, 2}
+    assert order[2:] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"signals": ("nonsense",)}, "unknown signal 'nonsense'"),
+        ({"signals": ("flatness",)}, "give '-flatness' if smaller"),
+        ({"signals": ()}, "`signals` must be names"),
+        ({"factor": 1}, "`factor` must be above 1 but got 1"),
+        ({"audit": 1.0}, "`audit` must be at least 0 and below 1"),
+        ({"keep": 0}, "`keep` must be at least 1 but got 0"),
+    ],
+)
+def test_arguments(options: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        HalvingPromoter(**options)  # type: ignore[arg-type]
+
+
+def study_of(pruner: optuna.pruners.BasePruner, *names: str) -> optuna.Study:
+    study = optuna.create_study(directions=["maximize"] * len(names), pruner=pruner)
+    study.set_metric_names(list(names))
+    return study
+
+
+@pytest.mark.parametrize("names", [("accuracy",), ("accuracy", "speed")])
+def test_without_an_objective_that_parks_it_prunes(names: tuple[str, ...]) -> None:
+    study = study_of(pickle.loads(pickle.dumps(HalvingPromoter(epochs=4, audit=0.0))), *names)
+    for loss, over in ((4.0, True), (3.0, True), (2.0, True), (1.0, False), (5.0, True)):
+        trial = study.ask()
+        report(trial, 0, loss=loss, speed=1.0)
+        assert should_prune(trial) is over
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+
+def test_it_has_to_know_the_epochs() -> None:
+    study = study_of(HalvingPromoter(), "accuracy")
+    trial = study.ask()
+    report(trial, 0, loss=1.0)
+    with pytest.raises(ValueError, match="give `epochs`"):
+        should_prune(trial)
+
+
+def test_a_share_of_those_whose_turn_is_over_is_audited() -> None:
+    study = study_of(HalvingPromoter(epochs=4, audit=0.5), "accuracy")
+    audited = 0
+    for i in range(40):
+        trial = study.ask()
+        report(trial, 0, loss=float(i))
+        over = should_prune(trial)
+        found = TrialRecord(study.trials[-1])
+        assert over is not found.audited
+        audited += found.audited
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    assert 10 <= audited <= 30
+
+
+def test_a_promoted_trial_is_not_stopped_before_it_is_where_it_goes() -> None:
+    study = study_of(HalvingPromoter(epochs=12, audit=0.0), "accuracy")
+    for i in range(4):
+        trial = study.ask()
+        report(trial, 0, loss=float(i))
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    attributes = {TrialRecord.promotion.key: Promotion(3, 1, 12, "last").to_dict()}
+    study.enqueue_trial({}, user_attrs=attributes)
+    trial = study.ask()
+    for step in range(4):
+        report(trial, step, loss=9.0)
+        assert not should_prune(trial)
