@@ -7,6 +7,7 @@ values in the order of their names.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -22,6 +23,7 @@ __all__ = [
     "constraint_values",
     "is_named",
     "read_constraints",
+    "shown_as_kept",
     "write_constraints",
 ]
 
@@ -66,6 +68,20 @@ def read_constraints(trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str
     listed = {str(place): value for place, value in enumerate(stored.get(_KEY) or ())}
     named = {key[len(_KEY) + 1 :]: v for key, v in stored.items() if key.startswith(f"{_KEY}:")}
     return {**listed, **named}
+
+
+def shown_as_kept(trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
+    """Return a copy of a trial that was pruned softly, as if it had not been."""
+    shown = copy.copy(trial)
+    attributes = dict(trial.system_attrs)
+    key = f"{_KEY}:{PRUNED_SOFTLY}"
+    if key in attributes:
+        attributes[key] = 0.0
+        if _KEY in attributes:
+            named = {k: v for k, v in attributes.items() if k.startswith(f"{_KEY}:")}
+            attributes[_KEY] = [value for _, value in sorted(named.items())]
+        shown.system_attrs = attributes
+    return shown
 
 
 def is_named(name: str) -> bool:

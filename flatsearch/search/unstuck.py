@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import TrialState
 
-from flatsearch.pruners.metric_view import shown_study
-from flatsearch.record import TrialRecord, read_trials
+from flatsearch.record import TrialRecord
+from flatsearch.search.sampler_view import seen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import optuna
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["UnstuckSampler", "seen"]
+__all__ = ["UnstuckSampler"]
 
 
 class UnstuckSampler(BaseSampler):
     """Asks a sampler, or draws at random while that one repeats itself.
 
-    Of the trials that train one network the sampler sees one, see `seen`.
+    It sees the study as `flatsearch.search.sampler_view.seen` shows it.
 
     Args:
         sampler: The sampler that is asked.
@@ -89,36 +87,3 @@ class UnstuckSampler(BaseSampler):
     ) -> None:
         """Tell the sampler how a trial has ended."""
         self._asked.after_trial(seen(study), trial, state, values)
-
-
-def seen(study: optuna.Study) -> optuna.Study:
-    """Return a study as a sampler is to see it: every network once.
-
-    The first part of a network that has gone on was not bad for having been parked: it is shown as
-    failed, from which samplers learn nothing, as are the duplicates that took over its result. One
-    that goes on is shown as it was parked until it has ended.
-
-    Args:
-        study: The study.
-
-    Returns:
-        The study itself where no network has ever gone on.
-    """
-    trials = study.get_trials(deepcopy=False)
-    if all(TrialRecord(trial).promotion is None for trial in trials):
-        return study
-    return shown_study(study, _show)
-
-
-def _show(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    records = read_trials(trials)
-    hidden = {r.number for r in records if r.superseded_by is not None}
-    hidden |= {r.number for r in records if r.duplicate_of in hidden}
-    hidden |= {r.number for r in records if r.state == "RUNNING" and not r.begins}
-    return [_failed(trial) if trial.number in hidden else trial for trial in trials]
-
-
-def _failed(trial: FrozenTrial) -> FrozenTrial:
-    shown = copy.copy(trial)
-    shown.state, shown.values = TrialState.FAIL, None
-    return shown

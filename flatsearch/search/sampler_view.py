@@ -1,0 +1,131 @@
+"""A study as its sampler is to see it: every network once, with what is known of it.
+
+Samplers know nothing of parked trials. TPE holds a pruned trial against its parameters, the parked
+part of a network that was promoted since among them; in a study with several objectives it does not
+even ask how far a pruned trial came; GP and NSGA-II leave pruned trials out. So a sampler is shown
+
+- a network that has gone on as its last trial alone: the earlier ones, and the duplicates that took
+  over their results, are shown as failed, from which samplers learn nothing;
+- a parked network as complete, with the values that are predicted for the end of its training.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from flatsearch.pruners.metric_view import shown_study
+from flatsearch.pruners.promoter import Promoter
+from flatsearch.record import networks_of, read_trials
+from flatsearch.record.constraints import shown_as_kept
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from flatsearch.record import Network, TrialRecord
+
+__all__ = ["predicted_finals", "seen"]
+
+
+def seen(study: optuna.Study) -> optuna.Study:
+    """Return a study as its sampler is to see it.
+
+    Args:
+        study: The study.
+
+    Returns:
+        The study itself where no trial can be parked.
+    """
+    if not isinstance(study.pruner, Promoter):
+        return study
+    names = tuple(study.metric_names or ())
+    known: dict[tuple[int, int], list[FrozenTrial]] = {}
+
+    def show(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        key = len(trials), sum(trial.state.is_finished() for trial in trials)
+        if key not in known:
+            known.clear()
+            known[key] = _show(trials, names)
+        return known[key]
+
+    return shown_study(study, show)
+
+
+def _show(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[FrozenTrial]:
+    records = read_trials(trials)
+    hidden = {r.number for r in records if r.superseded_by is not None}
+    hidden |= {r.number for r in records if r.duplicate_of in hidden}
+    # A network that goes on is shown as it was parked.
+    hidden |= {r.number for r in records if r.state == "RUNNING" and not r.begins}
+    parked = {r.number: r for r in records if r.parked is not None and r.finished}
+    finals = predicted_finals(networks_of(records), parked.values(), names)
+    shown = []
+    for trial in trials:
+        if trial.number in hidden:
+            trial = _told(trial, TrialState.FAIL, None)
+        elif (values := finals.get(trial.number)) is not None:
+            trial = shown_as_kept(_told(trial, TrialState.COMPLETE, values))
+        shown.append(trial)
+    return shown
+
+
+def _told(trial: FrozenTrial, state: TrialState, values: list[float] | None) -> FrozenTrial:
+    shown = copy.copy(trial)
+    shown.state = state
+    shown.values = values
+    return shown
+
+
+def predicted_finals(
+    networks: Sequence[Network], parked: Collection[TrialRecord], names: Sequence[str]
+) -> dict[int, list[float]]:
+    """Return the objective values that parked trials would end with.
+
+    The value so far, and for each stretch between the epochs at which networks are parked, and then
+    the end, the median of what the networks gained that were trained over all of it. Every network
+    that has gone on teaches, none has to be finished first.
+
+    Args:
+        networks: Of the study.
+        parked: The trials.
+        names: The names of the objectives.
+
+    Returns:
+        The values by the trials' numbers; without those of which some are not known.
+    """
+    points = sorted({record.parked or 0 for record in parked})
+    whole = [network for network in networks if network.final is not None]
+    found = {}
+    for record in parked:
+        values = []
+        for index, name in enumerate(names):
+            value = record.steps.get((record.parked or 0) - 1, {}).get(name, math.nan)
+            later = [point for point in points if point >= (record.parked or 0)]
+            for start, end in pairwise(later):
+                value += _gain(networks, name, start - 1, end - 1)
+            last = [
+                network.final[index] - network.steps[later[-1] - 1][name]
+                for network in whole
+                if network.final is not None and name in network.steps.get(later[-1] - 1, {})
+            ]
+            values.append(value + (median(last) if last else 0.0))
+        if values and all(map(math.isfinite, values)):
+            found[record.number] = values
+    return found
+
+
+def _gain(networks: Sequence[Network], name: str, start: int, end: int) -> float:
+    gains = [
+        network.steps[end][name] - network.steps[start][name]
+        for network in networks
+        if name in network.steps.get(start, {}) and name in network.steps.get(end, {})
+    ]
+    return median(gains) if gains else 0.0
