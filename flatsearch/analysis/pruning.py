@@ -10,6 +10,7 @@ from scipy import stats
 
 from flatsearch.analysis.intervals import trial_weights
 from flatsearch.pareto import is_best, signs
+from flatsearch.record.networks import networks_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,9 @@ class PruningEffect:
         high: Upper end.
         suspended: Trials that were run on because the audit said that pruning hurts.
         best: The share that counts as the best; None where it is the front.
+        parked: Trials among the pruned ones that may still go on.
+        spared: Trials that would have been parked but went on for the audit.
+        acquitted: Of these, how many were among the best of the next rung.
     """
 
     pruned: int
@@ -44,6 +48,9 @@ class PruningEffect:
     high: float
     suspended: int
     best: float | None
+    parked: int = 0
+    spared: int = 0
+    acquitted: int = 0
 
 
 def pruning_effect(
@@ -62,6 +69,7 @@ def pruning_effect(
     own = [t for t in trials if t.own and t.steps]
     pruned = [t for t in own if t.pruned]
     decided = [decision for t in own for decision in t.decisions]
+    audits = [n.acquitted for n in networks_of(trials) if n.acquitted is not None]
     if not pruned and not decided:
         return None
     ended = [t for t in own if t.finished]
@@ -92,4 +100,7 @@ def pruning_effect(
         high=high,
         suspended=sum(any(d.outcome == "suspended" for d in t.decisions) for t in own),
         best=best,
+        parked=sum(t.parked is not None for t in pruned),
+        spared=len(audits),
+        acquitted=sum(audits),
     )

@@ -18,10 +18,10 @@ from flatsearch.pareto import is_best
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Audit", "Ended", "draw", "tail_probability"]
+__all__ = ["SIGNIFICANT", "Audit", "Ended", "draw", "tail_probability"]
 
 # An audit this unlikely under the stated probabilities suspends pruning.
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
 
 
 def draw(study_name: str, number: int) -> float:
@@ -109,4 +109,4 @@ class Audit:
             # others may have moved since; a share of all trials stays where it is.
             counts = slice(None) if self._best is not None else times < trial.time
             good += is_best(finals[counts], weights[counts], np.array(trial.final), self._best)
-        return good > 0 and tail_probability(stated, good) < _SIGNIFICANT
+        return good > 0 and tail_probability(stated, good) < SIGNIFICANT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,11 +10,10 @@ from optuna.pruners import BasePruner
 
 from flatsearch.errors import COUNT, Range
 from flatsearch.pareto import signs
-from flatsearch.pruners.audit import draw
+from flatsearch.pruners.audit import SIGNIFICANT, draw, tail_probability
 from flatsearch.pruners.judge import Judge, check_signals
 from flatsearch.pruners.metric_view import WritableTrial
 from flatsearch.pruners.per_study import PerStudy
-from flatsearch.record.decisions import Decision, write_decision
 from flatsearch.record.networks import networks_of
 from flatsearch.record.promotion import Promotion
 from flatsearch.record.study import StudyRecord
@@ -47,6 +45,20 @@ class Board:
     epochs: int
     judge: Judge
 
+    def distrusts(self, share: float) -> bool:
+        """Return whether the audit says that networks are parked that would be among the best.
+
+        Args:
+            share: Of the networks at a rung that are the best.
+
+        Returns:
+            Whether, of those that went on for the audit, significantly more than this share was
+            among the best of the next rung: more than if the rule knew nothing.
+        """
+        found = [n.acquitted for n in self.networks if n.acquitted is not None]
+        good = sum(found)
+        return good > 0 and tail_probability([share] * len(found), good) < SIGNIFICANT
+
 
 class Promoter(BasePruner):
     """A pruner whose trials can go on later.
@@ -62,8 +74,8 @@ class Promoter(BasePruner):
         signals: What trials are ranked by after an epoch, see `flatsearch.pruners.judge.Judge`.
         epochs: The number of epochs of a trial that is not stopped; where None, the setting of the
             study.
-        audit: The share of the trials whose turn is over that goes on to the next rung all the
-            same, to see whether the rule is right.
+        audit: The share of the trials whose turn is over at the first rung that goes on to the next
+            one all the same, to see whether the rule is right.
         keep: The number of parked networks at each rung, the best, whose training is kept.
 
     Raises:
@@ -164,11 +176,11 @@ class Promoter(BasePruner):
         board = self.board(study)
         if not self.pauses(board, number, epoch):
             return False
-        if draw(f"{study.study_name}:{epoch}", number) >= self._audit:
+        rungs = (*self.rungs(board.epochs), board.epochs)
+        if epoch > rungs[0] or draw(study.study_name, number) >= self._audit:
             return True
-        n_there = sum(epoch - 1 in network.steps for network in board.networks)
-        decision = Decision(epoch - 1, math.nan, math.nan, "audited", self._audit, n_there)
-        write_decision(WritableTrial(study, trial), decision)
+        audit = [epoch, rungs[1]]
+        WritableTrial(study, trial).set_user_attr(TrialRecord.audit.key, audit)
         return False
 
     def next_promotions(self, study: optuna.Study, *, ends: bool = False) -> list[Promotion]:

@@ -39,6 +39,7 @@ class Network:
         busy: Whether a trial of it is running or waiting to be.
         final: The objective values, if it has been trained to the end.
         feasible: Whether it kept every constraint the last time that was known.
+        audit: See `TrialRecord.audit`.
         parts: The numbers of its trials.
     """
 
@@ -50,7 +51,19 @@ class Network:
     busy: bool = False
     final: tuple[float, ...] | None = None
     feasible: bool = True
+    audit: tuple[int, int] | None = None
     parts: tuple[int, ...] = ()
+
+    @property
+    def acquitted(self) -> bool | None:
+        """Whether it went on for the audit and was among the best of the next rung.
+
+        Returns:
+            None if there was no audit, or it is not known yet.
+        """
+        if self.audit is None or (self.busy and len(self.steps) <= self.audit[1]):
+            return None
+        return len(self.steps) > self.audit[1] or self.final is not None
 
 
 def networks_of(trials: Iterable[TrialRecord]) -> list[Network]:
@@ -119,5 +132,6 @@ def _network(number: int, parts: Sequence[TrialRecord]) -> Network:
         busy=busy,
         final=last.values if last is not None and last.complete else None,
         feasible=feasible,
+        audit=next((p.audit for p in parts if p.audit is not None), None),
         parts=tuple(part.number for part in parts),
     )

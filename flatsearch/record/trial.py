@@ -109,6 +109,8 @@ class TrialRecord(Record):
         promotion: How the trial goes on with the network of an earlier one; None for a trial of its
             own.
         parked: The number of epochs after which the trial was parked, if it was.
+        audit: The number of epochs after which the trial would have been parked but for the audit,
+            and the one up to which it went on; None mostly.
         checkpoint: The name of its network's checkpoint in the artifact store, if it has one.
         superseded_by: The number of the later trial that went on with its network and has ended, if
             any; known where all trials are read together, by `flatsearch.record.read_trials`.
@@ -146,6 +148,7 @@ class TrialRecord(Record):
     late = Fact[bool](lambda _: False)
     promotion = Fact[Promotion | None](encode=Promotion.to_dict, decode=Promotion.from_dict)
     parked = Fact[int | None]()
+    audit = Fact[tuple[int, int] | None](encode=list, decode=tuple)
     checkpoint = Fact[str | None]()
 
     def __init__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:

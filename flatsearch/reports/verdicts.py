@@ -123,10 +123,16 @@ def _pruning(pruning: PruningEffect) -> list[str]:
     total = pruning.epochs_spent + pruning.epochs_saved
     if not pruning.pruned and not pruning.audited:
         return ["No trial was pruned yet: the pruner is still learning, or found none to prune."]
+    what = "Pruning stopped" if pruning.parked < pruning.pruned else "Parking stopped"
     found = [
-        f"Pruning stopped {pruning.pruned} trials and saved {pruning.epochs_saved} of"
+        f"{what} {pruning.pruned} trials and saved {pruning.epochs_saved} of"
         f" {total} epochs ({pruning.epochs_saved / total:.0%})."
     ]
+    if pruning.spared:
+        found.append(
+            f"Of {pruning.spared} trials that would have been parked after the first rung but went"
+            f" on for the audit, {pruning.acquitted} were among the best of the next one."
+        )
     if pruning.audited:
         best = "on the front"
         if pruning.best is not None:

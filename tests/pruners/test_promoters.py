@@ -78,7 +78,8 @@ def test_at_the_end_one_at_least_is_trained_to_the_end() -> None:
     assert told(rule, networks) == []
     assert told(rule, networks, ends=True) == [(2, 3, 12)]
     assert told(rule, [*networks[:2], network(3, [9.0], busy=True)], ends=True) == []
-    assert told(rule, [*networks, network(3, [1.0] * 12, final=(0.5,))], ends=True) == []
+    whole = network(3, [0.5] * 12, final=(0.5,))
+    assert told(rule, [*networks, whole], ends=True) == []
     assert told(rule, [], ends=True) == []
 
 
@@ -170,17 +171,37 @@ def test_it_has_to_know_the_epochs() -> None:
 
 
 def test_a_share_of_those_whose_turn_is_over_is_audited() -> None:
-    study = study_of(HalvingPromoter(epochs=4, audit=0.5), "accuracy")
+    study = study_of(HalvingPromoter(epochs=12, audit=0.5), "accuracy")
     audited = 0
     for i in range(40):
         trial = study.ask()
         report(trial, 0, loss=float(i))
         over = should_prune(trial)
         found = TrialRecord(study.trials[-1])
-        assert over is not found.audited
-        audited += found.audited
+        assert over is (found.audit is None)  # no later trial is among the best
+        if not over:
+            assert found.audit == (1, 3)
+            audited += 1
+            for step in (1, 2):
+                report(trial, step, loss=float(i))
+            assert should_prune(trial)  # once is enough
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     assert 10 <= audited <= 30
+
+
+def test_more_go_on_while_the_audit_says_that_the_rule_is_wrong() -> None:
+    def audited(number: int, epochs: int, *, busy: bool = False) -> Network:
+        steps = {step: {"loss": 9.0} for step in range(epochs)}
+        return Network(number, steps, parked=None if busy else epochs, busy=busy, audit=(1, 3))
+
+    assert [audited(0, n).acquitted for n in (3, 4)] == [False, True]
+    assert audited(0, 2, busy=True).acquitted is None
+    low = [network(i, [1.0 + i]) for i in range(8)]
+    rule = HalvingPromoter()
+    bad = [audited(20 + i, 3) for i in range(4)]
+    good = [audited(20 + i, 4) for i in range(4)]
+    assert len(told(rule, [*low, *bad])) == 3 + 1  # and one of those audited, from the next rung
+    assert [n for n, after, _ in told(rule, [*low, *good]) if after == 1] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_promoted_trial_is_not_stopped_before_it_is_where_it_goes() -> None:

@@ -33,10 +33,10 @@ from flatsearch.analysis.summary import summarise
 from flatsearch.record import Promotion, TrialRecord, read_trials
 from flatsearch.search.checkpoints import Checkpoint, Checkpoints
 from flatsearch.search.loop import run_study
+from flatsearch.search.sampler_view import seen
 from flatsearch.search.storage import open_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import finished_count
-from flatsearch.search.unstuck import seen
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
@@ -375,20 +375,30 @@ def test_what_waits_at_the_end_is_withdrawn(
     assert [t.state.name for t in study.trials][2:] == ["COMPLETE"]
 
 
-def test_samplers_see_every_network_once(digits: ImageData, store: FileSystemArtifactStore) -> None:
-    made = make(digits, store)
+@pytest.mark.parametrize("prune_mode", ["hard", "soft"])
+def test_samplers_see_every_network_once(
+    digits: ImageData, store: FileSystemArtifactStore, prune_mode: Any
+) -> None:
+    made = make(digits, store, prune_mode=prune_mode)
     study = study_of(made, OneRungPromoter(promote=1, audit=0.0))
     study.optimize(made, n_trials=2)
-    assert seen(study) is study
+    early = [TrialRecord(t).steps[0]["accuracy"] for t in study.trials]
+    shown = seen(study).get_trials(deepcopy=False)
+    assert [(t.state.name, t.value) for t in shown] == [("COMPLETE", value) for value in early]
     run_study(study, made, n_trials=0)
     shown = seen(study).get_trials(deepcopy=False)
-    first = TrialRecord(study.trials[2]).promotion
-    assert first is not None
-    states = {t.number: t.state.name for t in shown}
-    assert states == {first.trial: "FAIL", 1 - first.trial: "PRUNED", 2: "COMPLETE"}
-    assert study.trials[first.trial].state == TrialState.PRUNED
+    promotion = TrialRecord(study.trials[2]).promotion
+    assert promotion is not None
+    first, other = promotion.trial, 1 - promotion.trial
+    assert [shown[first].state, shown[first].value] == [TrialState.FAIL, None]
+    # What the promoted one has gained since is what the other is predicted to gain.
+    gained = (study.trials[2].value or 0) - early[first]
+    assert shown[other].value == pytest.approx(early[other] + gained)
+    assert all(value <= 0 for value in record.read_constraints(shown[other]).values())
     complete = seen(study).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    assert [t.number for t in complete] == [2]
+    assert [t.number for t in complete] == [other, 2]
+    # The study itself is left alone.
+    assert study.trials[other].value != shown[other].value or gained == 0
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp"])
