@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from flatsearch.pruners.reporting import mark_pruned, report, should_prune
     from flatsearch.record.constraints import constraint_values
     from flatsearch.search.objective import FlatnessObjective
+    from flatsearch.search.parking import finish
+    from flatsearch.search.promotion_sampler import PromotionSampler
+    from flatsearch.search.resumable import Resumable, ResumableObjective
     from flatsearch.settings import RunSettings
     from flatsearch.spaces.registry import load_space, space_names
     from flatsearch.spaces.space import Architecture, SearchSpace
@@ -65,6 +68,9 @@ __all__ = [
     "NonFiniteError",
     "OneRungPromoter",
     "ParetoPruner",
+    "PromotionSampler",
+    "Resumable",
+    "ResumableObjective",
     "RunSettings",
     "SearchSpace",
     "SettingsError",
@@ -77,6 +83,7 @@ __all__ = [
     "count_flops",
     "count_parameters",
     "export_model",
+    "finish",
     "load",
     "load_data",
     "load_model",
@@ -110,6 +117,9 @@ _HOME = {
     "pruners.reporting": {"mark_pruned", "report", "should_prune"},
     "record.constraints": {"constraint_values"},
     "search.objective": {"FlatnessObjective"},
+    "search.parking": {"finish"},
+    "search.promotion_sampler": {"PromotionSampler"},
+    "search.resumable": {"Resumable", "ResumableObjective"},
     "settings": {"RunSettings"},
     "spaces.registry": {"load_space", "space_names"},
     "spaces.space": {"Architecture", "SearchSpace"},

@@ -27,8 +27,8 @@ def check_signals(names: Sequence[str]) -> None:
     """Refuse signals that nobody knows, and those of which it is not known which way is good.
 
     Args:
-        names: From `flatsearch.signals.table.SIGNALS`; "-" in front says that smaller is better,
-            "+" that larger is.
+        names: From `flatsearch.signals.table.SIGNALS`, or of any recorded metric; "-" in front says
+            that smaller is better, "+" that larger is.
 
     Raises:
         SettingsError: If there are none, or one is unknown or has no good direction.
@@ -36,10 +36,14 @@ def check_signals(names: Sequence[str]) -> None:
     if isinstance(names, str) or not names:
         raise SettingsError(f"`signals` must be names of signals but got {names!r}")
     for name in names:
-        plain = name.lstrip("+-")
-        if plain not in SIGNALS:
-            raise SettingsError(unknown_name("signal", plain, tuple(SIGNALS)))
-        if plain == name and SIGNALS[name].sign == 0:
+        if name[:1] in {"+", "-"}:
+            continue
+        if name not in SIGNALS:
+            raise SettingsError(
+                f"{unknown_name('signal', name, tuple(SIGNALS))}; '-{name}' is any metric of which"
+                " smaller values are better"
+            )
+        if SIGNALS[name].sign == 0:
             raise SettingsError(
                 f"signal {name!r} has no good direction of its own; give '-{name}' if smaller"
                 f" values are better, or '+{name}'"
@@ -105,7 +109,7 @@ class Judge:
         total, found = np.zeros(len(networks)), False
         for signal in self.signals:
             name = signal.lstrip("+-")
-            sign = {"+": 1, "-": -1}.get(signal[0], SIGNALS[name].sign)
+            sign = {"+": 1, "-": -1}.get(signal[0]) or SIGNALS[name].sign
             values = np.array([-sign * _value(network, name, step) for network in networks])
             if not np.isnan(values).all():
                 found = True
@@ -114,7 +118,7 @@ class Judge:
 
 
 def _value(network: Network, name: str, step: int) -> float:
-    if SIGNALS[name].first == "untrained":
+    if name in SIGNALS and SIGNALS[name].first == "untrained":
         return network.fixed.get(name, math.nan)
     steps = with_tse(network.steps) if name == "tse" else network.steps
     return steps[step].get(name, math.nan)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         def remove(self, artifact_id: str) -> None: ...
 
 
-__all__ = ["Checkpoint", "Checkpoints"]
+__all__ = ["Checkpoint", "Checkpoints", "random_state", "set_random_state"]
 
 _FORMAT = "flatsearch-checkpoint"
 _VERSION = 1
@@ -40,41 +40,32 @@ class Checkpoint:
 
     Attributes:
         network: What tells the network from others.
-        model: Its weights and buffers by name.
-        trainer: The state of the optimiser, the schedule and the order of the batches, see
-            `flatsearch.training.trainer.Trainer.state_dict`.
-        random: The state of PyTorch's random numbers, by device.
-        accumulate: The number of parts that a batch is split into.
+        epochs: The number of epochs that it has been trained for.
+        state: All that is needed to go on: tensors and plain values.
         steps: The metrics of every step so far.
         fixed: What is known of the network untrained.
     """
 
     network: str
-    model: dict[str, torch.Tensor]
-    trainer: dict[str, Any]
-    random: dict[str, torch.Tensor]
-    accumulate: int
+    epochs: int
+    state: dict[str, Any]
     steps: Mapping[int, Mapping[str, float]]
     fixed: Mapping[str, float]
 
-    @property
-    def epochs(self) -> int:
-        """The number of epochs that the network has been trained for."""
-        return int(self.trainer["epochs_done"])
 
-    @staticmethod
-    def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-        """Return the state of PyTorch's random numbers on the CPU and a device."""
-        state = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(device)
-        return state
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the state of PyTorch's random numbers on the CPU and on a device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
-    def set_random_state(self, device: torch.device) -> None:
-        """Go on with the random numbers."""
-        torch.set_rng_state(self.random["cpu"].cpu())
-        if device.type == "cuda" and "cuda" in self.random:
-            torch.cuda.set_rng_state(self.random["cuda"].cpu(), device)
+
+def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Go on with the random numbers where `random_state` was called."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 class Checkpoints:

@@ -8,7 +8,7 @@ from optuna.samplers import GPSampler
 from optuna.trial import TrialState
 
 from flatsearch.record.constraints import HAS_NAMED, constraint_values, is_named, read_constraints
-from flatsearch.search.unstuck import UnstuckSampler
+from flatsearch.search.promotion_sampler import PromotionSampler
 
 if TYPE_CHECKING:
     import optuna
@@ -43,6 +43,6 @@ def _is_wanted(study: optuna.Study) -> bool:
     first = next((found for t in complete if (found := read_constraints(t))), None)
     if first is None:
         sampler = study.sampler
-        sampler = sampler.sampler if isinstance(sampler, UnstuckSampler) else sampler
+        sampler = sampler.sampler if isinstance(sampler, PromotionSampler) else sampler
         return not isinstance(sampler, GPSampler)
     return not all(map(is_named, first))

@@ -12,8 +12,9 @@ from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report, should_prune
 from flatsearch.record import TrialRecord, write_constraints, write_trial
 from flatsearch.record.constraints import MIN_ACCURACY
-from flatsearch.search.checkpoints import Checkpoint
+from flatsearch.search.checkpoints import Checkpoint, random_state, set_random_state
 from flatsearch.search.epoch_metrics import measure_all, metrics_of
+from flatsearch.search.parking import note_turn_over, report_again
 from flatsearch.signals.compute import ProxyInput, initial_weights, measure
 from flatsearch.signals.table import PROXIES
 from flatsearch.training.trainer import EpochResult, Trainer, is_out_of_memory
@@ -104,7 +105,7 @@ class Epochs:
 
     def train(self, trial: optuna.Trial, start: Start, control: Control) -> Trained:
         """Train and measure, once more with every batch in two halves if memory runs out."""
-        accumulate = 1 if start.checkpoint is None else start.checkpoint.accumulate
+        accumulate = 1 if start.checkpoint is None else start.checkpoint.state["accumulate"]
         try:
             return self._train(trial, start, control, accumulate)
         except (RuntimeError, MemoryError) as error:
@@ -184,36 +185,28 @@ class Epochs:
             write_constraints(trial, {MIN_ACCURACY: least - metrics["accuracy"]})
         if not should_prune(trial):
             return ""
-        reason = f"{'parked' if keeps else 'pruned'} after epoch {epoch}"
-        write_trial(trial, stopped=reason)
-        # From now on it may be promoted.
-        write_trial(trial, parked=epoch if keeps else None)
-        return reason
+        return note_turn_over(trial, epoch, parked=keeps)
 
     def _checkpoint(
         self, trial: optuna.Trial, start: Start, trainer: Trainer, accumulate: int
     ) -> Checkpoint:
-        return Checkpoint(
-            network=start.network,
-            model=start.model.state_dict(),
-            trainer=trainer.state_dict(),
-            random=Checkpoint.random_state(self._device),
-            accumulate=accumulate,
-            steps={step: dict(values) for step, values in TrialRecord(trial).steps.items()},
-            fixed=dict(start.cost),
-        )
+        state = {
+            "model": start.model.state_dict(),
+            "trainer": trainer.state_dict(),
+            "random": random_state(self._device),
+            "accumulate": accumulate,
+        }
+        steps = {step: dict(values) for step, values in TrialRecord(trial).steps.items()}
+        return Checkpoint(start.network, trainer.epochs_done, state, steps, dict(start.cost))
 
     def _go_on(
         self, trial: optuna.Trial, model: nn.Module, trainer: Trainer, checkpoint: Checkpoint
     ) -> Mapping[str, float]:
         """Go on where an earlier trial was; return the metrics after its last epoch."""
-        known = TrialRecord(trial).steps
-        for step, values in checkpoint.steps.items():
-            if step not in known:
-                report(trial, step, **values)
-        model.load_state_dict(checkpoint.model)
+        report_again(trial, checkpoint)
+        model.load_state_dict(checkpoint.state["model"])
         model.eval()
-        trainer.load_state_dict(checkpoint.trainer)
-        checkpoint.set_random_state(self._device)
+        trainer.load_state_dict(checkpoint.state["trainer"])
+        set_random_state(checkpoint.state["random"], self._device)
         last = checkpoint.steps[checkpoint.epochs - 1]
         return {name: value for name, value in last.items() if name != "train_seconds"}

@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
 from flatsearch.pruners.promoter import Promoter
+from flatsearch.pruners.reporting import report
 from flatsearch.record import FINISHED, Promotion, TrialRecord, write_trial
 from flatsearch.search.checkpoints import Checkpoint, Checkpoints
 from flatsearch.search.liveness import fail_dead_trials, is_orphan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import optuna
     import torch
     from optuna.trial import FrozenTrial
 
     from flatsearch.search.checkpoints import Store
 
-__all__ = ["Parking", "goes_on_already", "withdraw"]
+__all__ = ["Parking", "finish", "goes_on_already", "note_turn_over", "report_again", "withdraw"]
 
 
 class Parking:
@@ -118,6 +121,23 @@ class Parking:
         return enqueued
 
 
+def report_again(trial: optuna.Trial, checkpoint: Checkpoint) -> None:
+    """Begin a trial's record with the steps of the trials that it goes on with."""
+    known = TrialRecord(trial).steps
+    for step, values in checkpoint.steps.items():
+        if step not in known:
+            report(trial, step, **values)
+
+
+def note_turn_over(trial: optuna.Trial, epoch: int, *, parked: bool) -> str:
+    """Record that a trial's turn is over after an epoch; return what is said of it."""
+    reason = f"{'parked' if parked else 'pruned'} after epoch {epoch}"
+    write_trial(trial, stopped=reason)
+    # Last: from now on it may be promoted.
+    write_trial(trial, parked=epoch if parked else None)
+    return reason
+
+
 def _trial(study: optuna.Study, number: int) -> FrozenTrial:
     return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
 
@@ -143,6 +163,26 @@ def goes_on_already(trial: optuna.Trial, promotion: Promotion) -> int | None:
         if same and not (other.state == TrialState.RUNNING and is_orphan(other)):
             return other.number
     return None
+
+
+def finish(study: optuna.Study, objective: Callable[[optuna.Trial], Any]) -> None:
+    """Go on with what the study's pruner still promotes, until nothing is left.
+
+    For a study that was run by `study.optimize`, which ends after a number of trials whatever still
+    waits; `flatsearch run` does it by itself.
+
+    Args:
+        study: The study, to which no new network is to come.
+        objective: A `FlatnessObjective` or a `ResumableObjective`.
+    """
+    parking: Parking = objective.parking  # type: ignore[attr-defined]
+    while parking.promote(study, ends=True) or _waits(study):
+        study.optimize(objective, n_trials=1)
+
+
+def _waits(study: optuna.Study) -> bool:
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return any(TrialRecord(trial).promotion is not None for trial in waiting)
 
 
 def withdraw(study: optuna.Study) -> None:

@@ -255,7 +255,7 @@ def test_a_half_written_checkpoint_is_none(store: FileSystemArtifactStore, tmp_p
 
     def after(epochs: int) -> Checkpoint:
         weights = {"w": torch.full((3,), float(epochs))}
-        return Checkpoint("key", weights, {"epochs_done": epochs}, {}, 1, {0: {"loss": 0.5}}, {})
+        return Checkpoint("key", epochs, weights, {0: {"loss": 0.5}}, {})
 
     for epochs in (1, 2, 3):
         kept.save("parked-a", after(epochs))
@@ -264,7 +264,7 @@ def test_a_half_written_checkpoint_is_none(store: FileSystemArtifactStore, tmp_p
     (tmp_path / "files" / "parked-a-0.pt").write_bytes(content[: len(content) // 2])
     found = kept.load("parked-a", torch.device("cpu"))
     assert found is not None
-    assert (found.epochs, found.steps, found.model["w"].tolist()) == (
+    assert (found.epochs, found.steps, found.state["w"].tolist()) == (
         3,
         {0: {"loss": 0.5}},
         [3.0] * 3,

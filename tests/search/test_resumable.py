@@ -1,0 +1,92 @@
+"""Objectives of one's own that are parked and go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import pytest
+from optuna.artifacts import FileSystemArtifactStore
+
+import flatsearch
+from flatsearch import HalvingPromoter, PromotionSampler, ResumableObjective, SettingsError
+from flatsearch.record import TrialRecord, read_trials
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+EPOCHS = 9
+
+
+class Falling:
+    """A loss that falls from 1 towards what the parameter is worth; remembers every epoch."""
+
+    trained: list[tuple[float, int]] = []  # noqa: RUF012 - all of the test
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.x = trial.suggest_float("x", 0, 1)
+        self.done = 0
+
+    def epoch(self) -> Mapping[str, float]:
+        self.done += 1
+        self.trained.append((self.x, self.done))
+        return {"loss": self.x + (1 - self.x) * (1 - self.done / EPOCHS), "x": self.x}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "lists": [1, {"a": 2.0}]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state["lists"] == [1, {"a": 2.0}]
+        self.done = state["done"]
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    Falling.trained = []
+    return optuna.create_study(
+        sampler=PromotionSampler(optuna.samplers.TPESampler(seed=0)),
+        pruner=HalvingPromoter(("-loss",), epochs=EPOCHS, audit=0.0),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_trials_are_parked_and_go_on_until_nothing_is_left(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    store = FileSystemArtifactStore(tmp_path)
+    objective = ResumableObjective(Falling, EPOCHS, ["loss"], artifact_store=store)
+    study.set_metric_names(objective.metric_names)
+    study.optimize(objective, n_trials=20)
+    flatsearch.finish(study, objective)
+    assert {t.state.name for t in study.trials} == {"COMPLETE", "PRUNED"}
+    trials = read_trials(study.trials)
+    assert any(t.promotion is not None for t in trials)
+    # No epoch of any network was trained twice, or left out.
+    for x in {x for x, _ in Falling.trained}:
+        epochs = [epoch for other, epoch in Falling.trained if other == x]
+        assert epochs == list(range(1, len(epochs) + 1))
+    best = min((t for t in trials if t.own), key=lambda t: t.params["x"])
+    assert best.complete
+    assert [round(m["loss"], 9) for m in best.steps.values()][-1] == round(best.params["x"], 9)
+    assert len(best.steps) == EPOCHS
+    assert study.best_trial.number == best.number
+    spent = len(Falling.trained)
+    assert spent < 0.6 * EPOCHS * len({t.params["x"] for t in trials})
+    flatsearch.finish(study, objective)
+    assert len(Falling.trained) == spent
+
+
+def test_without_a_store_it_is_pruned(study: optuna.Study) -> None:
+    objective = ResumableObjective(Falling, EPOCHS, ["loss"])
+    with pytest.warns(UserWarning, match="without an artifact store"):
+        study.optimize(objective, n_trials=4)
+    assert {t.state.name for t in study.trials} <= {"PRUNED", "COMPLETE"}
+    assert all(TrialRecord(t).parked is None for t in study.trials)
+
+
+def test_arguments() -> None:
+    with pytest.raises(SettingsError, match="`epochs` must be at least 1 but got 0"):
+        ResumableObjective(Falling, 0, ["loss"])
+    with pytest.raises(SettingsError, match="`objectives` must be names of metrics"):
+        ResumableObjective(Falling, 1, "loss")
