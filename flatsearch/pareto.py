@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ParetoRanks", "front_of", "is_best", "signs"]
+__all__ = ["ParetoRanks", "accuracy_error", "front_of", "is_best", "signs"]
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -29,6 +30,16 @@ def signs(directions: Iterable[Any]) -> _Array:
     """
     names = (str(getattr(direction, "name", direction)).lower() for direction in directions)
     return np.array([1.0 if name == "maximize" else -1.0 for name in names])
+
+
+def accuracy_error(accuracy: float, n: int) -> float:
+    """Return the standard error of an accuracy p on n images, sqrt(p (1 - p) / n).
+
+    Example:
+        >>> accuracy_error(0.9, 900)
+        0.01
+    """
+    return math.sqrt(max(0.0, accuracy * (1.0 - accuracy)) / n)
 
 
 def is_best(finals: _Array, weights: _Array, mine: _Array, best: float | None) -> bool:

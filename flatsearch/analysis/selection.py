@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from flatsearch.errors import UsageError, unknown_name
-from flatsearch.pareto import signs
+from flatsearch.pareto import accuracy_error, signs
 from flatsearch.record import StudyRecord
-from flatsearch.training.evaluation import accuracy_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,10 +13,9 @@ from optuna.trial import TrialState
 
 from flatsearch.export.card import ModelCard
 from flatsearch.export.checkpoint import save_model
-from flatsearch.pareto import is_best, signs
+from flatsearch.pareto import accuracy_error, is_best, signs
 from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search import pictures
-from flatsearch.training.evaluation import accuracy_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Scores",
-    "accuracy_error",
     "accuracy_interval",
     "calibration_error",
     "evaluate",
@@ -57,16 +55,6 @@ def accuracy_interval(accuracy: float, n: int) -> tuple[float, float]:
     """
     interval = stats.binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def accuracy_error(accuracy: float, n: int) -> float:
-    """Return the standard error of an accuracy p on n images, sqrt(p (1 - p) / n).
-
-    Example:
-        >>> accuracy_error(0.9, 900)
-        0.01
-    """
-    return math.sqrt(max(0.0, accuracy * (1.0 - accuracy)) / n)
 
 
 def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = _BINS) -> float:
