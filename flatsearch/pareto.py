@@ -36,8 +36,8 @@ def accuracy_error(accuracy: float, n: int) -> float:
     """Return the standard error of an accuracy p on n images, sqrt(p (1 - p) / n).
 
     Example:
-        >>> accuracy_error(0.9, 900)
-        0.01
+        >>> accuracy_error(0.5, 100)
+        0.05
     """
     return math.sqrt(max(0.0, accuracy * (1.0 - accuracy)) / n)
 
