@@ -101,6 +101,9 @@ def modules_after(code: str) -> set[str]:
 
 def test_importing_is_cheap() -> None:
     assert not modules_after("import flatsearch.cli") & {"torch", "optuna", "torchvision", "rich"}
+    # What reads a study only: torch alone would take most of the time.
+    reading = "import flatsearch.analysis.summary, flatsearch.reports.dashboard"
+    assert "torch" not in modules_after(reading)
     loaded = modules_after("from flatsearch import *")
     assert "torch" in loaded  # the guard can see what is loaded
     assert not loaded & {"torchvision", "plotly", "optuna_dashboard", "sklearn", "matplotlib"}
