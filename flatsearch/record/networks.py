@@ -12,7 +12,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flatsearch.record.constraints import PRUNED_SOFTLY
 from flatsearch.record.trial import TrialRecord
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Network:
         lost: Whether its trial was cut off before it was ever parked, and it can go on.
         busy: Whether a trial of it is running or waiting to be.
         final: The objective values, if it has been trained to the end.
-        feasible: Whether it kept every constraint the last time that was known.
+        feasible: Whether it was better than guessing the last time that mattered.
         audit: See `TrialRecord.audit`.
         parts: The numbers of its trials.
     """
@@ -120,9 +119,8 @@ def _network(number: int, parts: Sequence[TrialRecord]) -> Network:
     for part in parts:
         steps |= part.steps
         fixed |= part.metrics
-        constraints = {n: v for n, v in part.constraints.items() if n != PRUNED_SOFTLY}
-        if constraints and part.state != "FAIL":
-            feasible = all(value <= 0 for value in constraints.values())
+        if part.state != "FAIL" and part.steps:
+            feasible = not part.guesses
     return Network(
         number,
         steps=steps,

@@ -109,6 +109,7 @@ class TrialRecord(Record):
         promotion: How the trial goes on with the network of an earlier one; None for a trial of its
             own.
         parked: The number of epochs after which the trial was parked, if it was.
+        guesses: Whether the network was hardly better than guessing the last time that mattered.
         audit: The number of epochs after which the trial would have been parked but for the audit,
             and the one up to which it went on; None mostly.
         checkpoint: The name of its network's checkpoint in the artifact store, if it has one.
@@ -148,6 +149,7 @@ class TrialRecord(Record):
     late = Fact[bool](lambda _: False)
     promotion = Fact[Promotion | None](encode=Promotion.to_dict, decode=Promotion.from_dict)
     parked = Fact[int | None]()
+    guesses = Fact[bool](lambda _: False)
     audit = Fact[tuple[int, int] | None](encode=list, decode=tuple)
     checkpoint = Fact[str | None]()
 

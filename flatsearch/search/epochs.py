@@ -10,8 +10,7 @@ import torch
 from flatsearch.flatness import relative_flatness
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report, should_prune
-from flatsearch.record import TrialRecord, write_constraints, write_trial
-from flatsearch.record.constraints import MIN_ACCURACY
+from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.checkpoints import Checkpoint, random_state, set_random_state
 from flatsearch.search.epoch_metrics import measure_all, metrics_of
 from flatsearch.search.parking import note_turn_over, report_again
@@ -182,7 +181,7 @@ class Epochs:
             and pruner.is_rung(trial.study, epoch)
         ):
             # One that has learnt nothing is perfectly flat: the best of its rung, but for this.
-            write_constraints(trial, {MIN_ACCURACY: least - metrics["accuracy"]})
+            write_trial(trial, guesses=metrics["accuracy"] < least)
         if not should_prune(trial):
             return ""
         return note_turn_over(trial, epoch, parked=keeps)

@@ -65,13 +65,15 @@ def _show(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[FrozenTri
     hidden |= {r.number for r in records if r.duplicate_of in hidden}
     # A network that goes on is shown as it was parked.
     hidden |= {r.number for r in records if r.state == "RUNNING" and not r.begins}
-    parked = {r.number: r for r in records if r.parked is not None and r.finished}
-    finals = predicted_finals(networks_of(records), parked.values(), names)
+    parked = [r for r in records if r.parked is not None and r.state in {"COMPLETE", "PRUNED"}]
+    finals = predicted_finals(networks_of(records), parked, names)
     shown = []
     for trial in trials:
+        values = finals.get(trial.number)
         if trial.number in hidden:
-            trial = _told(trial, TrialState.FAIL, None)
-        elif (values := finals.get(trial.number)) is not None:
+            # With values: NSGA-II may hold it for a parent from the time when it was complete.
+            trial = _told(trial, TrialState.FAIL, values or trial.values)
+        elif values is not None:
             trial = shown_as_kept(_told(trial, TrialState.COMPLETE, values))
         shown.append(trial)
     return shown

@@ -34,6 +34,7 @@ FACTS: dict[str, Any] = {
     "late": True,
     "promotion": Promotion(0, 1, 3),
     "parked": 1,
+    "guesses": True,
     "audit": (1, 3),
     "checkpoint": "parked-abc",
 }
