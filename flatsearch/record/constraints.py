@@ -24,6 +24,7 @@ __all__ = [
     "is_named",
     "read_constraints",
     "shown_as_kept",
+    "with_constraints_of",
     "write_constraints",
 ]
 
@@ -81,6 +82,17 @@ def shown_as_kept(trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
             named = {k: v for k, v in attributes.items() if k.startswith(f"{_KEY}:")}
             attributes[_KEY] = [value for _, value in sorted(named.items())]
         shown.system_attrs = attributes
+    return shown
+
+
+def with_constraints_of(
+    trial: optuna.trial.FrozenTrial, other: optuna.trial.FrozenTrial
+) -> optuna.trial.FrozenTrial:
+    """Return a copy of a trial that has the constraints of another one."""
+    shown = copy.copy(trial)
+    kept = {k: v for k, v in trial.system_attrs.items() if not k.startswith(_KEY)}
+    taken = {k: v for k, v in other.system_attrs.items() if k.startswith(_KEY)}
+    shown.system_attrs = {**kept, **taken}
     return shown
 
 

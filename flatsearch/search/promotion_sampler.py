@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler
 
 from flatsearch.record import TrialRecord
 from flatsearch.search.sampler_view import seen
@@ -23,9 +23,9 @@ class PromotionSampler(BaseSampler):
     """Lets any sampler see a study with parked trials as it is meant.
 
     To Optuna a parked trial is a pruned one, and a network that is promoted several trials of the
-    same parameters. The sampler is shown every network once, and a parked one with the values that
-    it is predicted to end with. `flatsearch run` does that by itself. Under a pruner that parks
-    nothing the sampler is shown the study as it is.
+    same parameters. The sampler is shown every network once, and a parked one (but for NSGA-II and
+    NSGA-III) with the values that it is predicted to end with. `flatsearch run` does that by
+    itself. Under a pruner that parks nothing the sampler is shown the study as it is.
 
     Args:
         sampler: The sampler that is asked.
@@ -49,6 +49,10 @@ class PromotionSampler(BaseSampler):
     def _asked(self) -> BaseSampler:
         return self.sampler
 
+    def _seen(self, study: optuna.Study) -> optuna.Study:
+        genetic = isinstance(self.sampler, (NSGAIISampler, NSGAIIISampler))
+        return seen(study, predicts=not genetic)
+
     def reseed_rng(self) -> None:
         """Reseed the sampler, as Optuna asks of every thread's."""
         self.sampler.reseed_rng()
@@ -59,7 +63,7 @@ class PromotionSampler(BaseSampler):
         """Return the parameters that are sampled together."""
         if TrialRecord(trial).promotion is not None:
             return {}  # its parameters are known
-        return self._asked.infer_relative_search_space(seen(study), trial)
+        return self._asked.infer_relative_search_space(self._seen(study), trial)
 
     def sample_relative(
         self,
@@ -68,7 +72,7 @@ class PromotionSampler(BaseSampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         """Return values of the parameters that are sampled together."""
-        return self._asked.sample_relative(seen(study), trial, search_space)
+        return self._asked.sample_relative(self._seen(study), trial, search_space)
 
     def sample_independent(
         self,
@@ -78,11 +82,13 @@ class PromotionSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Return the value of one parameter."""
-        return self._asked.sample_independent(seen(study), trial, param_name, param_distribution)
+        return self._asked.sample_independent(
+            self._seen(study), trial, param_name, param_distribution
+        )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Tell the sampler that a trial begins."""
-        self._asked.before_trial(seen(study), trial)
+        self._asked.before_trial(self._seen(study), trial)
 
     def after_trial(
         self,
@@ -92,4 +98,4 @@ class PromotionSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """Tell the sampler how a trial has ended."""
-        self._asked.after_trial(seen(study), trial, state, values)
+        self._asked.after_trial(self._seen(study), trial, state, values)

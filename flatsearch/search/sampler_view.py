@@ -4,9 +4,11 @@ Samplers know nothing of parked trials. TPE holds a pruned trial against its par
 part of a network that was promoted since among them; in a study with several objectives it does not
 even ask how far a pruned trial came; GP and NSGA-II leave pruned trials out. So a sampler is shown
 
-- a network that has gone on as its last trial alone: the earlier ones, and the duplicates that took
-  over their results, are shown as failed, from which samplers learn nothing;
-- a parked network as complete, with the values that are predicted for the end of its training.
+- a network that has gone on as its first trial alone (the others were not proposed), but with what
+  its last one ended with; the later ones, and duplicates, are shown as failed, from which samplers
+  learn nothing;
+- a parked network as complete, with the values that are predicted for the end of its training;
+  but for NSGA-II, which proposes better where parked networks are told softly, as infeasible ones.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from optuna.trial import TrialState
 from flatsearch.pruners.metric_view import shown_study
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.record import networks_of, read_trials
-from flatsearch.record.constraints import shown_as_kept
+from flatsearch.record.constraints import shown_as_kept, with_constraints_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -34,12 +36,15 @@ if TYPE_CHECKING:
 
 __all__ = ["predicted_finals", "seen"]
 
+_TOLD = {"COMPLETE", "PRUNED"}
 
-def seen(study: optuna.Study) -> optuna.Study:
+
+def seen(study: optuna.Study, *, predicts: bool = True) -> optuna.Study:
     """Return a study as its sampler is to see it.
 
     Args:
         study: The study.
+        predicts: Whether parked networks are shown as complete.
 
     Returns:
         The study itself where no trial can be parked.
@@ -53,30 +58,34 @@ def seen(study: optuna.Study) -> optuna.Study:
         key = len(trials), sum(trial.state.is_finished() for trial in trials)
         if key not in known:
             known.clear()
-            known[key] = _show(trials, names)
+            known[key] = _show(trials, names if predicts else ())
         return known[key]
 
     return shown_study(study, show)
 
 
 def _show(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[FrozenTrial]:
-    records = read_trials(trials)
-    hidden = {r.number for r in records if r.superseded_by is not None}
-    hidden |= {r.number for r in records if r.duplicate_of in hidden}
+    records = {record.number: record for record in read_trials(trials)}
+    networks = networks_of(records.values())
+    parked = [r for r in records.values() if r.parked is not None and r.state in _TOLD]
+    finals = predicted_finals(networks, parked, names)
+    shown = {trial.number: trial for trial in trials}
+    for number, values in finals.items():
+        shown[number] = shown_as_kept(_told(shown[number], TrialState.COMPLETE, values))
     # A network that goes on is shown as it was parked.
-    hidden |= {r.number for r in records if r.state == "RUNNING" and not r.begins}
-    parked = [r for r in records if r.parked is not None and r.state in {"COMPLETE", "PRUNED"}]
-    finals = predicted_finals(networks_of(records), parked, names)
-    shown = []
-    for trial in trials:
-        values = finals.get(trial.number)
-        if trial.number in hidden:
-            # With values: NSGA-II may hold it for a parent from the time when it was complete.
-            trial = _told(trial, TrialState.FAIL, values or trial.values)
-        elif values is not None:
-            trial = shown_as_kept(_told(trial, TrialState.COMPLETE, values))
-        shown.append(trial)
-    return shown
+    hidden = {r.number for r in records.values() if r.state == "RUNNING" and not r.begins}
+    for network in networks:
+        told = [n for n in network.parts if records[n].state in _TOLD]
+        if len(told) > 1:
+            last = shown[told[-1]]
+            first = _told(shown[told[0]], last.state, last.values)
+            shown[told[0]] = with_constraints_of(first, last)
+            hidden.update(told[1:])
+            hidden |= {r.number for r in records.values() if r.duplicate_of in network.parts}
+    return [
+        _told(trial, TrialState.FAIL, trial.values) if trial.number in hidden else trial
+        for trial in shown.values()
+    ]
 
 
 def _told(trial: FrozenTrial, state: TrialState, values: list[float] | None) -> FrozenTrial:
