@@ -54,7 +54,7 @@ def test_names_that_scripts_use_exist(path: Path) -> None:
 
 
 def test_missing_names_are_found() -> None:
-    source = "from flatsearch.search import nothing, objective as o\no.train\no.no"
+    source = "from flatsearch.search import nothing, objective as o\no.FlatnessObjective\no.no"
     assert missing(source) == ["flatsearch.search.nothing", "flatsearch.search.objective.no"]
     assert missing("import flatsearch\nflatsearch.report\nflatsearch.absent") == [
         "flatsearch.absent"
