@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from flatsearch.errors import SpaceError, unknown_name
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from flatsearch.spaces.space import SearchSpace
 
 __all__ = ["ENTRY_POINT_GROUP", "load_space", "space_identity", "space_names"]
@@ -45,17 +48,29 @@ def space_names() -> list[str]:
     return sorted(_registered())
 
 
+class _SourceLoader(SourceFileLoader):
+    """Compiles a file each time.
+
+    Bytecode beside it counts as current where a file that is as long as before was changed within a
+    second.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _from_file(path: Path, name: str) -> Any:
     """Import a file under a name of its own and return one attribute."""
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     module_name = f"_flatsearch_space_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None  # noqa: S101 - the suffix was checked
-    assert spec.loader is not None  # noqa: S101
+    loader = _SourceLoader(module_name, str(path))
+    spec = importlib.util.spec_from_loader(module_name, loader)
+    assert spec is not None  # noqa: S101 - only a loader without a module has none
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # so that classes in the file can be pickled
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise SpaceError(f"importing {path} failed: {type(error).__name__}: {error}") from error

@@ -13,9 +13,9 @@ def test_the_list() -> None:
 
 
 def test_one_in_words() -> None:
-    out = call("spaces", "resnet_small").out
-    assert "stem_width" in out
-    assert "8 to 32, step 8" in out
+    out = call("spaces", "plain_cnn").out
+    assert "halving" in out
+    assert "8 to 64, step 8" in out
     assert "architectures: " in out
     assert "example: activation=" in out
     assert "  conv 3x3" in out

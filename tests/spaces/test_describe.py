@@ -62,6 +62,6 @@ def test_a_continuous_parameter_has_no_number_of_settings() -> None:
 
 
 def test_the_drawing_is_of_the_example() -> None:
-    card = describe_space(load_space("resnet_small"), samples=5)
+    card = describe_space(load_space("plain_cnn"), samples=5)
     assert len([line for line in card["drawing"] if "global pool" in line]) >= 1
     assert card["drawing"][0].startswith("image")
