@@ -33,7 +33,8 @@ def _run(options: RunOptions, settings: RunSettings, printing: Printing) -> None
     progress.announce(study, objective.data, objective.device, session.finished, session.n_trials)
     publisher = Publisher(progress.say)
     try:
-        if not session.n_trials:
+        has_work = session.has_work
+        if not has_work:
             progress.say("nothing to do; --trials N adds more")
         elif options.workers > 1:
             run_workers(_worker_commands(study.study_name, options), progress.say)
@@ -43,7 +44,7 @@ def _run(options: RunOptions, settings: RunSettings, printing: Printing) -> None
         summary = summarise(study)
         _print(summary, options, printing)
         publisher.now(study, summary)
-    if session.n_trials:
+    if has_work:
         require_complete(summary)
 
 

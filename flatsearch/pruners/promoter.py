@@ -177,7 +177,9 @@ class Promoter(BasePruner):
         if not self.pauses(board, number, epoch):
             return False
         rungs = (*self.rungs(board.epochs), board.epochs)
-        if epoch > rungs[0] or draw(study.study_name, number) >= self._audit:
+        # A network that would go on to the end at once is compared with none that did not.
+        audited = epoch == rungs[0] and rungs[1] < board.epochs
+        if not audited or draw(study.study_name, number) >= self._audit:
             return True
         audit = [epoch, rungs[1]]
         WritableTrial(study, trial).set_user_attr(TrialRecord.audit.key, audit)

@@ -217,6 +217,9 @@ class FlatnessObjective:
         start = Start(candidate, model, key, cost, checkpoint)
         trained = self._epochs.train(trial, start, control)
         if trained.stopped and not self._soft:
+            if TrialRecord(trial).parked is not None:
+                # Samplers see what is parked as complete.
+                self._constrain(trial, trained)
             return trained.stopped
         return self._record(trial, start, trained)
 
@@ -293,14 +296,18 @@ class FlatnessObjective:
         write_trial(trial, metrics=trained.metrics)
         if self._soft:
             mark_pruned(trial, pruned=bool(trained.stopped))
-        least = self._epochs.least_accuracy()
-        if least is not None:
-            write_constraints(trial, {MIN_ACCURACY: least - trained.metrics["accuracy"]})
+        self._constrain(trial, trained)
         found = {**start.cost, **trained.metrics}
         values = tuple(float(found[name]) for name in self.metric_names)
         if self._files is not None and not trained.stopped:
             self._files.save(trial, trained.model, start.candidate.architecture, values)
         return values
+
+    def _constrain(self, trial: optuna.Trial, trained: Trained) -> None:
+        """Record whether a network is better than one that has learnt nothing."""
+        least = self._epochs.least_accuracy()
+        if least is not None:
+            write_constraints(trial, {MIN_ACCURACY: least - trained.metrics["accuracy"]})
 
 
 def _pruned(trial: optuna.Trial, reason: str) -> str:

@@ -103,6 +103,8 @@ class Parking:
         """
         if self._checkpoints is None or not isinstance(study.pruner, Promoter):
             return 0
+        if ends:
+            fail_dead_trials(study)  # nobody else may be there to see that they are
         trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
         names = {number: TrialRecord(trial).checkpoint for number, trial in trials.items()}
         enqueued = 0

@@ -115,7 +115,7 @@ class ResumableObjective:
             done = checkpoint.epochs
             metrics = checkpoint.steps[done - 1]
         while not self._is_over(trial, done):
-            if done == self._epochs:
+            if done >= self._epochs:
                 return metrics, ""
             metrics = training.epoch()
             report(trial, done, **metrics)

@@ -27,7 +27,7 @@ from flatsearch.record import networks_of, read_trials
 from flatsearch.record.constraints import shown_as_kept, with_constraints_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     import optuna
     from optuna.trial import FrozenTrial
@@ -127,7 +127,7 @@ def predicted_finals(
                 for network in whole
                 if network.final is not None and name in network.steps.get(later[-1] - 1, {})
             ]
-            values.append(value + (median(last) if last else 0.0))
+            values.append(value + _median(last))
         if values and all(map(math.isfinite, values)):
             found[record.number] = values
     return found
@@ -139,4 +139,9 @@ def _gain(networks: Sequence[Network], name: str, start: int, end: int) -> float
         for network in networks
         if name in network.steps.get(start, {}) and name in network.steps.get(end, {})
     ]
-    return median(gains) if gains else 0.0
+    return _median(gains)
+
+
+def _median(values: Iterable[float]) -> float:
+    known = list(filter(math.isfinite, values))
+    return median(known) if known else 0.0

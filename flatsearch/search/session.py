@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flatsearch.data.loading import load_data
 from flatsearch.device import resolve_device
 from flatsearch.errors import UsageError
+from flatsearch.pruners.promoter import Promoter
 from flatsearch.record import StudyRecord, write_study
 from flatsearch.search.factories import make_pruner
 from flatsearch.search.loop import run_study
@@ -55,6 +56,13 @@ class Session:
     def n_trials(self) -> int:
         """Trials to go."""
         return max(0, self.target - self.finished)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there are trials to go, or parked ones that go on."""
+        pruner = self.study.pruner
+        promotes = isinstance(pruner, Promoter) and pruner.next_promotions(self.study, ends=True)
+        return bool(self.n_trials or promotes)
 
     @classmethod
     def start(

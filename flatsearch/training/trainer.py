@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -201,9 +202,11 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was called; the model's own state is loaded apart."""
         self.epochs_done = state["epochs_done"]
-        self._optimizer.load_state_dict(state["optimizer"])
+        # What is loaded stays as it is: steps change an optimiser's tensors in place.
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._schedule.load_state_dict(state["schedule"])
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where it was not needed
+            self._scaler.load_state_dict(state["scaler"])
         self._generator.set_state(state["generator"].cpu())
 
 

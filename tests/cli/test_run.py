@@ -246,6 +246,25 @@ def test_parked_trials_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "resuming study 'MySpace-digits' (finished trials: 3)" in again
 
 
+def test_a_run_that_was_cut_off_before_its_promotions_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flatsearch.search.pictures.is_available", lambda: False)
+    options = ["run", *SPACE, "--epochs", "2", "--device", "cpu", "--pruner", "promote"]
+    options += ["--objectives", "accuracy", "--layers", "last"]
+    with monkeypatch.context() as cut:
+        cut.setattr("flatsearch.search.parking.Parking.promote", lambda *_, **__: 0)
+        call(*options, "--trials", "20")
+
+    def promoted() -> int:
+        return sum(record.TrialRecord(t).promotion is not None for t in stored().trials)
+
+    assert promoted() == 0
+    assert "nothing to do" not in call(*options).err
+    assert promoted() > 0
+    assert "nothing to do" in call(*options).err
+
+
 def test_other_settings_are_refused(tiny: Path) -> None:
     err = run("--pruner", "none", "--lr", "0.2", code=2).err
     assert "lr=0.1 (not 0.2)" in err

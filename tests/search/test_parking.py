@@ -380,14 +380,29 @@ def test_what_has_not_learnt_yet_may_learn_later(
     digits: ImageData, store: FileSystemArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make(digits, store, objectives=("accuracy", "flatness"))
-    least = iter([1.0, 1.0, 0.0, 0.0])
-    monkeypatch.setattr(type(made._epochs), "least_accuracy", lambda _: next(least))
     study = study_of(made, OneRungPromoter(promote=1, n_trials=1, audit=0.0))
+
+    def least(_: object) -> float:
+        return 1.0 if len(study.trials) == 1 else 0.0
+
+    monkeypatch.setattr(type(made._epochs), "least_accuracy", least)
     study.optimize(made, n_trials=2)
     first, second = map(TrialRecord, study.trials)
     assert first.guesses
     assert second.complete
     assert second.feasible
+
+
+def test_what_guesses_is_infeasible_to_samplers(
+    digits: ImageData, store: FileSystemArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(digits, store, objectives=("accuracy", "flatness"))
+    monkeypatch.setattr(type(made._epochs), "least_accuracy", lambda _: 1.5)
+    study = study_of(made, halving())
+    study.optimize(made, n_trials=3)
+    assert {TrialRecord(trial).parked for trial in study.trials} >= {1}
+    for trial in seen(study).trials:
+        assert max(record.read_constraints(trial).values(), default=0) > 0
 
 
 def test_nsga2_keeps_its_parents(digits: ImageData) -> None:
