@@ -360,7 +360,8 @@ def test_ctrl_c_keeps_finished_trials() -> None:
 
 
 def test_several_workers_one_of_them_killed() -> None:
-    options = ("--epochs", "8", "--trials", "5", "--workers", "2", "--pruner", "none")
+    # Long enough for the worker that takes the place of the killed one to get a trial.
+    options = ("--epochs", "20", "--trials", "6", "--workers", "2", "--pruner", "none")
     with started(*options) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -375,7 +376,7 @@ def test_several_workers_one_of_them_killed() -> None:
     assert "Pareto front" in out
     study = stored()
     finished = [t for t in study.trials if record.TrialRecord(t).finished]
-    assert len(finished) == 5
+    assert len(finished) == 6
     # The killed worker's trial was failed at once, not by its heartbeat five minutes later.
     assert {t.state.name for t in study.trials} <= {"COMPLETE", "FAIL"}
     assert len({record.TrialRecord(t).worker for t in finished}) >= 2
