@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatsearch.analysis.paired import (
@@ -29,7 +28,7 @@ from flatsearch.export.checkpoint import load_model
 from flatsearch.flatness.measure import accumulate
 from flatsearch.networks.cost import count_parameters
 from flatsearch.networks.inference import eval_mode
-from flatsearch.training.evaluation import EVALUATION_BATCH
+from flatsearch.training.evaluation import EVALUATION_BATCH, per_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -330,16 +329,13 @@ class _Measured:
 
 def _test(network: nn.Module, given: Contender) -> tuple[int, dict[str, _Array]]:
     """Return the number of classes, and loss and hit per test image, if there are any."""
-    losses, hits = [], []
     with torch.no_grad(), eval_mode(network):
         classes = network(given.images[0][:1]).shape[1]
-        for x, y in given.test or ():
-            logits = network(x).double()
-            losses.append(F.cross_entropy(logits, y, reduction="none"))
-            hits.append(logits.argmax(1) == y)
-    if not losses:
+        found = per_image(network, given.test or ())
+    if found is None:
         return classes, {}
-    return classes, {"loss": _numbers(torch.cat(losses)), "accuracy": _numbers(torch.cat(hits))}
+    losses, hits = map(_numbers, found)
+    return classes, {"loss": losses, "accuracy": hits}
 
 
 def _numbers(tensor: Tensor) -> _Array:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flatsearch.errors import UnsupportedModelError
 from flatsearch.flatness.forward import call
-from flatsearch.flatness.watch import without_hooks
+from flatsearch.flatness.watch import input_of, without_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -97,13 +97,13 @@ class _Measuring(without_hooks):
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
         name = self._kernels.get(id(weight))
         if weight is not None and name is not None:
-            x = args[0] if args else kwargs["input"]
+            x = input_of(args, kwargs)
             if self._padded is not None and self._padded[1] is x:
                 x = self._padded[0]
             self._moments.add({name: x.flatten(0, -2) if weight.ndim == 2 else x})
         result = super().__torch_function__(function, types, args, kwargs)
         if function in _PADDINGS:
-            self._padded = (args[0] if args else kwargs["input"], result)
+            self._padded = (input_of(args, kwargs), result)
         return result
 
 

@@ -13,7 +13,15 @@ from torch.utils._pytree import tree_leaves
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["RandomState", "Watch", "keep_random_state", "kernel_of", "perturbing", "without_hooks"]
+__all__ = [
+    "RandomState",
+    "Watch",
+    "input_of",
+    "keep_random_state",
+    "kernel_of",
+    "perturbing",
+    "without_hooks",
+]
 
 _HOOKS = {Tensor.register_hook, Tensor.retain_grad}
 # What is computed from the result is a constant to autograd.
@@ -161,10 +169,16 @@ class Watch(without_hooks):
             self.cut = True
         kernel = kernel_of(function, args, kwargs)
         if kernel is not None:
-            x = args[0] if args else (kwargs or {})["input"]
+            x = input_of(args, kwargs)
             self.convolutions.append(kernel)
             self.largest = max(self.largest, x.nbytes + result.nbytes)
         return result
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Tensor:
+    """Return what a convolution, linear layer or padding is given, however it was passed."""
+    x: Tensor = args[0] if args else (kwargs or {})["input"]
+    return x
 
 
 def kernel_of(

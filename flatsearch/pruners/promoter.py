@@ -172,7 +172,7 @@ class Promoter(BasePruner):
         promotion = found.promotion
         if not self.is_rung(study, epoch) or (promotion is not None and epoch < promotion.until):
             return False
-        number = trial.number if promotion is None else promotion.trial
+        number = found.begun_by
         board = self.board(study)
         if not self.pauses(board, number, epoch):
             return False

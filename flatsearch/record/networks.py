@@ -99,8 +99,7 @@ def _grouped(trials: Iterable[TrialRecord]) -> dict[int, list[TrialRecord]]:
     parts = defaultdict(list)
     for trial in sorted(trials, key=lambda trial: trial.number):
         if not trial.duplicate and not trial.over_limit:
-            first = trial.number if trial.promotion is None else trial.promotion.trial
-            parts[first].append(trial)
+            parts[trial.begun_by].append(trial)
     return parts
 
 

@@ -211,6 +211,11 @@ class TrialRecord(Record):
         return self.state in {"COMPLETE", "PRUNED"} and self.own
 
     @property
+    def begun_by(self) -> int:
+        """The number of the trial that began the training of its network."""
+        return self.number if self.promotion is None else self.promotion.trial
+
+    @property
     def begins(self) -> bool:
         """Whether the trial, when it finishes, is the first one of its network that does."""
         return self.promotion is None or self.promotion.after == 0

@@ -7,16 +7,15 @@ shown beside the loss, and decide nothing.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from flatsearch.errors import NonFiniteError, UnsupportedModelError
 from flatsearch.flatness import relative_flatness
-from flatsearch.training.evaluation import EVALUATION_BATCH
+from flatsearch.training.evaluation import EVALUATION_BATCH, per_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +57,6 @@ def rank(networks: Sequence[Finished]) -> list[int]:
     return sorted(range(len(networks)), key=lambda i: networks[i].score())
 
 
-@torch.no_grad()
 def look_at(model: nn.Module, data: ImageData, layer: str) -> Finished:
     """Return what a finished network may be judged by.
 
@@ -70,15 +68,10 @@ def look_at(model: nn.Module, data: ImageData, layer: str) -> Finished:
     Returns:
         Its losses, hits and flatness.
     """
-    losses, hits = [], []
-    for x, y in data.validation.batches(EVALUATION_BATCH):
-        logits = model(x).double()
-        losses.append(F.cross_entropy(logits, y, reduction="none"))
-        hits.append((logits.argmax(1) == y).double())
+    found = per_image(model, data.validation.batches(EVALUATION_BATCH))
+    assert found is not None  # noqa: S101 - a validation split has images
+    losses, hits = (numbers.cpu().numpy() for numbers in found)
     flatness = None
-    try:
-        with torch.enable_grad():
-            flatness = relative_flatness(model, data.probe.tensors(), layer)
-    except (NonFiniteError, UnsupportedModelError):
-        pass
-    return Finished(torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy(), flatness)
+    with contextlib.suppress(NonFiniteError, UnsupportedModelError):
+        flatness = relative_flatness(model, data.probe.tensors(), layer)
+    return Finished(losses, hits, flatness)

@@ -132,9 +132,7 @@ class Checkpoints:
             if stored.pop("format") != _FORMAT or stored.pop("version") > _VERSION:
                 return None
             return Checkpoint(**stored)
-        except ArtifactNotFound:
-            return None
-        except Exception:  # a half-written file can fail in any way inside the unpickler
+        except Exception:  # none, or a half-written one, which can fail in any way
             return None
 
 

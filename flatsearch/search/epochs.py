@@ -10,10 +10,10 @@ import torch
 from flatsearch.flatness import relative_flatness
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report, should_prune
-from flatsearch.record import TrialRecord, write_trial
+from flatsearch.record import write_trial
 from flatsearch.search.checkpoints import Checkpoint, random_state, set_random_state
 from flatsearch.search.epoch_metrics import measure_all, metrics_of
-from flatsearch.search.parking import note_turn_over, report_again
+from flatsearch.search.parking import note_turn_over, report_again, steps_of
 from flatsearch.signals.compute import ProxyInput, initial_weights, measure
 from flatsearch.signals.table import PROXIES
 from flatsearch.training.trainer import EpochResult, Trainer, is_out_of_memory
@@ -195,8 +195,8 @@ class Epochs:
             "random": random_state(self._device),
             "accumulate": accumulate,
         }
-        steps = {step: dict(values) for step, values in TrialRecord(trial).steps.items()}
-        return Checkpoint(start.network, trainer.epochs_done, state, steps, dict(start.cost))
+        cost = dict(start.cost)
+        return Checkpoint(start.network, trainer.epochs_done, state, steps_of(trial), cost)
 
     def _go_on(
         self, trial: optuna.Trial, model: nn.Module, trainer: Trainer, checkpoint: Checkpoint

@@ -234,9 +234,7 @@ class FlatnessObjective:
             if known.validation_images is None:
                 write_study(trial.study, validation_images=len(self.data.validation))
         write_trial(trial, worker=this_process())
-        promotion = TrialRecord(trial).promotion
-        number = trial.number if promotion is None else promotion.trial
-        candidate = self._candidates.propose(trial, number)
+        candidate = self._candidates.propose(trial, TrialRecord(trial).begun_by)
         write_trial(trial, architecture=candidate.architecture, recipe=candidate.recipe or None)
         return candidate
 

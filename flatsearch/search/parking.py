@@ -25,11 +25,18 @@ if TYPE_CHECKING:
 
     import optuna
     import torch
-    from optuna.trial import FrozenTrial
 
     from flatsearch.search.checkpoints import Store
 
-__all__ = ["Parking", "finish", "goes_on_already", "note_turn_over", "report_again", "withdraw"]
+__all__ = [
+    "Parking",
+    "finish",
+    "goes_on_already",
+    "note_turn_over",
+    "report_again",
+    "steps_of",
+    "withdraw",
+]
 
 
 class Parking:
@@ -58,11 +65,7 @@ class Parking:
 
     def begin(self, trial: optuna.Trial) -> str:
         """Return the name of a trial's checkpoint, which is that of its network."""
-        promotion = TrialRecord(trial).promotion
-        name = None
-        if promotion is not None:
-            name = TrialRecord(_trial(trial.study, promotion.trial)).checkpoint
-        name = name or f"parked-{uuid.uuid4().hex}"
+        name = _kept_as(trial) or f"parked-{uuid.uuid4().hex}"
         write_trial(trial, checkpoint=name)
         return name
 
@@ -84,11 +87,10 @@ class Parking:
             network (the search space has changed): the training begins anew, with the same random
             numbers.
         """
-        promotion = TrialRecord(trial).promotion
-        if promotion is None or self._checkpoints is None:
+        name = _kept_as(trial)
+        if name is None or self._checkpoints is None:
             return None
-        name = TrialRecord(_trial(trial.study, promotion.trial)).checkpoint
-        found = None if name is None else self._checkpoints.load(name, device)
+        found = self._checkpoints.load(name, device)
         return found if found is not None and found.network == network else None
 
     def promote(self, study: optuna.Study, *, ends: bool = False) -> int:
@@ -140,8 +142,18 @@ def note_turn_over(trial: optuna.Trial, epoch: int, *, parked: bool) -> str:
     return reason
 
 
-def _trial(study: optuna.Study, number: int) -> FrozenTrial:
-    return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
+def steps_of(trial: optuna.Trial) -> dict[int, dict[str, float]]:
+    """Return the metrics of every step of a trial so far, for its checkpoint."""
+    return {step: dict(values) for step, values in TrialRecord(trial).steps.items()}
+
+
+def _kept_as(trial: optuna.Trial) -> str | None:
+    """Return the name of the checkpoint of the network that a trial goes on with, if it has one."""
+    promotion = TrialRecord(trial).promotion
+    if promotion is None:
+        return None
+    trials = trial.study.get_trials(deepcopy=False)
+    return TrialRecord(next(t for t in trials if t.number == promotion.trial)).checkpoint
 
 
 def goes_on_already(trial: optuna.Trial, promotion: Promotion) -> int | None:

@@ -13,7 +13,13 @@ from flatsearch.pruners.reporting import report, should_prune
 from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.checkpoints import Checkpoint
 from flatsearch.search.liveness import this_process
-from flatsearch.search.parking import Parking, goes_on_already, note_turn_over, report_again
+from flatsearch.search.parking import (
+    Parking,
+    goes_on_already,
+    note_turn_over,
+    report_again,
+    steps_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -121,8 +127,8 @@ class ResumableObjective:
             report(trial, done, **metrics)
             done += 1
             if keeps and done < self._epochs:
-                steps = {step: dict(values) for step, values in TrialRecord(trial).steps.items()}
-                self.parking.save(name, Checkpoint("", done, training.state_dict(), steps, {}))
+                state = training.state_dict()
+                self.parking.save(name, Checkpoint("", done, state, steps_of(trial), {}))
         return metrics, note_turn_over(trial, done, parked=keeps)
 
     def _is_over(self, trial: optuna.Trial, done: int) -> bool:

@@ -61,8 +61,9 @@ class Session:
     def has_work(self) -> bool:
         """Whether there are trials to go, or parked ones that go on."""
         pruner = self.study.pruner
-        promotes = isinstance(pruner, Promoter) and pruner.next_promotions(self.study, ends=True)
-        return bool(self.n_trials or promotes)
+        return self.n_trials > 0 or (
+            isinstance(pruner, Promoter) and bool(pruner.next_promotions(self.study, ends=True))
+        )
 
     @classmethod
     def start(

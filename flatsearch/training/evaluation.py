@@ -12,15 +12,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from flatsearch.data.splits import Split
 
-__all__ = [
-    "Scores",
-    "accuracy_interval",
-    "calibration_error",
-    "evaluate",
-    "score",
-]
+__all__ = ["Scores", "accuracy_interval", "calibration_error", "evaluate", "per_image", "score"]
 
 _BATCH = 512
 _BINS = 15
@@ -84,6 +80,27 @@ def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = _BINS)
     difference = torch.zeros(bins, dtype=torch.float64, device=targets.device)
     difference.index_add_(0, index, right - confidence)
     return float(difference.abs().sum()) / len(targets)
+
+
+@torch.no_grad()
+def per_image(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor] | None:
+    """Return what a classifier does on every image.
+
+    Args:
+        model: In eval mode.
+        batches: Inputs and targets, on the model's device.
+
+    Returns:
+        The cross-entropy and, 1 or 0, whether it is right, (N,) in float64; None of no batch.
+    """
+    losses, hits = [], []
+    for x, y in batches:
+        logits = model(x).double()
+        losses.append(F.cross_entropy(logits, y, reduction="none"))
+        hits.append((logits.argmax(1) == y).double())
+    return (torch.cat(losses), torch.cat(hits)) if losses else None
 
 
 @torch.no_grad()
