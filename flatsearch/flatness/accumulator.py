@@ -13,9 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from flatsearch.errors import NonFiniteError, UnsupportedModelError
-from flatsearch.flatness.contraction import Contracted, by_factors, separable_norms
+from flatsearch.flatness.contraction import (
+    Contracted,
+    by_factors,
+    factor_norms,
+    separable_norms,
+)
 from flatsearch.flatness.forward import Layer, Network, Pass, forward
-from flatsearch.flatness.gauss_newton import backpropagate, factor_sums, sample_coupling
+from flatsearch.flatness.gauss_newton import backpropagate, sample_coupling
 from flatsearch.flatness.normalise import scale_input, scale_kernel
 from flatsearch.flatness.proof import Proof, examine
 from flatsearch.flatness.result import FlatnessResult, Kind, LayerSamples, summarise
@@ -217,8 +222,7 @@ class Accumulator:
             residual = wrong.scatter(1, y[:, None], -wrong.sum(1, keepdim=True))
             residual = residual if V is None else residual @ V
             added = residual * (second * _patch_norms(x, layer, second)).sum((2, 3))
-        whole = Contracted(*map(torch.cat, zip(*parts, strict=True)))
-        self._samples[layer.name].add(whole, added)
+        self._samples[layer.name].add(_joined(parts), added)
 
     def _add_others(self, layers: list[Layer], run: Pass, proof: Proof) -> None:
         """Append the layers that take a backward pass per class."""
@@ -240,7 +244,11 @@ class Accumulator:
                 if not g:
                     continue
                 x, (W, Q) = self._input(run, layer.name), self._kernels[layer.name]
-                more = factor_sums(x, g, W, Q, layer.geometry, _entries(x))
+                entries = max(len(g) * g[0][0].numel(), len(g) * W.numel(), x[0].numel())
+                more = _joined([
+                    factor_norms(x[part], [factor[part] for factor in g], W, Q, layer.geometry)
+                    for part in _parts(max(entries, g[0][0, 0].numel() ** 2), x)
+                ])
                 sums[layer.name] = Contracted(*map(torch.add, sums[layer.name], more))
             del factors, g  # before the next ones are made
         for name, whole in sums.items():
@@ -305,21 +313,22 @@ class Accumulator:
             )
 
 
-def _entries(x: Tensor) -> int:
-    """Return how many numbers the arrays in between may have."""
-    return _CHUNK_ENTRIES["cpu" if x.device.type == "cpu" else "other"]
-
-
 def _parts(per_sample: int, x: Tensor) -> Iterator[slice]:
     """Yield the samples to contract at a time, from the numbers that one of them takes."""
-    size = max(1, _entries(x) // per_sample)
+    most = _CHUNK_ENTRIES["cpu" if x.device.type == "cpu" else "other"]
+    size = max(1, most // per_sample)
     yield from (slice(start, start + size) for start in range(0, len(x), size))
+
+
+def _joined(parts: list[Contracted]) -> Contracted:
+    return Contracted(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _patch_norms(x: Tensor, layer: Layer, like: Tensor) -> Tensor:
     """Return |Z(:, p)|^2 per filter, (N, C or 1, rows, columns)."""
     geometry = layer.geometry
-    padded = torch.unflatten(geometry.pad(x).square(), 1, (geometry.groups, -1)).sum(2)
-    shifts = geometry.shifts(*like.shape[2:])
-    norms = torch.stack([padded[:, :, rows, columns] for rows, columns in shifts]).sum(0)
+    pixels = torch.unflatten(x.square(), 1, (geometry.groups, -1)).sum(2)
+    norms = pixels.new_zeros(*pixels.shape[:2], *like.shape[2:])
+    for row, column, pixel_row, pixel_column in geometry.overlaps((x.shape[2], x.shape[3])):
+        norms[:, :, row, column] += pixels[:, :, pixel_row, pixel_column]
     return norms.repeat_interleave(like.shape[1] // geometry.groups, 1)

@@ -206,8 +206,7 @@ def _kernel_gradients(x: Tensor, g: Tensor, geometry: ConvGeometry) -> Tensor:
         stacked = torch.stack(gradients) if n > 1 else gradients[0][None]
         return stacked.reshape(n, factors, channels, -1)
     if one_pixel:
-        ((row, column),) = geometry.shifts(height, width)
-        patches = x[:, :, row, column].flatten(2)
+        patches = x[:, :, :: geometry.stride[0], :: geometry.stride[1]].flatten(2)
     else:
         patches = F.unfold(x, geometry.kernel, geometry.dilation, 0, geometry.stride)
     # (N, groups, d, P): unfold keeps the offsets of one channel, and so of one group, together
@@ -218,33 +217,28 @@ def _kernel_gradients(x: Tensor, g: Tensor, geometry: ConvGeometry) -> Tensor:
     return m.transpose(1, 2).reshape(n, factors, channels, -1)
 
 
-def filter_grams(
-    x: Tensor, S: Tensor, geometry: ConvGeometry, contraction: Contraction | None = None
-) -> tuple[Tensor, Tensor]:
+def filter_grams(x: Tensor, S: Tensor, geometry: ConvGeometry) -> tuple[Tensor, Tensor]:
     """Return M, the inner products of the filters' gradients, and the size of its terms.
 
     Args:
         x: The convolution's input, (N, C_in, H, W), not padded.
         S: d g_c / d A_c(p), (N, C, rows, columns).
         geometry: The convolution.
-        contraction: Which way; the cheaper one where None.
 
     Returns:
         M_cc' = <m_c, m_c'>, (N, C, C), and what its diagonal was summed from, (N, C); see
         `Contracted`.
 
     Example:
-        Two pixels, 3 and -3, one filter of 1x1: m = 0, of terms 9 and 9.
+        Two pixels, 3 and 1, one filter of 1x1: m = 3 + 1.
 
         >>> from flatsearch.flatness.geometry import ConvGeometry
         >>> conv = ConvGeometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
-        >>> x = torch.tensor([3.0, -3.0]).view(1, 1, 1, 2)
-        >>> filter_grams(x, torch.ones(1, 1, 1, 2), conv, "gram")
-        (tensor([[[0.]]]), tensor([[18.]]))
+        >>> x = torch.tensor([3.0, 1.0]).view(1, 1, 1, 2)
+        >>> filter_grams(x, torch.ones(1, 1, 1, 2), conv)
+        (tensor([[[16.]]]), tensor([[16.]]))
     """
-    if contraction is None:
-        contraction = cheaper(geometry, x.shape[1], S.shape[1], (x.shape[2], x.shape[3]))
-    if contraction == "explicit":
+    if cheaper(geometry, x.shape[1], S.shape[1], (x.shape[2], x.shape[3])) == "explicit":
         m = _kernel_gradients(geometry.pad(x), S[:, None], geometry)[:, 0]
         M = torch.bmm(m, m.mT)
         return M, M.diagonal(dim1=1, dim2=2)
@@ -304,12 +298,7 @@ def separable_norms(
 
 
 def factor_norms(
-    x: Tensor,
-    factors: Sequence[Tensor],
-    W: Tensor,
-    Q: Tensor,
-    geometry: ConvGeometry,
-    contraction: Contraction | None = None,
+    x: Tensor, factors: Sequence[Tensor], W: Tensor, Q: Tensor, geometry: ConvGeometry
 ) -> Contracted:
     """Return each sample's traces and kappa from factors of any form.
 
@@ -319,7 +308,6 @@ def factor_norms(
         W: The kernel, (C, d).
         Q: W W^T, (C, C).
         geometry: The convolution.
-        contraction: Which way; the cheaper one where None.
 
     Returns:
         The traces and kappa, summed over the factors.
@@ -334,10 +322,8 @@ def factor_norms(
         (tensor([[9.]]), tensor([36.]))
     """
     _, channels, rows, columns = factors[0].shape
-    if contraction is None:
-        size = (x.shape[2], x.shape[3])
-        contraction = cheaper(geometry, x.shape[1], channels, size, len(factors))
-    if contraction == "explicit":
+    size = (x.shape[2], x.shape[3])
+    if cheaper(geometry, x.shape[1], channels, size, len(factors)) == "explicit":
         m = _kernel_gradients(geometry.pad(x), torch.stack(list(factors), 1), geometry)
         traces = torch.linalg.vector_norm(m, dim=3).square().sum(1)
         if W.shape[1] < channels:  # <m m^T, W W^T> = |W^T m|^2

@@ -20,17 +20,14 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from flatsearch.flatness.contraction import Contracted, factor_norms
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.autograd.graph import GradientEdge
 
-    from flatsearch.flatness.geometry import ConvGeometry
     from flatsearch.flatness.softmax import SampledRoot, SoftmaxRoot
 
-__all__ = ["backpropagate", "factor_sums", "sample_coupling"]
+__all__ = ["backpropagate", "sample_coupling"]
 
 
 def backpropagate(
@@ -61,35 +58,6 @@ def backpropagate(
             if gradient is not None:
                 factors.append(gradient)
     return found
-
-
-def factor_sums(
-    x: Tensor,
-    factors: Sequence[Tensor],
-    W: Tensor,
-    Q: Tensor,
-    geometry: ConvGeometry,
-    entries: int,
-) -> Contracted:
-    """Return `factor_norms` of a batch, worked on a few samples at a time.
-
-    Args:
-        x: The convolution's input, (N, C_in, H, W).
-        factors: g_k, each (N, C, rows, columns).
-        W: The kernel, (C, d).
-        Q: W W^T, (C, C).
-        geometry: The convolution.
-        entries: Numbers that the arrays in between may have.
-
-    Returns:
-        The traces and kappa.
-    """
-    one, positions = len(factors), factors[0][0, 0].numel()
-    per_sample = max(one * factors[0][0].numel(), one * W.numel(), x[0].numel(), positions**2)
-    size = max(1, entries // per_sample)
-    slices = [slice(start, start + size) for start in range(0, len(x), size)]
-    parts = [factor_norms(x[part], [g[part] for g in factors], W, Q, geometry) for part in slices]
-    return Contracted(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def sample_coupling(logits: Tensor, edges: Sequence[GradientEdge]) -> Tensor:

@@ -39,42 +39,20 @@ class ConvGeometry:
             return x
         return F.pad(x, self.padding)
 
-    def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) after padding."""
-        left, right, top, bottom = self.padding
-        return height + top + bottom, width + left + right
-
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the output map's (height, width) for an unpadded input of that size."""
-        sizes = self.padded_size(height, width)
+        left, right, top, bottom = self.padding
         rows, columns = (
             (size - dilation * (kernel - 1) - 1) // stride + 1
             for size, kernel, stride, dilation in zip(
-                sizes, self.kernel, self.stride, self.dilation, strict=True
+                (height + top + bottom, width + left + right),
+                self.kernel,
+                self.stride,
+                self.dilation,
+                strict=True,
             )
         )
         return rows, columns
-
-    def shifts(self, height: int, width: int) -> list[tuple[slice, slice]]:
-        """Return, per kernel offset, the (row, column) slices its output positions read.
-
-        Args:
-            height: Rows of the output map.
-            width: Columns of the output map.
-
-        Returns:
-            kh * kw pairs of slices into the padded input.
-        """
-        rows, columns = (
-            [
-                slice(u * dilation, u * dilation + stride * (size - 1) + 1, stride)
-                for u in range(kernel)
-            ]
-            for kernel, stride, dilation, size in zip(
-                self.kernel, self.stride, self.dilation, (height, width), strict=True
-            )
-        )
-        return [(row, column) for row in rows for column in columns]
 
     def overlaps(self, size: tuple[int, int]) -> list[tuple[slice, slice, slice, slice]]:
         """Return, per kernel offset, which output positions read which pixels.

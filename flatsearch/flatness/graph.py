@@ -28,18 +28,18 @@ ACCUMULATE = "torch::autograd::AccumulateGrad"
 _COPIES = frozenset({"AliasBackward0", "CloneBackward0"})
 
 
+def _returned(node: Any) -> Any:
+    return node.variable if node.name() == ACCUMULATE else node._input_metadata[0]
+
+
 def shape_of(node: Any) -> tuple[int, ...]:
     """Return the shape of what an operation returned, the first if it returned several."""
-    if node.name() == ACCUMULATE:
-        return tuple(node.variable.shape)
-    return tuple(node._input_metadata[0].shape)
+    return tuple(_returned(node).shape)
 
 
 def is_complex(node: Any) -> bool:
     """Return whether an operation returned complex numbers."""
-    if node.name() == ACCUMULATE:
-        return bool(node.variable.is_complex())
-    return bool(node._input_metadata[0].dtype.is_complex)
+    return bool(_returned(node).dtype.is_complex)
 
 
 def inputs(node: Any) -> list[Any]:

@@ -99,11 +99,6 @@ def _last(probe: Probe) -> Convolution:
     return last
 
 
-def _last_of_main_path(probe: Probe) -> Convolution:
-    nodes = [convolution.node for convolution in probe.convolutions]
-    return probe.convolutions[last_of_main_path(probe.logits, nodes)]
-
-
 def _choose(probe: Probe, layers: str | Sequence[str]) -> tuple[list[Convolution], bool]:
     """Return the wanted convolutions in order, and whether the head is wanted."""
     if layers == "head":
@@ -112,7 +107,10 @@ def _choose(probe: Probe, layers: str | Sequence[str]) -> tuple[list[Convolution
         return [], True
     last = _last(probe)
     if layers in ("last", "main"):  # unlike a set, it may be asked for a list
-        one = last if layers == "last" else _last_of_main_path(probe)
+        one = last
+        if layers == "main":
+            nodes = [convolution.node for convolution in probe.convolutions]
+            one = probe.convolutions[last_of_main_path(probe.logits, nodes)]
         return [one, *probe.hidden_after(one)][-1:], False
     if layers == "all":
         return [*probe.convolutions, *probe.hidden_convolutions()], False

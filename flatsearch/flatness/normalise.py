@@ -21,12 +21,13 @@ from torch import Tensor
 
 from flatsearch.errors import UnsupportedModelError
 from flatsearch.flatness.forward import call
-from flatsearch.flatness.watch import input_of, without_hooks
+from flatsearch.flatness.watch import input_of, weight_of, without_hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from flatsearch.flatness.forward import Network
+    from flatsearch.flatness.watch import Arguments, Named
 
 __all__ = ["ChannelMoments", "input_scales", "scale_input", "scale_kernel"]
 
@@ -85,23 +86,16 @@ class _Measuring(without_hooks):
         self._kernels, self._moments = kernels, moments
         self._padded: tuple[Tensor, Tensor] | None = None
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""
-        kwargs = kwargs or {}
-        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        weight = weight_of(args, kwargs)
         name = self._kernels.get(id(weight))
         if weight is not None and name is not None:
             x = input_of(args, kwargs)
             if self._padded is not None and self._padded[1] is x:
                 x = self._padded[0]
             self._moments.add({name: x.flatten(0, -2) if weight.ndim == 2 else x})
-        result = super().__torch_function__(function, types, args, kwargs)
+        result = super().call(function, args, kwargs)
         if function in _PADDINGS:
             self._padded = (input_of(args, kwargs), result)
         return result

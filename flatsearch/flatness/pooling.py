@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from flatsearch.flatness import operations as ops
 from flatsearch.flatness.graph import dimensions, inputs, name_of, ordered, shape_of
-from flatsearch.flatness.operations import REDUCING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,29 +25,13 @@ __all__ = ["pooling"]
 Kind = Literal["sample", "position", "other"]
 Factors = list[tuple[Kind, int]]
 
-_RESHAPES = frozenset({
-    "AliasBackward0",
-    "ReshapeAliasBackward0",
-    "SqueezeBackward0",
-    "SqueezeBackward1",
-    "SqueezeBackward2",
-    "UnsafeViewBackward0",
-    "UnsqueezeBackward0",
-    "ViewBackward0",
-})
+_RESHAPES = (ops.RESHAPING - {"SliceBackward0"}) | {"AliasBackward0"}
 # They leave the other positions out, which is no pooling.
-_PICKING = frozenset({
-    "GatherBackward0",
-    "IndexBackward0",
-    "IndexSelectBackward0",
-    "SelectBackward0",
-    "SliceBackward0",
-    "SplitBackward0",
-    "SplitWithSizesBackward0",
-    "UnbindBackward0",
-})
-# Their operands' places, of the left and of the right matrix.
-_MATRIX_PRODUCTS = {"AddmmBackward0": (1, 2), "BmmBackward0": (0, 1), "MmBackward0": (0, 1)}
+_PICKING = ops.SPLITTING | {
+    *("GatherBackward0", "IndexBackward0", "IndexSelectBackward0"),
+    *("SelectBackward0", "SliceBackward0"),
+}
+_MATRIX_PRODUCTS = {"AddmmBackward0", "BmmBackward0", "MmBackward0"}
 
 
 def pooling(logits: Tensor, convolution: Any) -> Literal["global", "flattened", "none"]:
@@ -109,7 +93,7 @@ def _follow(node: Any, behind: dict[Any, list[Factors]]) -> list[Factors]:
     if name == "PermuteBackward0":
         return [dims[d] for d in dimensions(node._saved_dims, len(shape))]
     if name in _MATRIX_PRODUCTS:
-        left, right = (node.next_functions[i][0] for i in _MATRIX_PRODUCTS[name])
+        left, right = (node.next_functions[i][0] for i in ops.PRODUCTS[name])
         rows, columns = (behind.get(matrix, [[]] * len(shape)) for matrix in (left, right))
         batch = [a or b for a, b in zip(rows[:-2], columns[:-2], strict=True)]
         return _fit([*batch, rows[-2], columns[-1]], shape)
@@ -117,7 +101,7 @@ def _follow(node: Any, behind: dict[Any, list[Factors]]) -> list[Factors]:
         query = behind.get(node.next_functions[0][0])
         # the keys' and values' positions are summed over
         return _fit([*dims[:-2], [] if query is None else query[-2], []], shape)
-    if name in REDUCING | {"LogsumexpBackward0", "UnbindBackward0"} and len(dims) > len(shape):
+    if name in ops.REDUCING | {"LogsumexpBackward0", "UnbindBackward0"} and len(dims) > len(shape):
         gone = dimensions(node._saved_dim, len(dims))
         dims = [factors for d, factors in enumerate(dims) if d not in gone]
     if len(dims) > len(shape):

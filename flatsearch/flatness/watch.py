@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
 __all__ = [
+    "Arguments",
+    "Calls",
+    "Named",
     "RandomState",
     "Watch",
     "input_of",
     "keep_random_state",
     "kernel_of",
     "perturbing",
+    "weight_of",
     "without_hooks",
 ]
+
+# Of a call: those by place, and those by name.
+Arguments = tuple[Any, ...]
+Named = Mapping[str, Any]
 
 _HOOKS = {Tensor.register_hook, Tensor.retain_grad}
 # What is computed from the result is a constant to autograd.
@@ -37,20 +48,27 @@ _CUTS = {
 }
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 # In the names of what may draw random numbers, beside others.
-_RANDOM = (
-    "attention", "bernoulli", "cauchy", "drop", "exponential", "fractional", "geometric", "gumbel",
-    "multinomial", "normal", "poisson", "rand", "rrelu", "uniform",
-)  # fmt: skip
+_RANDOM = re.compile(
+    "attention|bernoulli|cauchy|drop|exponential|fractional|geometric|gumbel|multinomial|normal"
+    "|poisson|rand|rrelu|uniform"
+)
 
 
-class _Handle:
-    """Stands for the handle of a hook that is not there."""
+class Calls(TorchFunctionMode):
+    """A context in which what a model calls goes through `call`."""
 
-    def remove(self) -> None:
-        """Do nothing."""
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Return what `call` returns."""
+        return self.call(function, args, kwargs or {})
+
+    def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
+        """Return what the function returns."""
+        return function(*args, **kwargs)
 
 
-class without_hooks(TorchFunctionMode):  # noqa: N801 - a context
+class without_hooks(Calls):  # noqa: N801 - a context
     """Leaves out the hooks that a model puts on tensors.
 
     They see gradients that are nobody's, or change them; and tensors in front of the measured
@@ -62,18 +80,12 @@ class without_hooks(TorchFunctionMode):  # noqa: N801 - a context
 
     left_out = False
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Return what the function returns."""
+    def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
+        """Return what the function returns; for a hook a handle of none."""
         if function in _HOOKS:
             self.left_out = True
-            return _Handle()
-        return function(*args, **(kwargs or {}))
+            return RemovableHandle({})
+        return super().call(function, args, kwargs)
 
 
 class RandomState:
@@ -148,17 +160,11 @@ class Watch(without_hooks):
         self.largest = 0
         self.convolutions: list[Tensor] = []
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""
-        name = getattr(function, "__name__", "")
-        before = self._random.current() if any(word in name for word in _RANDOM) else None
-        result = super().__torch_function__(function, types, args, kwargs)
+        random = _RANDOM.search(getattr(function, "__name__", ""))
+        before = self._random.current() if random else None
+        result = super().call(function, args, kwargs)
         if before is not None:
             self._random.notice(before)
         taken = function in _CUTS or function == _DATA
@@ -175,32 +181,24 @@ class Watch(without_hooks):
         return result
 
 
-def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Tensor:
+def input_of(args: Arguments, kwargs: Named) -> Tensor:
     """Return what a convolution, linear layer or padding is given, however it was passed."""
-    x: Tensor = args[0] if args else (kwargs or {})["input"]
+    x: Tensor = args[0] if args else kwargs["input"]
     return x
 
 
-def kernel_of(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
-) -> Tensor | None:
-    """Return the kernel that a convolution is called with; None if the function is no such.
+def weight_of(args: Arguments, kwargs: Named) -> Any:
+    """Return the second argument, which a layer's weight is; None without one."""
+    return args[1] if len(args) > 1 else kwargs.get("weight")
 
-    Args:
-        function: Whatever is called.
-        args: Its arguments.
-        kwargs: Those by name.
 
-    Returns:
-        The tensor that the caller gave.
-    """
-    if "conv" not in getattr(function, "__name__", ""):
-        return None
-    weight = args[1] if len(args) > 1 else (kwargs or {}).get("weight")
+def kernel_of(function: Any, args: Arguments, kwargs: Named) -> Tensor | None:
+    """Return the kernel that a convolution is called with; None if the function is no such."""
+    weight = weight_of(args, kwargs) if "conv" in getattr(function, "__name__", "") else None
     return weight if isinstance(weight, Tensor) else None
 
 
-class perturbing(TorchFunctionMode):  # noqa: N801 - a context
+class perturbing(Calls):  # noqa: N801 - a context
     """Changes the outputs of convolutions, which autograd does not know of.
 
     Attributes:
@@ -216,15 +214,9 @@ class perturbing(TorchFunctionMode):  # noqa: N801 - a context
         self.outputs: dict[int, Tensor] = {}
         self._changes, self._step = changes, step
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns, changed."""
-        result = function(*args, **(kwargs or {}))
+        result = super().call(function, args, kwargs)
         key = id(kernel_of(function, args, kwargs))
         if key in self._changes:
             self.outputs[key] = result.detach()
