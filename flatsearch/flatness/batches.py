@@ -22,14 +22,7 @@ MOST_SAMPLES = 256
 
 
 def as_batches(data: Data, *, twice: bool) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return an iterable of batches.
-
-    Args:
-        data: A pair of tensors, or an iterable of such pairs.
-        twice: Whether it will be iterated twice: a one-shot iterator is then read into a list.
-
-    Returns:
-        The batches, unchecked.
+    """Return the batches, unchecked; to be read twice, a one-shot iterator becomes a list.
 
     Raises:
         ValueError: If the data are something else.
@@ -90,11 +83,7 @@ def iterate(
 def memory_budget(device: torch.device) -> int:
     """Return how many bytes the measure may use beside the model: a fraction of what is free.
 
-    Args:
-        device: Where it computes.
-
-    Returns:
-        Bytes; on a CPU at most one GiB, more would not be faster.
+    On a CPU at most one GiB, more would not be faster.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

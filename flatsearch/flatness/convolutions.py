@@ -129,15 +129,9 @@ def _convolved(
 
 
 def problem(leaf: Any, users: Sequence[User], samples: int) -> str:
-    """Say why a kernel is not used as the derivation assumes; nothing if it is.
+    """Return why a kernel is not used as the derivation assumes; nothing if it is.
 
-    Args:
-        leaf: The kernel's leaf of the graph.
-        users: The operations that take it.
-        samples: N.
-
-    Returns:
-        The end of a sentence that starts with the layer.
+    It is the end of a sentence that starts with the layer.
     """
     convolutions = [node for node, place in users if (node.name(), place) == (_CONVOLUTION, 1)]
     others = Counter(_word(node) for node, place in users if node not in convolutions)

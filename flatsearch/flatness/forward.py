@@ -146,13 +146,6 @@ def disagree(a: Tensor, b: Tensor) -> Tensor:
 def call(model: nn.Module, x: Tensor) -> Tensor:
     """Return the logits (N, K) of a copy of x: models may change their input in place.
 
-    Args:
-        model: In eval mode.
-        x: A batch of inputs.
-
-    Returns:
-        The logits.
-
     Raises:
         UnsupportedModelError: If they are something else.
         AssertionError: If the model fails in this way.
@@ -185,14 +178,6 @@ def influential(model: nn.Module, kernels: dict[str, Tensor], x: Tensor) -> list
     """Return which kernels the logits depend on, whether or not autograd knows of it.
 
     NaN in a kernel shows wherever its layer's output goes.
-
-    Args:
-        model: In eval mode.
-        kernels: Some of its parameters, by name.
-        x: A batch of inputs.
-
-    Returns:
-        Some of the names.
     """
     if not kernels:
         return []
@@ -217,12 +202,8 @@ def _show(kernels: list[Tensor], model: nn.Module, x: Tensor, plain: Tensor) -> 
 def classifier_input(logits: Tensor) -> tuple[Tensor, Any] | None:
     """Return what the linear classifier was given, and the leaf of its weight.
 
-    Args:
-        logits: (N, K), with the graph.
-
-    Returns:
-        g (N, C), with the graph, and the leaf of V (K, C) where the logits are g V^T, plus a bias;
-        None where they are something else.
+    That is g (N, C), with the graph, and the leaf of V (K, C) where the logits are g V^T, plus a
+    bias; None where they are something else.
     """
     node: Any = logits.grad_fn
     while node is not None and name_of(node) in PASSIVE:
@@ -252,7 +233,7 @@ def forward(network: Network, x: Tensor, layers: Sequence[Layer], classifier: st
         classifier: The linear classifier's name; None if the network ends without one.
 
     Returns:
-        Logits, features, and each measured convolution's input and edge.
+        What it gives.
 
     Raises:
         UnsupportedModelError: If the forward pass differs from the one that was probed.

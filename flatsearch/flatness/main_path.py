@@ -31,15 +31,7 @@ _GLOBAL = (ops.REDUCING - {"SelectBackward0"}) | {
 
 
 def last_of_main_path(logits: Tensor, convolutions: Sequence[Any]) -> int:
-    """Return which convolution is the last one of the main path.
-
-    Args:
-        logits: (N, K), with a recorded graph.
-        convolutions: The operations that are convolutions, in order of execution.
-
-    Returns:
-        Its place among them.
-    """
+    """Return which of the convolutions, in order of execution, is the last of the main path."""
     places = {node: place for place, node in enumerate(convolutions)}
     steps: dict[Any, int] = {}  # convolutions on the longest path up to a node
     pooled: set[Any] = set()

@@ -41,25 +41,16 @@ class Parameters:
         return path, self._modules[path]
 
     def layer(self, name: str) -> str:
-        """Return what the layer with a kernel is called.
+        """Return the name of the module whose weight a kernel is, or is made from.
 
-        Args:
-            name: The kernel's name.
-
-        Returns:
-            The name of the module whose weight it is, or is made from; the kernel's own name if it
-            is not called a weight.
+        Return the kernel's own name if it is not called a weight.
         """
         path, _ = self.owner(name)
         named = name == f"{path}.weight" or self.is_kernel(name)
         return path if path and named else name
 
     def is_kernel(self, name: str) -> bool:
-        """Return whether a parameter is the weight of a convolution or a linear layer.
-
-        Args:
-            name: The parameter's name, or that of one which the weight is made from.
-        """
+        """Return whether a parameter is, or makes, the weight of a convolution or linear layer."""
         path, module = self.owner(name)
         made = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
         named = made or "conv" in type(module).__name__.lower()
@@ -70,13 +61,9 @@ class Parameters:
         return type(self.owner(name)[1]).__name__
 
     def computation(self, name: str) -> str:
-        """Say how a kernel is computed from a parameter, and what undoes that.
+        """Return how a kernel is computed from a parameter, and what undoes that.
 
-        Args:
-            name: The parameter's name.
-
-        Returns:
-            The end of a sentence that starts with the kernel.
+        It is the end of a sentence that starts with the kernel.
         """
         path, module = self.owner(name)
         call = f"(model.get_submodule({path!r})" if path else "(model"

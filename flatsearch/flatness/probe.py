@@ -121,23 +121,12 @@ class Probe:
         return max((i for i, other in enumerate(called) if other is parameter), default=-1)
 
     def prove_head(self) -> None:
-        """Check that nothing but the last linear layer uses its kernel.
-
-        Raises:
-            UnsupportedModelError: If something else does.
-        """
+        """Refuse a classifier whose kernel something else uses, too."""
         if not used_once(self.nodes, self._head):
             raise UnsupportedModelError(f"layer {self.classifier!r}: {USED_ELSEWHERE}")
 
     def prove_derivatives(self, convolutions: Sequence[Convolution]) -> None:
-        """Check that the logits can be differentiated, and that autograd's derivatives are right.
-
-        Args:
-            convolutions: Those at whose outputs derivatives are taken.
-
-        Raises:
-            UnsupportedModelError: If they are not.
-        """
+        """Refuse logits whose derivatives at convolutions cannot be had, or are not autograd's."""
         if not convolutions:
             return
         self._gradients(self.logits, self.nodes, convolutions)

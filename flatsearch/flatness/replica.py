@@ -234,15 +234,7 @@ class _Copier:
 
 
 def changed(model: nn.Module, twin: nn.Module) -> bool:
-    """Return whether a copy's parameters have other values than the model's.
-
-    Args:
-        model: A model.
-        twin: A copy that `replicate` made and that has been run.
-
-    Returns:
-        True also where the copy has other parameters.
-    """
+    """Return whether a copy, once run, has other parameters than the model, or other values."""
     pairs = [(a.detach(), b.detach()) for a, b in zip(model.parameters(), twin.parameters())]  # noqa: B905
     if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
         return True

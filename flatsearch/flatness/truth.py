@@ -37,11 +37,7 @@ _GLOBAL_HOOKS = {"BackwardHookFunctionBackward": "hook on the gradients of all m
 def handwritten(nodes: Iterable[Any]) -> list[str]:
     """Return what operations are called whose backward pass is not their derivative by rule.
 
-    Args:
-        nodes: A recorded graph.
-
-    Returns:
-        The names of those written in Python, and of torch's fake quantisation.
+    Return the names of those written in Python, and of torch's fake quantisation.
     """
     return sorted({_GLOBAL_HOOKS.get(node.name(), node.name()) for node in nodes if _is_odd(node)})
 

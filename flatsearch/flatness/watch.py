@@ -127,9 +127,6 @@ class RandomState:
 def keep_random_state(device: torch.device) -> Iterator[RandomState]:
     """Set the generators of random numbers back afterwards if the model has drawn some.
 
-    Args:
-        device: The model's.
-
     Yields:
         What has to be told of operations that may draw.
     """
