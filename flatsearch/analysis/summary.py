@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flatsearch.analysis.correlations import (
     FlatnessGain,
     SignalCorrelation,
@@ -16,10 +18,12 @@ from flatsearch.analysis.correlations import (
 from flatsearch.analysis.pruning import PruningEffect, pruning_effect
 from flatsearch.analysis.selection import choose_best
 from flatsearch.errors import FlatsearchError
-from flatsearch.pareto import signs
-from flatsearch.record import StudyRecord, read_trials
+from flatsearch.pareto import front_of, signs
+from flatsearch.record import StudyRecord, least_accuracy, read_trials
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import optuna
 
     from flatsearch.analysis.selection import Choice
@@ -48,6 +52,8 @@ class StudySummary:
         gain: What flatness adds to the other signals, empty with too few complete trials.
         pruning: What pruning saved and cost; None where there was none.
         validation_images: The number of images that accuracies are of; None where it is unknown.
+        least_accuracy: The validation accuracy that a trial must have to be on the front, where it
+            follows the best one; None elsewhere.
     """
 
     name: str
@@ -61,6 +67,7 @@ class StudySummary:
     gain: tuple[FlatnessGain, ...] = ()
     pruning: PruningEffect | None = None
     validation_images: int | None = None
+    least_accuracy: float | None = None
 
     def trial(self, number: int) -> TrialRecord:
         """Return a trial by its number."""
@@ -118,6 +125,7 @@ class StudySummary:
             "settings": self.settings,
             "counts": self.counts,
             "pareto_front": list(self.front),
+            "least_accuracy": self.least_accuracy,
             "best": best and {"trial": best.trial.number, "reason": best.reason},
             "signal_correlations": [asdict(found) for found in self.correlations],
             "flatness_gain": [asdict(gain) for gain in self.gain],
@@ -148,7 +156,8 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
         The summary.
     """
     frozen = study.get_trials(deepcopy=False)
-    trials = read_trials(frozen)
+    known = StudyRecord(study)
+    trials = read_trials(frozen, known.least)
     directions = tuple(direction.name.lower() for direction in study.directions)
     names = study.metric_names or [f"value {i}" for i in range(len(directions))]
     # A result that was taken over is an earlier trial's: neither a point of its own on the front
@@ -156,12 +165,8 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
     complete = [t for t in trials if t.complete and t.own]
     sign = -signs(directions)[0]
     first = {trial.number: sign * (trial.values or ())[0] for trial in complete}
-    if len(directions) > 1:
-        front = [trial.number for trial in study.best_trials if trial.number in first]
-        front.sort(key=first.__getitem__)
-    else:
-        front = []
-    known = StudyRecord(study)
+    front = _front([t for t in complete if t.feasible], directions) if len(directions) > 1 else []
+    front.sort(key=first.__getitem__)
     summary = StudySummary(
         name=study.study_name,
         metric_names=tuple(names),
@@ -176,10 +181,19 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
         if statistics
         else None,
         validation_images=known.validation_images,
+        least_accuracy=least_accuracy(trials, known.least),
     )
     if len(directions) == 1 and summary.eligible():
         return replace(summary, front=(choose_best(summary).trial.number,))
     return summary
+
+
+def _front(trials: Sequence[TrialRecord], directions: Sequence[str]) -> list[int]:
+    """Return the numbers of the trials that no other dominates."""
+    shape = len(trials), len(directions)
+    points = np.array([trial.values for trial in trials]).reshape(shape) * signs(directions)
+    best = set(map(tuple, front_of(points)))
+    return [t.number for t, point in zip(trials, points, strict=True) if tuple(point) in best]
 
 
 def _outcome(trial: TrialRecord) -> str:

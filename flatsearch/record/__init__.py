@@ -2,19 +2,21 @@
 
 from flatsearch.record.constraints import read_constraints, write_constraints
 from flatsearch.record.decisions import Decision, write_decision
-from flatsearch.record.networks import Network, networks_of, read_trials
+from flatsearch.record.networks import Network, least_accuracy, networks_of, read_trials
 from flatsearch.record.promotion import Promotion
-from flatsearch.record.study import FinalTest, StudyRecord, write_study
+from flatsearch.record.study import FinalTest, LeastAccuracy, StudyRecord, write_study
 from flatsearch.record.trial import FINISHED, TrialRecord, write_step, write_trial
 
 __all__ = [
     "FINISHED",
     "Decision",
     "FinalTest",
+    "LeastAccuracy",
     "Network",
     "Promotion",
     "StudyRecord",
     "TrialRecord",
+    "least_accuracy",
     "networks_of",
     "read_constraints",
     "read_trials",

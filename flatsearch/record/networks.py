@@ -8,6 +8,7 @@ the only place where that is worked out.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
     from optuna.trial import FrozenTrial
 
-__all__ = ["Network", "networks_of", "read_trials"]
+    from flatsearch.record.study import LeastAccuracy
+
+__all__ = ["Network", "least_accuracy", "networks_of", "read_trials"]
 
 # A network whose process has died this often is what kills it.
 _MOST_DEATHS = 3
@@ -78,11 +81,15 @@ def networks_of(trials: Iterable[TrialRecord]) -> list[Network]:
     return [n for n, parts in found if n.lost or any(part.state != "FAIL" for part in parts)]
 
 
-def read_trials(trials: Iterable[FrozenTrial]) -> tuple[TrialRecord, ...]:
+def read_trials(
+    trials: Iterable[FrozenTrial], least: LeastAccuracy | None = None
+) -> tuple[TrialRecord, ...]:
     """Return the records of a study's trials, which know by which other one they are superseded.
 
     Args:
         trials: All trials of the study.
+        least: What those must have learnt that are to be on the front. The best trial may have
+            come after the one that is judged, so this is told here and not when a trial ends.
 
     Returns:
         Their records, in the same order.
@@ -92,7 +99,27 @@ def read_trials(trials: Iterable[FrozenTrial]) -> tuple[TrialRecord, ...]:
         finished = [part for part in parts if part.finished]
         for part in finished[:-1]:
             part.superseded_by = finished[-1].number
+    enough = least_accuracy(records, least)
+    for record in records:
+        accuracy = record.metrics.get("accuracy") if record.complete else None
+        record.behind = accuracy is not None and enough is not None and accuracy < enough
     return records
+
+
+def least_accuracy(trials: Iterable[TrialRecord], least: LeastAccuracy | None) -> float | None:
+    """Return the accuracy that a trial of the front must have, as the best one is now.
+
+    Args:
+        trials: All trials of a study.
+        least: What the study says; see `StudyRecord`.
+
+    Returns:
+        The validation accuracy; None where the study does not say, or no trial is complete.
+    """
+    if least is None:
+        return None
+    known = [t.metrics.get("accuracy", math.nan) for t in trials if t.complete]
+    return max((least.beside(x) for x in known if math.isfinite(x)), default=None)
 
 
 def _grouped(trials: Iterable[TrialRecord]) -> dict[int, list[TrialRecord]]:

@@ -13,7 +13,30 @@ if TYPE_CHECKING:
 
     from flatsearch.data.splits import ImageData
 
-__all__ = ["FinalTest", "StudyRecord", "write_study"]
+__all__ = ["FinalTest", "LeastAccuracy", "StudyRecord", "write_study"]
+
+
+class LeastAccuracy(NamedTuple):
+    """What a trial must have learnt to be on a front of several objectives.
+
+    Networks that know little are flat for that reason; see `docs/fronts.md`.
+
+    Attributes:
+        guess: The validation accuracy that is clearly more than guessing.
+        share: How much of what the best trial has beyond that a trial must have.
+    """
+
+    guess: float
+    share: float = 0.9
+
+    def beside(self, best: float) -> float:
+        """Return the least accuracy where the best trial has `best`.
+
+        Example:
+            >>> round(LeastAccuracy(0.1, 0.9).beside(0.6), 4)
+            0.55
+        """
+        return self.guess + self.share * max(0.0, best - self.guess)
 
 
 class FinalTest(NamedTuple):
@@ -45,6 +68,8 @@ class StudyRecord(Record):
         run: How the study is being run, which a worker that joins has to know; None before.
         validation_images: The number of images that validation accuracies are of; None where that
             was not stored, as by earlier versions.
+        least: What a trial must have learnt to be on the front; None where accuracy is the only
+            objective or the setting `min_accuracy` says it, and in studies of earlier versions.
         noted: Numbers of the trials whose notes say that they are on the front.
         tests: Every look that was taken at the test split, oldest first.
     """
@@ -52,6 +77,7 @@ class StudyRecord(Record):
     settings = Fact[dict[str, Any] | None]()
     run = Fact[dict[str, Any] | None]()
     validation_images = Fact[int | None]()
+    least = Fact[LeastAccuracy | None](encode=list, decode=lambda pair: LeastAccuracy(*pair))
     noted = Fact[list[int]](lambda _: [])
     tests = Fact[tuple[FinalTest, ...]](lambda _: (), encode=list, decode=_tests)
 

@@ -115,6 +115,8 @@ class TrialRecord(Record):
         checkpoint: The name of its network's checkpoint in the artifact store, if it has one.
         superseded_by: The number of the later trial that went on with its network and has ended, if
             any; known where all trials are read together, by `flatsearch.record.read_trials`.
+        behind: Whether the trial knows too little beside the best one to be on the front; known
+            where all trials are read together.
     """
 
     worker = Fact[str | None]()
@@ -162,6 +164,7 @@ class TrialRecord(Record):
         self.values: tuple[float, ...] | None = None
         self.seconds: float | None = None
         self.superseded_by: int | None = None
+        self.behind = False
         if isinstance(trial, optuna.trial.FrozenTrial):
             self.state = trial.state.name
             if trial.state == TrialState.COMPLETE:
@@ -188,7 +191,7 @@ class TrialRecord(Record):
     @property
     def feasible(self) -> bool:
         """Whether the trial keeps every constraint; one that does not is never on the front."""
-        return all(value <= 0 for value in self.constraints.values())
+        return not self.behind and all(value <= 0 for value in self.constraints.values())
 
     @property
     def over_limit(self) -> bool:

@@ -11,7 +11,15 @@ from rich.table import Table
 
 from flatsearch.reports import tables
 from flatsearch.reports.comparison import EXPLANATION, comparison_tables
-from flatsearch.reports.verdicts import NO_FRONT, chosen, shipped, tested, tested_before, verdicts
+from flatsearch.reports.verdicts import (
+    NO_FRONT,
+    chosen,
+    front_meaning,
+    shipped,
+    tested,
+    tested_before,
+    verdicts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +73,7 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
         console.print(NO_FRONT, highlight=False)
     if len(summary.metric_names) > 1 and summary.front:
         console.print(_rendered(tables.front(summary)))
+        console.print(front_meaning(summary), style="dim", highlight=False, markup=False)
     if best := chosen(summary):
         console.print(best, highlight=False, markup=False)
     if summary.correlations:

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flatsearch.record import LeastAccuracy
 from flatsearch.signals.table import SIGNALS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flatsearch.analysis.correlations import FlatnessGain, SignalCorrelation
     from flatsearch.analysis.pruning import PruningEffect
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.retrain.result import FinalTraining
 
-__all__ = ["NO_FRONT", "chosen", "searched", "shipped", "tested", "tested_before", "verdicts"]
+__all__ = [
+    "NO_FRONT",
+    "chosen",
+    "front_meaning",
+    "searched",
+    "shipped",
+    "tested",
+    "tested_before",
+    "verdicts",
+]
 
 NO_FRONT = (
     "No trial keeps all constraints: none has learnt clearly more than to guess (see the setting"
     " min_accuracy)."
 )
 
+# What an objective says whose name does not say it.
+_MEANINGS = {
+    "flatness": "how sharply the loss reacts to small relative changes of the weights",
+    "noise_loss": "by how much the loss rises when the last convolution's weights get 10% of noise",
+    "noise_loss_all": "by how much the loss rises when all convolutions' weights get 10% of noise",
+}
 _FREE = [signal.label for signal in SIGNALS.values() if signal.group in {"training", "size"}]
 
 
@@ -50,6 +68,43 @@ def chosen(summary: StudySummary) -> str:
     if choice is None:
         return ""
     return f"The trial to go on with is {choice.trial.number}: {choice.reason}."
+
+
+def front_meaning(summary: StudySummary) -> str:
+    """Return in a sentence what the points of a front are, and which trials are left out of it.
+
+    Args:
+        summary: The study.
+
+    Returns:
+        The sentence; empty where there is one objective.
+    """
+    names = summary.metric_names
+    if len(names) == 1:
+        return ""
+    said = f"On the front are the trials that no other beats in {_listed(names)} at once"
+    if meant := [f"{name} is {_MEANINGS[name]}" for name in names if name in _MEANINGS]:
+        said += f" ({'; '.join(meant)}: smaller is better)"
+    if summary.least_accuracy is not None:
+        said += (
+            f"; trials below an accuracy of {summary.least_accuracy:.3f}, which is"
+            f" {LeastAccuracy(0).share:.0%} of what the best one has learnt beyond guessing, are"
+            " left out, since networks that know little are flat for that alone"
+        )
+    return f"{said}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join words as a sentence does.
+
+    Returns:
+        One text.
+
+    Example:
+        >>> _listed(["accuracy", "flatness", "parameters"])
+        'accuracy, flatness and parameters'
+    """
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def verdicts(summary: StudySummary) -> list[str]:

@@ -17,7 +17,14 @@ from flatsearch.device import resolve_device
 from flatsearch.errors import DivergedError, NonFiniteError, SettingsError, unknown_name
 from flatsearch.networks.cost import excess, measure_cost, over_limit
 from flatsearch.pruners.reporting import mark_pruned
-from flatsearch.record import StudyRecord, TrialRecord, write_constraints, write_study, write_trial
+from flatsearch.record import (
+    LeastAccuracy,
+    StudyRecord,
+    TrialRecord,
+    write_constraints,
+    write_study,
+    write_trial,
+)
 from flatsearch.record.constraints import LIMIT, MIN_ACCURACY
 from flatsearch.search.candidates import Candidate, Candidates
 from flatsearch.search.constraints import list_constraints
@@ -142,6 +149,13 @@ class FlatnessObjective:
         """Names of the returned values."""
         return list(self.settings.objectives)
 
+    @property
+    def least(self) -> LeastAccuracy | None:
+        """What a trial of a new study must have learnt to be on the front."""
+        least = self._epochs.least_accuracy()
+        given = self.settings.min_accuracy is not None
+        return None if least is None or given else LeastAccuracy(least)
+
     def shared_settings(self) -> dict[str, Any]:
         """Return what all trials of a study must share, as JSON types."""
         space, content = space_identity(self.space_reference)
@@ -230,7 +244,7 @@ class FlatnessObjective:
             self._introduced.add(trial.study)
             known = StudyRecord(trial.study)
             if known.settings is None:
-                write_study(trial.study, settings=self.shared_settings())
+                write_study(trial.study, settings=self.shared_settings(), least=self.least)
             if known.validation_images is None:
                 write_study(trial.study, validation_images=len(self.data.validation))
         write_trial(trial, worker=this_process())
@@ -302,10 +316,22 @@ class FlatnessObjective:
         return values
 
     def _constrain(self, trial: optuna.Trial, trained: Trained) -> None:
-        """Record whether a network is better than one that has learnt nothing."""
-        least = self._epochs.least_accuracy()
-        if least is not None:
-            write_constraints(trial, {MIN_ACCURACY: least - trained.metrics["accuracy"]})
+        """Record whether a network has learnt what it must, beside the best one so far."""
+        least, accuracy = self._epochs.least_accuracy(), trained.metrics["accuracy"]
+        if least is None:
+            return
+        # One that was stopped may have come as far as the best later on.
+        relative = None if trained.stopped else StudyRecord(trial.study).least
+        if relative is not None:
+            least = relative.beside(max(accuracy, _best_accuracy(trial.study)))
+        write_constraints(trial, {MIN_ACCURACY: least - accuracy})
+
+
+def _best_accuracy(study: optuna.Study) -> float:
+    """Return the best validation accuracy of complete trials; 0 where there is none."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    found = (trial.user_attrs.get("accuracy") for trial in complete)
+    return max((x for x in found if isinstance(x, float) and math.isfinite(x)), default=0.0)
 
 
 def _pruned(trial: optuna.Trial, reason: str) -> str:

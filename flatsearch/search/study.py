@@ -68,7 +68,7 @@ def open_study(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(settings.objectives))
-        write_study(study, settings=wanted)
+        write_study(study, settings=wanted, least=objective.least)
     sequence = np.random.SeedSequence([settings.seed, len(study.trials), worker])
     study.sampler = make_sampler(sampler, int(sequence.generate_state(1)[0]), n_objectives)
     study.pruner = study_pruner

@@ -11,6 +11,7 @@ from rich.console import Console
 from flatsearch import Architecture, record
 from flatsearch.analysis.summary import StudySummary, summarise
 from flatsearch.reports.terminal import print_summary
+from tests import cases
 
 
 def study_of(
@@ -134,3 +135,29 @@ def test_decisions_are_shown_with_their_reason() -> None:
     reason = "had a probability of 0.012 to end among the best, the limit was 0.05, learnt from 7"
     assert f"pruned: after epoch 1 it {reason} trials" in text
     assert f"(after epoch 1 it was audited: it {reason} trials)" in text
+
+
+def study_with_least(*points: tuple[float, float]) -> optuna.Study:
+    """Return a study that leaves out what has learnt less than 90% of the best beyond 0.1."""
+    study = cases.study_of("accuracy", "flatness")
+    record.write_study(study, least=record.LeastAccuracy(0.1, 0.9))
+    for point in points:
+        cases.add(study, [point])
+    return study
+
+
+def test_the_best_trial_says_what_must_have_been_learnt_whenever_it_comes() -> None:
+    study = study_with_least((0.5, 0.1), (0.85, 0.2), (0.9, 0.3), (0.819, 0.15))
+    summary = summarise(study)
+    assert summary.least_accuracy == pytest.approx(0.82)
+    assert summary.front == (2, 1)
+    assert [trial.feasible for trial in summary.trials] == [False, True, True, False]
+    cases.add(study, [(1.0, 0.5)])
+    assert summarise(study).front == (4,)
+
+
+def test_a_front_says_in_a_sentence_what_it_means() -> None:
+    text = show(summarise(study_with_least((0.85, 0.2), (0.9, 0.3))))
+    assert "no other beats in accuracy and flatness at once (flatness is how sharply" in text
+    assert "below an accuracy of 0.820, which is 90% of what the best one has learnt" in text
+    assert "below an accuracy" not in show(summarise(study_of(2)))

@@ -99,6 +99,22 @@ def test_a_constant_predictor_is_not_on_the_front(
     assert len(study.best_trials) == len(summarise(study).front) == int(feasible)
 
 
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_network_far_behind_the_best_is_not_on_the_front(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    monkeypatch.setattr(type(digits), "guessing_accuracy", lambda _: 0.0)
+    objective = FlatnessObjective(Tiny(), digits, epochs=1)
+    study = optuna.create_study(directions=objective.directions)
+    if earlier:  # a study that began under a version that knew no such thing goes on without it
+        record.write_study(study, settings=objective.shared_settings())
+    study.add_trial(optuna.create_trial(values=[1.0, 1.0], user_attrs={"accuracy": 1.0}))
+    study.optimize(objective, n_trials=1)
+    assert study.trials[1].values[0] < 0.8
+    assert record.TrialRecord(study.trials[1]).feasible == earlier
+    assert (record.StudyRecord(study).least is None) == earlier
+
+
 def test_a_study_of_accuracy_alone_has_no_least(digits: ImageData) -> None:
     objective = FlatnessObjective(Tiny(), digits, objectives=["accuracy"], epochs=1)
     study = optuna.create_study(directions=objective.directions)
