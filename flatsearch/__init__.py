@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flatsearch.analysis.comparison import Comparison, compare
+    from flatsearch.analysis.frames import epochs_frame, study_frame
     from flatsearch.data import ImageData, load_data
     from flatsearch.errors import (
         DataError,
@@ -82,6 +83,7 @@ __all__ = [
     "constraint_values",
     "count_flops",
     "count_parameters",
+    "epochs_frame",
     "export_model",
     "finish",
     "load",
@@ -94,11 +96,13 @@ __all__ = [
     "save_model",
     "should_prune",
     "space_names",
+    "study_frame",
 ]
 
 _ERRORS = {name for name in __all__ if name.endswith("Error")}
 _HOME = {
     "analysis.comparison": {"Comparison", "compare"},
+    "analysis.frames": {"epochs_frame", "study_frame"},
     "data": {"ImageData", "load_data"},
     "errors": _ERRORS,
     "export.card": {"ModelCard"},

@@ -17,6 +17,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatsearch.analysis.frames import TRIAL_KEYS
 from flatsearch.settings import settings_table
 from flatsearch.signals.table import signals_table
 from flatsearch.spaces.registry import load_space, space_names
@@ -164,7 +165,19 @@ def replays() -> str:
     return markdown(("table and objectives", *names, *same), rows)
 
 
+def trial_columns() -> str:
+    """Return the columns of `flatsearch.study_frame`."""
+    others = {
+        "accuracy, flatness, ...": "the objectives, and what was measured at the end",
+        "architecture.NAME": "a value of the architecture",
+        "recipe.NAME": "a setting that was searched with it (`--tune-recipe`)",
+        "params.NAME": "Optuna's parameters, in studies of others",
+    }
+    return markdown(("column", "what"), ((f"`{k}`", v) for k, v in (TRIAL_KEYS | others).items()))
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "trial columns": trial_columns,
     "tree": tree,
     "settings": settings_table,
     "signals": signals,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flatsearch.analysis.selection import Choice
     from flatsearch.record import TrialRecord
 
-__all__ = ["StudySummary", "finite", "require_complete", "summarise"]
+__all__ = ["StudySummary", "finite", "outcome", "require_complete", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
         metric_names=tuple(names),
         directions=directions,
         settings=known.settings,
-        counts=dict(Counter(map(_outcome, trials))),
+        counts=dict(Counter(map(outcome, trials))),
         trials=trials,
         front=tuple(front),
         correlations=tuple(signal_correlations(complete)) if statistics else (),
@@ -196,7 +196,8 @@ def _front(trials: Sequence[TrialRecord], directions: Sequence[str]) -> list[int
     return [t.number for t, point in zip(trials, points, strict=True) if tuple(point) in best]
 
 
-def _outcome(trial: TrialRecord) -> str:
+def outcome(trial: TrialRecord) -> str:
+    """Return what became of a trial: Optuna's state, or what says more; see `StudySummary`."""
     if trial.duplicate:
         return "DUPLICATE"
     if trial.superseded_by is not None:

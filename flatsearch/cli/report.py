@@ -21,11 +21,17 @@ class _Options(StudyOptions, Printing):
     html: str | None = setting(
         None, Text(), "write one page with tables and figures, to be opened offline", metavar="FILE"
     )
-    force: bool = setting(False, Switch(), "overwrite the page")
+    csv: str | None = setting(None, Text(), "write a row for every trial", metavar="FILE")
+    epochs_csv: str | None = setting(
+        None, Text(), "write a row for every epoch of every trial", metavar="FILE"
+    )
+    force: bool = setting(False, Switch(), "overwrite files")
 
 
 def _report(options: _Options) -> None:
+    from flatsearch.analysis.frames import write_epochs, write_trials
     from flatsearch.analysis.summary import summarise
+    from flatsearch.reports.html import file_to_write
     from flatsearch.reports.terminal import print_summary
 
     summary = summarise(options.load())
@@ -34,6 +40,10 @@ def _report(options: _Options) -> None:
 
         write_page(summary, Path(options.html), force=options.force)
         print(f"written: {options.html}", file=sys.stderr)
+    for file, write in ((options.csv, write_trials), (options.epochs_csv, write_epochs)):
+        if file is not None:
+            write(summary, file_to_write(file, force=options.force))
+            print(f"written: {file}", file=sys.stderr)
     if options.json:
         print_json(summary.to_dict())
     else:

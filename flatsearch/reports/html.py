@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.reports.tables import Table
 
-__all__ = ["write_page"]
+__all__ = ["file_to_write", "write_page"]
 
 _MOST_TRIALS = 30
 # Nothing is loaded from anywhere: the browser itself refuses it.
@@ -69,6 +69,27 @@ def write_page(summary: StudySummary, path: str | Path, *, force: bool = False) 
     Raises:
         UsageError: If the file exists or has no folder, or plotly is not installed.
     """
+    path = file_to_write(path, force=force)
+    text = _page(summary)
+    # What fails half-way leaves an earlier page as it was.
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def file_to_write(path: str | Path, *, force: bool = False) -> Path:
+    """Return the path of a file that may be written.
+
+    Args:
+        path: The file.
+        force: Whether there may be one already.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: If the file exists or has no folder.
+    """
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{str(path)!r} is a folder; name the file to write")
@@ -76,11 +97,7 @@ def write_page(summary: StudySummary, path: str | Path, *, force: bool = False) 
         raise UsageError(f"{str(path)!r} exists; `force` overwrites it")
     if not path.parent.is_dir():
         raise UsageError(f"the folder {str(path.parent)!r} of the file to write does not exist")
-    text = _page(summary)
-    # What fails half-way leaves an earlier page as it was.
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    return path
 
 
 def _page(summary: StudySummary) -> str:

@@ -114,8 +114,8 @@ class RunSettings(Limits):
         None,
         Range(least=0, below=1),
         "validation accuracy that a trial must reach to be on the front of several objectives",
-        unset="clearly more than guessing the most frequent class; 0 for none",
-        more="Networks that have learnt nothing are perfectly flat",
+        unset="90% of what the best trial has learnt beyond guessing; 0 for none",
+        more="Networks that know little are flat for that alone",
         group=SEARCH,
         metavar="A",
     )
