@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from flatsearch.pruners.pareto import ParetoPruner
     from flatsearch.pruners.reporting import mark_pruned, report, should_prune
     from flatsearch.record.constraints import constraint_values
+    from flatsearch.retrain.estimator import FlatSearchClassifier
     from flatsearch.search.objective import FlatnessObjective
     from flatsearch.search.parking import finish
     from flatsearch.search.promotion_sampler import PromotionSampler
@@ -56,6 +57,7 @@ __all__ = [
     "Comparison",
     "DataError",
     "DivergedError",
+    "FlatSearchClassifier",
     "FlatnessObjective",
     "FlatnessPruner",
     "FlatnessResult",
@@ -120,6 +122,7 @@ _HOME = {
     "pruners.pareto": {"ParetoPruner"},
     "pruners.reporting": {"mark_pruned", "report", "should_prune"},
     "record.constraints": {"constraint_values"},
+    "retrain.estimator": {"FlatSearchClassifier"},
     "search.objective": {"FlatnessObjective"},
     "search.parking": {"finish"},
     "search.promotion_sampler": {"PromotionSampler"},

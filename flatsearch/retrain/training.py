@@ -45,7 +45,14 @@ if TYPE_CHECKING:
     from flatsearch.spaces.space import SearchSpace
     from flatsearch.training.evaluation import Scores
 
-__all__ = ["FinalTraining", "SeedResult", "default_epochs", "load_images", "retrain"]
+__all__ = [
+    "FinalTraining",
+    "SeedResult",
+    "build_network",
+    "default_epochs",
+    "load_images",
+    "retrain",
+]
 
 # Epochs, as a multiple of the search's, where none are given.
 _LONGER = 5
@@ -166,7 +173,7 @@ def retrain(
             name = f"trial-{trial.number}-seed-{seed}" if several else f"seed-{seed}"
             facts = [asdict(settings), asdict(card), seed, stored.get("data_fingerprint")]
             run = SeedTraining(
-                _build(loaded, trial, seed, data),
+                build_network(loaded, trial, seed, data),
                 images,
                 settings,
                 seed,
@@ -202,7 +209,7 @@ def _space(reference: str, trial: TrialRecord) -> tuple[str, SearchSpace]:
     return reference, load_space(reference)
 
 
-def _build(space: SearchSpace, trial: TrialRecord, seed: int, data: ImageData) -> nn.Module:
+def build_network(space: SearchSpace, trial: TrialRecord, seed: int, data: ImageData) -> nn.Module:
     """Return a trial's network with the weights of a seed."""
     assert trial.architecture is not None  # noqa: S101 - `_space` has refused it
     torch.manual_seed(seed)
