@@ -83,6 +83,7 @@ SCRIPTS = sorted((PACKAGE.parent).glob("*.py"))
 SAYS = {
     "measure_torchvision": "layer4.1.conv2",
     "own_objective": " pruned\n",
+    "own_training": "accuracy",
     "own_space": '"space":"wide"',
     "ten_lines": '"space":"plain_cnn"',
     "use_exported": "%), true ",

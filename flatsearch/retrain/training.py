@@ -154,6 +154,11 @@ def retrain(
     if results.exists() and not force:
         raise UsageError(f"{str(folder)!r} holds a finished training; `force` overwrites it")
     known.check_data(data)
+    if "train" in stored:
+        raise UsageError(
+            f"study {study.study_name!r} was trained by {stored['train']!r}, a loop of its own:"
+            " build the architecture and train it with that"
+        )
     spaces = {c.trial.number: _space(space or known.space, c.trial) for c in choices}
     folder.mkdir(parents=True, exist_ok=True)
     if force:  # nothing of an earlier training is left beside the new one

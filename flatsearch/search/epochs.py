@@ -13,6 +13,7 @@ from flatsearch.pruners.reporting import report, should_prune
 from flatsearch.record import write_trial
 from flatsearch.search.checkpoints import Checkpoint, random_state, set_random_state
 from flatsearch.search.epoch_metrics import measure_all, metrics_of
+from flatsearch.search.own_training import OwnTraining
 from flatsearch.search.parking import note_turn_over, report_again, steps_of
 from flatsearch.signals.compute import ProxyInput, initial_weights, measure
 from flatsearch.signals.table import PROXIES
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flatsearch.flatness import FlatnessResult
     from flatsearch.search.candidates import Candidate, Candidates
     from flatsearch.search.control import Control
+    from flatsearch.search.own_training import TrainFunction
     from flatsearch.search.parking import Parking
     from flatsearch.settings import RunSettings
 
@@ -79,6 +81,7 @@ class Epochs:
         candidates: What builds a candidate's network, once more if memory runs out.
         parking: What keeps networks in training.
         on_epoch: A function that is called with (trial, result, flatness result) after every epoch.
+        train: What trains a network in the place of `Trainer`; see `OwnTraining`.
     """
 
     def __init__(
@@ -88,9 +91,10 @@ class Epochs:
         candidates: Candidates,
         parking: Parking,
         on_epoch: OnEpoch | None,
+        train: TrainFunction | None = None,
     ) -> None:
         self._data, self._settings, self._candidates = data, settings, candidates
-        self._parking, self._on_epoch = parking, on_epoch
+        self._parking, self._on_epoch, self._train_function = parking, on_epoch, train
         self._every_epoch = [n for n in settings.signals if PROXIES[n].first == "epoch"]
         self._probe = data.probe.tensors()
         self._device = self._probe[1].device
@@ -108,7 +112,7 @@ class Epochs:
         try:
             return self._train(trial, start, control, accumulate)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or self._train_function is not None:
                 raise
             reason = str(error)
         # Outside of the handler: the traceback there keeps tensors alive.
@@ -126,14 +130,7 @@ class Epochs:
         # Objectives that no epoch changes: a pruner that ranks by all objectives needs them too.
         fixed = {name: start.cost[name] for name in settings.objectives if name in start.cost}
         initial = initial_weights(model) if self._every_epoch else {}
-        trainer = Trainer(
-            model,
-            self._data,
-            settings,
-            seed=start.candidate.seed,
-            accumulate=accumulate,
-            on_batch=control.check,
-        )
+        trainer = self._trainer(start, control, accumulate)
         keeps = self._parking.keeps(trial.study)
         name = self._parking.begin(trial) if keeps else ""
         metrics: Mapping[str, float] = {}
@@ -167,6 +164,23 @@ class Epochs:
             if reason := self._stops(trial, epoch.epoch, metrics, keeps=keeps):
                 return Trained(model, metrics, reason)
         return Trained(model, metrics)
+
+    def _trainer(self, start: Start, control: Control, accumulate: int) -> Trainer:
+        """Return what trains a candidate."""
+        settings, seed, check = start.candidate.settings, start.candidate.seed, control.check
+        if self._train_function is not None:
+            # It stands for a trainer but for its state, which is never asked for: nothing is kept.
+            return OwnTraining(  # type: ignore[return-value]
+                self._train_function, start.model, self._data, settings, seed=seed, check=check
+            )
+        return Trainer(
+            start.model,
+            self._data,
+            settings,
+            seed=seed,
+            accumulate=accumulate,
+            on_batch=check,
+        )
 
     def _stops(
         self, trial: optuna.Trial, epoch: int, metrics: Mapping[str, float], *, keeps: bool

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from flatsearch.data.sources import DataSource
     from flatsearch.flatness import FlatnessResult
+    from flatsearch.search.own_training import TrainFunction
     from flatsearch.settings import Direction
     from flatsearch.spaces.space import SearchSpace
     from flatsearch.training.trainer import EpochResult
@@ -81,6 +82,10 @@ class FlatnessObjective:
             trials (NSGA-II, NSGA-III, GP, CMA-ES).
         artifact_store: Where to save every completed candidate's weights; not saved if None.
         on_epoch: A function that is called with (trial, result, flatness result) after every epoch.
+        train: A training loop of your own, `train(model, data, settings, seed)`, that yields (mean
+            training loss, training accuracy) after every epoch; see
+            `flatsearch.search.own_training.OwnTraining`. Everything else stays as it is: limits,
+            duplicates, validation, measuring, pruning and the record. Parking is left out.
 
     Attributes:
         directions: Optuna's directions, for `optuna.create_study`.
@@ -107,6 +112,7 @@ class FlatnessObjective:
         prune_mode: Literal["hard", "soft"] = "hard",
         artifact_store: FileSystemArtifactStore | None = None,
         on_epoch: Callable[[optuna.Trial, EpochResult, FlatnessResult], None] | None = None,
+        train: TrainFunction | None = None,
     ) -> None:
         settings = settings or RunSettings()
         if objectives is not None:
@@ -131,8 +137,10 @@ class FlatnessObjective:
         if artifact_store is not None:
             self._files = TrialFiles(artifact_store, data, self.space_reference)
         self._untrained = [n for n in settings.signals if PROXIES[n].first == "untrained"]
-        self.parking = Parking(artifact_store)
-        self._epochs = Epochs(self.data, settings, self._candidates, self.parking, on_epoch)
+        self._train_name = None if train is None else _name_of(train)
+        # A training of the user's has no state that could be kept.
+        self.parking = Parking(artifact_store if train is None else None)
+        self._epochs = Epochs(self.data, settings, self._candidates, self.parking, on_epoch, train)
         self._probe = self.data.probe.tensors()
         # A network that is to be trained again does not wait for others that train it.
         patience = {} if settings.duplicates == "reuse" else {"patience": 0.0}
@@ -165,6 +173,7 @@ class FlatnessObjective:
             "data": self.data.name,
             "data_fingerprint": self.data.fingerprint(),
             **self.settings.to_dict(),
+            **({} if self._train_name is None else {"train": self._train_name}),
         }
 
     def check(self) -> None:
@@ -332,6 +341,13 @@ def _best_accuracy(study: optuna.Study) -> float:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     found = (trial.user_attrs.get("accuracy") for trial in complete)
     return max((x for x in found if isinstance(x, float) and math.isfinite(x)), default=0.0)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Return the name by which a study knows a training loop."""
+    function = getattr(function, "func", function)  # of functools.partial
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _pruned(trial: optuna.Trial, reason: str) -> str:

@@ -84,6 +84,8 @@ def _refuse_other_settings(
         )
     # A setting that is newer than the study had its default then.
     stored = {**RunSettings().to_dict(), **stored}
+    # A training loop of the user's is there, or it is not.
+    wanted = {"train": None, **wanted}
     different = [key for key in wanted if stored.get(key) != wanted[key]]
     # The same images may be somewhere else.
     if "data" in different and "data_fingerprint" not in different:
