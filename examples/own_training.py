@@ -36,9 +36,7 @@ def train(model, data, settings, seed):
 if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     objective = flatsearch.FlatnessObjective("plain_cnn", "digits", epochs=3, train=train)
-    study = optuna.create_study(
-        directions=objective.directions, pruner=flatsearch.FlatnessPruner()
-    )
+    study = optuna.create_study(directions=objective.directions, pruner=flatsearch.FlatnessPruner())
     study.set_metric_names(objective.metric_names)
     study.optimize(objective, n_trials=3)
     print(flatsearch.study_frame(study)[["accuracy", "flatness", "parameters", "seconds"]])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flatsearch.analysis.comparison import Comparison, compare
     from flatsearch.analysis.frames import epochs_frame, study_frame
+    from flatsearch.analysis.summary import StudySummary, summarise
     from flatsearch.data import ImageData, load_data
     from flatsearch.errors import (
         DataError,
@@ -79,6 +80,7 @@ __all__ = [
     "SettingsError",
     "SpaceError",
     "StorageError",
+    "StudySummary",
     "UnsupportedModelError",
     "UsageError",
     "compare",
@@ -99,12 +101,14 @@ __all__ = [
     "should_prune",
     "space_names",
     "study_frame",
+    "summarise",
 ]
 
 _ERRORS = {name for name in __all__ if name.endswith("Error")}
 _HOME = {
     "analysis.comparison": {"Comparison", "compare"},
     "analysis.frames": {"epochs_frame", "study_frame"},
+    "analysis.summary": {"StudySummary", "summarise"},
     "data": {"ImageData", "load_data"},
     "errors": _ERRORS,
     "export.card": {"ModelCard"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import json
 import runpy
 import subprocess
 import sys
@@ -96,3 +98,24 @@ def test_a_script_runs(script: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     runpy.run_path(str(script), run_name="__main__")
     assert SAYS[script.stem] in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def displayed(cell: str, names: dict[str, object]) -> object:
+    """Run a cell as a notebook does; return the value of its last line."""
+    *body, last = ast.parse(cell).body
+    if not isinstance(last, ast.Expr):
+        body, last = [*body, last], ast.Expr(ast.Constant(None))
+    exec(compile(ast.Module(body, []), "cell", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_notebook_runs() -> None:
+    cells = json.loads((PACKAGE.parent / "notebook.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    shown = [value for cell in code if (value := displayed(cell, names)) is not None]
+    pages = [value._repr_html_() for value in shown if hasattr(value, "_repr_html_")]
+    for said in ("study no-name", "<td>front</td>", "plain_cnn: ", "conv 3x3", "relative flatness"):
+        assert any(said in page.replace("<th>front</th>", "<td>front</td>") for page in pages), said
+    assert 0 <= shown[-1] <= 1

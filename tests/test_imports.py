@@ -16,7 +16,7 @@ SPACES = ROOT.parent / "search_spaces"
 
 # Lowest first: a line imports only the lines above it, and a package itself.
 LINES = """
-errors, pareto, networks
+errors, notebooks, pareto, networks
 signals, device, flatness, spaces, data
 settings
 training, record, export

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from flatsearch.analysis.correlations import (
 from flatsearch.analysis.pruning import PruningEffect, pruning_effect
 from flatsearch.analysis.selection import choose_best
 from flatsearch.errors import FlatsearchError
+from flatsearch.notebooks import card
 from flatsearch.pareto import front_of, signs
 from flatsearch.record import StudyRecord, least_accuracy, read_trials
+from flatsearch.spaces.words import short_form, varied
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import optuna
 
@@ -68,6 +71,27 @@ class StudySummary:
     pruning: PruningEffect | None = None
     validation_images: int | None = None
     least_accuracy: float | None = None
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the front, and the trial to go on with."""
+        counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(self.counts.items()))
+        front = [self.trial(number) for number in self.front]
+        best = self.best
+        return card(
+            f"study {self.name}: {counts or 'no trials'}",
+            ("trial", *self.metric_names, "architecture"),
+            [(t.number, *(f"{x:.4g}" for x in t.values or ()), self.describe(t)) for t in front],
+            [f"The trial to go on with is {best.trial.number}: {best.reason}." if best else ""],
+        )
+
+    @cached_property
+    def varied(self) -> frozenset[str]:
+        """The names of the architecture's and the recipe's values that differ between trials."""
+        return varied(map(_values_of, self.trials))
+
+    def describe(self, trial: TrialRecord) -> str:
+        """Return in a few words what tells a trial's architecture and recipe from the others'."""
+        return short_form(_values_of(trial), self.varied)
 
     def trial(self, number: int) -> TrialRecord:
         """Return a trial by its number."""
@@ -186,6 +210,13 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
     if len(directions) == 1 and summary.eligible():
         return replace(summary, front=(choose_best(summary).trial.number,))
     return summary
+
+
+def _values_of(trial: TrialRecord) -> Mapping[str, Any]:
+    """Return an architecture and its recipe by name; Optuna's parameters where there is none."""
+    if trial.architecture is None:
+        return trial.params
+    return {**trial.architecture.values, **trial.recipe}
 
 
 def _front(trials: Sequence[TrialRecord], directions: Sequence[str]) -> list[int]:

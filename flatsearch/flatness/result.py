@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from flatsearch.errors import NonFiniteError
+from flatsearch.notebooks import card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,6 +125,25 @@ class FlatnessResult(Flatness):
     classes: int | None
     layers: Mapping[str, LayerFlatness]
     skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show."""
+        measured = {**self.layers, **({"all of them": self} if len(self.layers) > 1 else {})}
+        return card(
+            f"relative flatness ({self.kind}, {self.n_samples} samples, loss {self.loss:.4g},"
+            f" accuracy {self.accuracy:.4f})",
+            ("layer", "relative flatness", "Hessian trace", "noise loss"),
+            [
+                (
+                    name,
+                    f"{m.relative_flatness:.4g} ± {m.standard_error:.2g}",
+                    f"{m.hessian_trace:.4g}",
+                    f"{m.noise_loss():.3g} ± {m.noise_loss_error():.2g}",
+                )
+                for name, m in measured.items()
+            ],
+            ["noise loss: by how many nats the loss rises under 10% noise on every filter"],
+        )
 
 
 @dataclass(frozen=True)

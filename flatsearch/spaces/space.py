@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from optuna.exceptions import OptunaError
 
-from flatsearch.errors import SpaceError
+from flatsearch.errors import SpaceError, UsageError
+from flatsearch.notebooks import card
+from flatsearch.spaces.words import short_form
 
 if TYPE_CHECKING:
     import optuna
@@ -104,6 +106,14 @@ class Architecture:
         listing = ", ".join(f"{key}={value!r}" for key, value in self.values.items())
         return f"Architecture({self.space}: {listing})"
 
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the values, and a drawing where the space is known."""
+        return card(
+            f"{self.space}: {short_form(self.values)}",
+            rows=[(name, _shown(value)) for name, value in self.values.items()],
+            drawing=_drawing(self),
+        )
+
     @property
     def key(self) -> str:
         """The first twelve hex digits of the canonical JSON's SHA-256."""
@@ -132,6 +142,24 @@ class Architecture:
             return cls(fields["space"], fields["values"])
         except (KeyError, TypeError, ValueError) as error:
             raise SpaceError(f"not an architecture: {text[:80]!r} ({error})") from None
+
+
+def _shown(value: Value) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _drawing(architecture: Architecture) -> list[str]:
+    """Return a drawing of an architecture's network for 3x32x32 images; none without its space."""
+    from flatsearch.networks.drawing import draw
+    from flatsearch.networks.layers import executed_layers
+    from flatsearch.spaces.registry import load_space
+
+    try:
+        space = load_space(architecture.space)
+        model = build_model(space, architecture, in_channels=3, num_classes=10, image_size=32)
+        return draw(executed_layers(model, 3, 32), 3, 32)
+    except UsageError:
+        return []
 
 
 @runtime_checkable
