@@ -86,6 +86,7 @@ SAYS = {
     "measure_torchvision": "layer4.1.conv2",
     "own_objective": " pruned\n",
     "own_training": "accuracy",
+    "park_and_promote": " trained to the end; best loss ",
     "own_space": '"space":"wide"',
     "ten_lines": '"space":"plain_cnn"',
     "use_exported": "%), true ",

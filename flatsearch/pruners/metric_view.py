@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-__all__ = ["Curve", "MetricView", "WritableTrial", "shown_study"]
+__all__ = ["Curve", "MetricView", "WritableTrial", "claim", "shown_study"]
 
 # A metric by step.
 Curve: TypeAlias = "Mapping[int, float]"
@@ -45,6 +45,22 @@ class WritableTrial:
         self._storage.set_trial_user_attr(self._id, key, value)
 
 
+def claim(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Take a waiting trial out of the queue, as `ask` takes the first one.
+
+    Args:
+        study: The study.
+        trial: The trial.
+
+    Returns:
+        Whether it is the caller's now; somebody else may have been faster.
+    """
+    try:
+        return study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    except RuntimeError:  # finished since
+        return False
+
+
 class _ViewStorage:
     """A storage that shows its trials through a function; all else is the storage's own.
 
@@ -56,8 +72,10 @@ class _ViewStorage:
         storage: BaseStorage,
         direction: StudyDirection | None,
         show: Callable[[Sequence[FrozenTrial]], list[FrozenTrial]],
+        study_id: int,
     ) -> None:
         self._storage = storage
+        self._study_id = study_id
         self._direction = direction
         self._show = show
 
@@ -70,7 +88,13 @@ class _ViewStorage:
         return [self._direction]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._show([self._storage.get_trial(trial_id)])[0]
+        trials = self.get_all_trials(self._study_id, deepcopy=False)
+        return next(trial for trial in trials if trial._trial_id == trial_id)
+
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        trial = self._storage.get_trial(trial_id)
+        # What a sampler has noted of the running trial it reads again.
+        return (self.get_trial(trial_id) if trial.state.is_finished() else trial).system_attrs
 
     def get_all_trials(
         self,
@@ -119,7 +143,8 @@ class MetricView:
         self._objective = objective
         self._finished: dict[int, FrozenTrial] = {}
         # No reference to the study: the pruner keeps a view as long as the study lives.
-        storage = _ViewStorage(study._storage, StudyDirection[direction.upper()], self._show)
+        shown = StudyDirection[direction.upper()]
+        storage = _ViewStorage(study._storage, shown, self._show, study._study_id)
         self._view = optuna.load_study(
             study_name=study.study_name,
             storage=cast("BaseStorage", storage),
@@ -174,7 +199,8 @@ def shown_study(
         The view. What is written to it is written to the study.
     """
     view = copy.copy(study)
-    view._storage = cast("BaseStorage", _ViewStorage(study._storage, None, show))
+    storage = _ViewStorage(study._storage, None, show, study._study_id)
+    view._storage = cast("BaseStorage", storage)
     return view
 
 

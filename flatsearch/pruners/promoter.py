@@ -193,16 +193,17 @@ class Promoter(BasePruner):
             ends: Whether no new network is to come.
 
         Returns:
-            Those whose trial was cut off, in place of new ones; then what the rule says.
+            Those whose trial was cut off (one that was never parked in place of a new one); then
+            what the rule says.
         """
         board = self.board(study)
-        cut_off = [Promotion(n.number, 0, 0, "cut off") for n in board.networks if n.lost]
-        return (cut_off if not ends else []) + self.promotions(board, ends=ends)
+        cut_off = [n.resumes for n in board.networks if n.resumes is not None]
+        return [p for p in cut_off if p.after or not ends] + self.promotions(board, ends=ends)
 
     def wanted(self, study: optuna.Study) -> set[int]:
         """Return the networks whose training is kept, by the numbers of their first trials."""
         board = self.board(study)
-        found = {n.number for n in board.networks if n.busy or n.lost}
+        found = {n.number for n in board.networks if n.busy or n.resumes}
         for rung in self.rungs(board.epochs):
             parked = [n for n in board.judge.order(board.networks, rung) if n.parked == rung]
             found |= {n.number for n in parked[: self._keep]}
@@ -220,7 +221,8 @@ def last_resort(board: Board) -> list[Promotion]:
         is trained to the end, or being trained.
     """
     parked = [n for n in board.networks if n.parked is not None]
-    if not parked or any(n.final is not None or n.busy for n in board.networks):
+    goes_on = (n.busy or (n.resumes is not None and n.resumes.after) for n in board.networks)
+    if not parked or any(n.final is not None for n in board.networks) or any(goes_on):
         return []
     furthest = max(n.parked or 0 for n in parked)
     best = board.judge.order([n for n in parked if n.parked == furthest], furthest)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from flatsearch.record.promotion import Promotion
 from flatsearch.record.trial import TrialRecord
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Network:
         steps: The metrics of every step so far; 0 is the first epoch.
         fixed: What no epoch changes, by name, for example the number of parameters.
         parked: The number of epochs after which it is parked; None if it is not, or cannot go on.
-        lost: Whether its trial was cut off before it was ever parked, and it can go on.
+        resumes: How it goes on, if its last trial was cut off in training, and it can.
         busy: Whether a trial of it is running or waiting to be.
         final: The objective values, if it has been trained to the end.
         feasible: Whether it was better than guessing the last time that mattered.
@@ -49,7 +50,7 @@ class Network:
     steps: Mapping[int, Mapping[str, float]]
     fixed: Mapping[str, float] = field(default_factory=dict)
     parked: int | None = None
-    lost: bool = False
+    resumes: Promotion | None = None
     busy: bool = False
     final: tuple[float, ...] | None = None
     feasible: bool = True
@@ -77,8 +78,17 @@ def networks_of(trials: Iterable[TrialRecord]) -> list[Network]:
     Returns:
         The networks in the order of their first trials.
     """
-    found = [(_network(number, parts), parts) for number, parts in sorted(_grouped(trials).items())]
-    return [n for n, parts in found if n.lost or any(part.state != "FAIL" for part in parts)]
+    grouped = sorted(_grouped(trials).items())
+    # Of those that somebody else trains, or has trained, since.
+    keys = {p.network for _, parts in grouped for p in parts if p.state != "FAIL"}
+    found = []
+    for number, parts in grouped:
+        network = _network(number, parts)
+        fails = all(part.state == "FAIL" for part in parts)
+        again = fails and parts[0].network is not None and parts[0].network in keys
+        if (network.resumes or network.parked or not fails) and not again:
+            found.append(network)
+    return found
 
 
 def read_trials(
@@ -133,12 +143,20 @@ def _grouped(trials: Iterable[TrialRecord]) -> dict[int, list[TrialRecord]]:
 def _network(number: int, parts: Sequence[TrialRecord]) -> Network:
     # A running trial that says that it is parked is about to be told.
     busy = any(p.state == "WAITING" or (p.state == "RUNNING" and p.parked is None) for p in parts)
-    ended = [p for p in parts if p.finished or (p.state == "RUNNING" and p.parked is not None)]
+    # So is, as good as, one whose process died in between.
+    ended = [p for p in parts if p.finished or p.parked is not None]
     last = ended[-1] if ended else None
+    in_training = [p for p in parts if p.checkpoint is not None]
+    cut = in_training[-1] if in_training else None
+    after = 0 if last is None else last.parked
     failed = [p for p in parts if p.state == "FAIL"]
     deaths = sum(p.failure is None for p in failed)
     works = all(p.cut_off for p in failed) and deaths < _MOST_DEATHS
     goes_on = works and not busy
+    resumes = None
+    if goes_on and cut is not None and cut.state == "FAIL" and cut.parked is None:
+        until = 0 if cut.promotion is None else cut.promotion.until
+        resumes = Promotion(number, after or 0, until, "cut off")
     steps: dict[int, Mapping[str, float]] = {}
     fixed: dict[str, float] = {}
     feasible = True
@@ -151,8 +169,8 @@ def _network(number: int, parts: Sequence[TrialRecord]) -> Network:
         number,
         steps=steps,
         fixed=fixed,
-        parked=last.parked if last is not None and goes_on else None,
-        lost=last is None and goes_on and any(p.checkpoint is not None for p in failed),
+        parked=after or None if goes_on and resumes is None else None,
+        resumes=resumes,
         busy=busy,
         final=last.values if last is not None and last.complete else None,
         feasible=feasible,

@@ -17,8 +17,8 @@ class Promotion:
 
     Attributes:
         trial: The number of the trial that began the network's training.
-        after: The number of epochs after which the network was parked; 0 if its trial was cut off
-            before it was ever parked.
+        after: The number of epochs after which the network was parked last; 0 if its trial was cut
+            off before it was ever parked.
         until: The number of epochs up to which no pruner stops it.
         why: "rule" if it is among the best where it was parked, "last" if nothing else would have
             been trained to the end, "cut off" if its trial was.
@@ -28,6 +28,10 @@ class Promotion:
     after: int
     until: int
     why: Literal["rule", "last", "cut off"] = "rule"
+
+    def same_as(self, other: Promotion) -> bool:
+        """Return whether the other one goes on with the same network from the same epoch."""
+        return (self.trial, self.after) == (other.trial, other.after)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the promotion as JSON types."""

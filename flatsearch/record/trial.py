@@ -24,7 +24,7 @@ from flatsearch.record.facts import PREFIX, Fact, Record, from_numbers, to_numbe
 from flatsearch.record.promotion import Promotion
 from flatsearch.spaces.space import Architecture
 
-__all__ = ["FINISHED", "TrialRecord", "write_step", "write_trial"]
+__all__ = ["FINISHED", "TrialRecord", "clear_steps", "write_step", "write_trial"]
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _STEP = f"{PREFIX}step:"
@@ -181,7 +181,9 @@ class TrialRecord(Record):
     def steps(self) -> Mapping[int, Mapping[str, float]]:
         """The metrics of every reported step in ascending order; 0 is the first epoch."""
         keys = {int(k[len(_STEP) :]): k for k in self.attributes if k.startswith(_STEP)}
-        return {step: from_numbers(self.attributes[keys[step]]) for step in sorted(keys)}
+        # What an earlier attempt has left is emptied: an attribute cannot be removed.
+        found = {step: from_numbers(self.attributes[keys[step]]) for step in sorted(keys)}
+        return {step: metrics for step, metrics in found.items() if metrics}
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
@@ -224,10 +226,15 @@ class TrialRecord(Record):
         return self.promotion is None or self.promotion.after == 0
 
     @property
+    def trained(self) -> bool:
+        """Whether the trial has had its turn: its network counts towards the budget, once."""
+        told = self.state in {"COMPLETE", "PRUNED"} or self.parked is not None
+        return told and not self.duplicate and not self.over_limit
+
+    @property
     def counted(self) -> bool:
-        """Whether the trial counts towards the budget: each network does once."""
-        trained = self.state in {"COMPLETE", "PRUNED"} and not self.duplicate
-        return self.begins and trained and not self.over_limit
+        """Whether the trial is the one for which its network counts towards the budget."""
+        return self.begins and self.trained
 
     @property
     def cut_off(self) -> bool:
@@ -304,3 +311,13 @@ def write_step(trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> 
     key = f"{_STEP}{step}"
     # Metrics may come one after the other; of one that comes twice the last value counts.
     trial.set_user_attr(key, {**trial.user_attrs.get(key, {}), **values})
+
+
+def clear_steps(trial: optuna.Trial) -> None:
+    """Forget the steps of a trial that begins anew.
+
+    Args:
+        trial: The running trial.
+    """
+    for step in TrialRecord(trial).steps:
+        trial.set_user_attr(f"{_STEP}{step}", {})

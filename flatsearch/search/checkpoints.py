@@ -6,7 +6,6 @@ one is written: a process that is killed at any moment leaves a whole one. Nothi
 
 from __future__ import annotations
 
-import contextlib
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,7 +79,7 @@ class Checkpoints:
         self._dropped: set[str] = set()
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
-        """Save a checkpoint, and then remove the one before.
+        """Save a checkpoint, and then remove the one before, if there is one.
 
         Args:
             name: The checkpoint's name.
@@ -108,10 +107,7 @@ class Checkpoints:
 
     def has(self, name: str) -> bool:
         """Return whether there is a checkpoint of a name, whole or not."""
-        for place in _places(name, 0):
-            with contextlib.suppress(ArtifactNotFound), self._store.open_reader(place):
-                return True
-        return False
+        return any(map(self._exists, _places(name, 0)))
 
     def drop(self, name: str) -> None:
         """Remove a checkpoint, if it is there."""
@@ -121,8 +117,21 @@ class Checkpoints:
             self._dropped.add(name)
 
     def _remove(self, place: str) -> None:
-        with contextlib.suppress(ArtifactNotFound):
+        try:
             self._store.remove(place)
+        except ArtifactNotFound:
+            pass
+        except Exception:
+            # Not every store says so when there is nothing to remove.
+            if self._exists(place):
+                raise
+
+    def _exists(self, place: str) -> bool:
+        try:
+            with self._store.open_reader(place):
+                return True
+        except ArtifactNotFound:
+            return False
 
     def _read(self, place: str, device: torch.device) -> Checkpoint | None:
         try:

@@ -56,8 +56,8 @@ class TrainedNetworks:
             on_wait: Called while it waits; what it raises ends the wait.
 
         Returns:
-            A finished trial that was trained, if there is one, else an older running one; None if
-            this network is new.
+            A finished trial that was trained, if there is one, else an older running one, or one
+            that was cut off and waits to go on; None if this network is new.
         """
         deadline = time.monotonic() + self._patience
         while True:
@@ -92,7 +92,11 @@ class TrainedNetworks:
             for trial in same
             if trial.state == TrialState.RUNNING and trial.number < number and not is_orphan(trial)
         ]
-        return next(iter(finished + running), None)
+        told = [TrialRecord(t).promotion for t in trials if t.state == TrialState.WAITING]
+        waiting = {promotion.trial for promotion in told if promotion is not None}
+        goes_on = {TrialRecord(trial).begun_by for trial in trials if trial.number == number}
+        cut_off = [trial for trial in same if trial.number in waiting - goes_on]
+        return next(iter(finished + running + cut_off), None)
 
 
 def take_over(trial: optuna.Trial, earlier: FrozenTrial) -> None:

@@ -10,7 +10,7 @@ import torch
 from flatsearch.flatness import relative_flatness
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report, should_prune
-from flatsearch.record import write_trial
+from flatsearch.record import clear_steps, write_trial
 from flatsearch.search.checkpoints import Checkpoint, random_state, set_random_state
 from flatsearch.search.epoch_metrics import measure_all, metrics_of
 from flatsearch.search.own_training import OwnTraining
@@ -120,7 +120,11 @@ class Epochs:
         start.model.zero_grad()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        again = dataclasses.replace(start, model=self._candidates.build(start.candidate))
+        checkpoint = self._parking.load(trial, start.network, self._device)
+        if checkpoint is None:
+            clear_steps(trial)
+        model = self._candidates.build(start.candidate)
+        again = dataclasses.replace(start, model=model, checkpoint=checkpoint)
         return self._train(trial, again, control, accumulate=2)
 
     def _train(
@@ -221,5 +225,6 @@ class Epochs:
         model.eval()
         trainer.load_state_dict(checkpoint.state["trainer"])
         set_random_state(checkpoint.state["random"], self._device)
+        checkpoint.state.clear()  # as large as the network, and not needed any more
         last = checkpoint.steps[checkpoint.epochs - 1]
         return {name: value for name, value in last.items() if name != "train_seconds"}

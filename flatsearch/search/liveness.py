@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import optuna
 import psutil
 from optuna.trial import TrialState
 
-from flatsearch.record import TrialRecord
+from flatsearch.record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -24,6 +25,8 @@ __all__ = ["fail_dead_trials", "is_dead", "is_orphan", "this_process"]
 
 # Clocks are corrected: two readings of when a process or the machine started may differ.
 _TOLERANCE_SECONDS = 5.0
+# A trial of flatsearch says which process runs it as soon as its parameters are drawn.
+_MOST_SILENT_SECONDS = 600.0
 
 
 @functools.cache
@@ -87,7 +90,7 @@ def is_orphan(trial: FrozenTrial) -> bool:
 
 
 def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Fail the running trials whose process is gone.
+    """Fail the running trials whose process is gone; one that was about to be parked is pruned.
 
     On this machine that is seen at once; on others by their heartbeats, where the storage has them.
 
@@ -100,12 +103,22 @@ def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
+    ours = StudyRecord(study).settings is not None
     dead = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if is_orphan(trial)
+        if is_orphan(trial) or (ours and _is_silent(trial))
     ]
     for trial in dead:
+        # One that says that it is parked had only to be told so.
+        state = TrialState.FAIL if TrialRecord(trial).parked is None else TrialState.PRUNED
         # Another worker may have been faster.
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        study.tell(trial.number, state=state, skip_if_finished=True)
     return dead
+
+
+def _is_silent(trial: FrozenTrial) -> bool:
+    """Return whether a running trial has not said for long which process runs it."""
+    started = trial.datetime_start
+    waited = 0.0 if started is None else (datetime.now() - started).total_seconds()
+    return TrialRecord(trial).worker is None and waited > _MOST_SILENT_SECONDS

@@ -18,6 +18,7 @@ from flatsearch.errors import DivergedError, NonFiniteError, SettingsError, unkn
 from flatsearch.networks.cost import excess, measure_cost, over_limit
 from flatsearch.pruners.reporting import mark_pruned
 from flatsearch.record import (
+    FINISHED,
     LeastAccuracy,
     StudyRecord,
     TrialRecord,
@@ -273,7 +274,7 @@ class FlatnessObjective:
         """End a trial as the earlier one of the same network did."""
         take_over(trial, earlier)
         same = f"the same network as trial {earlier.number}"
-        if earlier.state == TrialState.RUNNING:
+        if earlier.state not in FINISHED:
             # It has no result yet. A pruned trial would tell the sampler that this region is bad;
             # one that fails tells nothing.
             return self._fail(trial, f"{same}, which is being trained")

@@ -8,24 +8,30 @@ is done by the next trial that ends.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import uuid
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
+from flatsearch.pruners.metric_view import WritableTrial, claim
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report
-from flatsearch.record import FINISHED, Promotion, TrialRecord, write_trial
+from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.checkpoints import Checkpoint, Checkpoints
 from flatsearch.search.liveness import fail_dead_trials, is_orphan
+from flatsearch.training.trainer import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import optuna
     import torch
+    from optuna.trial import FrozenTrial
 
+    from flatsearch.record import Promotion
     from flatsearch.search.checkpoints import Store
 
 __all__ = [
@@ -65,17 +71,28 @@ class Parking:
 
     def begin(self, trial: optuna.Trial) -> str:
         """Return the name of a trial's checkpoint, which is that of its network."""
-        name = _kept_as(trial) or f"parked-{uuid.uuid4().hex}"
+        name = TrialRecord(trial).checkpoint or _kept_as(trial) or f"parked-{uuid.uuid4().hex}"
         write_trial(trial, checkpoint=name)
         return name
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
-        """Keep a network as it is after an epoch."""
+        """Keep a network as it is after an epoch; where that fails, the trial goes on."""
         if self._checkpoints is not None:
-            self._checkpoints.save(name, checkpoint)
+            with self._going_on(f"the network in training could not be kept as {name!r}"):
+                self._checkpoints.save(name, checkpoint)
+
+    @contextlib.contextmanager
+    def _going_on(self, what: str) -> Iterator[None]:
+        """Say what has gone wrong with the artifact store, which is no reason to lose a trial."""
+        try:
+            yield
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=3)
 
     def load(self, trial: optuna.Trial, network: str, device: torch.device) -> Checkpoint | None:
-        """Return where a trial goes on with the network of an earlier one.
+        """Return where a trial goes on, with the network of an earlier one or with its own.
 
         Args:
             trial: The trial.
@@ -83,11 +100,11 @@ class Parking:
             device: Where it is trained.
 
         Returns:
-            The checkpoint. None for a trial of its own, and where it is missing, or of another
-            network (the search space has changed): the training begins anew, with the same random
-            numbers.
+            The checkpoint. None for a network that nobody has trained yet, and where it is missing,
+            or of another network (the search space has changed): the training begins anew, with the
+            same random numbers.
         """
-        name = _kept_as(trial)
+        name = TrialRecord(trial).checkpoint or _kept_as(trial)
         if name is None or self._checkpoints is None:
             return None
         found = self._checkpoints.load(name, device)
@@ -111,8 +128,7 @@ class Parking:
         names = {number: TrialRecord(trial).checkpoint for number, trial in trials.items()}
         enqueued = 0
         for promotion in study.pruner.next_promotions(study, ends=ends):
-            name = names[promotion.trial]
-            if name is not None and self._checkpoints.has(name):
+            if self._has(names[promotion.trial]) and not _is_queued(study, promotion):
                 enqueued += 1
                 study.enqueue_trial(
                     trials[promotion.trial].params,
@@ -121,8 +137,23 @@ class Parking:
         wanted = {names.get(number) for number in study.pruner.wanted(study)}
         for name in names.values():
             if name is not None and name not in wanted:
-                self._checkpoints.drop(name)
+                with self._going_on(f"what was kept as {name!r} could not be removed"):
+                    self._checkpoints.drop(name)
         return enqueued
+
+    def _has(self, name: str | None) -> bool:
+        found = False
+        if name is not None and self._checkpoints is not None:
+            with self._going_on(f"whether there is {name!r} is not known"):
+                found = self._checkpoints.has(name)
+        return found
+
+
+def _is_queued(study: optuna.Study, promotion: Promotion) -> bool:
+    """Return whether another worker has enqueued the same a moment ago."""
+    unfinished = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+    told = [TrialRecord(trial).promotion for trial in unfinished if not is_orphan(trial)]
+    return any(p is not None and p.same_as(promotion) for p in told)
 
 
 def report_again(trial: optuna.Trial, checkpoint: Checkpoint) -> None:
@@ -173,7 +204,7 @@ def goes_on_already(trial: optuna.Trial, promotion: Promotion) -> int | None:
         if other.number >= trial.number or other.state == TrialState.FAIL:
             continue
         told = TrialRecord(other).promotion
-        same = told is not None and (told.trial, told.after) == (promotion.trial, promotion.after)
+        same = told is not None and told.same_as(promotion)
         if same and not (other.state == TrialState.RUNNING and is_orphan(other)):
             return other.number
     return None
@@ -190,34 +221,38 @@ def finish(study: optuna.Study, objective: Callable[[optuna.Trial], Any]) -> Non
         objective: A `FlatnessObjective` or a `ResumableObjective`.
     """
     parking: Parking = objective.parking  # type: ignore[attr-defined]
-    while parking.promote(study, ends=True) or _waits(study):
-        study.optimize(objective, n_trials=1)
+
+    def go_on(trial: optuna.Trial) -> Any:
+        """Run the objective, but for a new network: somebody else was faster with what waited."""
+        if TrialRecord(trial).promotion is not None:
+            return objective(trial)
+        write_trial(trial, failure="nothing is left that goes on", late=True)
+        nothing = (math.nan,) * len(study.directions)
+        return nothing if len(nothing) > 1 else nothing[0]
+
+    while parking.promote(study, ends=True) + parking.promote(study) or _waiting(study):
+        study.optimize(go_on, n_trials=1)
 
 
-def _waits(study: optuna.Study) -> bool:
+def _waiting(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the promotions that wait."""
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    return any(TrialRecord(trial).promotion is not None for trial in waiting)
+    return [trial for trial in waiting if TrialRecord(trial).promotion is not None]
 
 
 def withdraw(study: optuna.Study) -> None:
     """Fail the promotions that still wait, unless somebody runs trials; they may come again later.
 
-    Only what is at the head of the queue can be taken by a public way: what waits behind somebody's
-    own enqueued trial stays.
-
     Args:
         study: The study.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of heartbeats, which are not for this
-        while True:
-            unfinished = [t for t in study.get_trials(deepcopy=False) if t.state not in FINISHED]
-            waiting = [t for t in unfinished if t.state == TrialState.WAITING]
-            running = [t for t in unfinished if t.state == TrialState.RUNNING]
-            if any(not is_orphan(trial) for trial in running):
-                return
-            if not waiting or TrialRecord(waiting[0]).promotion is None:
-                return
-            trial = study.ask()
-            write_trial(trial, failure="the run ended before it was this trial's turn", late=True)
-            study.tell(trial, state=TrialState.FAIL)
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if not all(map(is_orphan, running)):
+        return
+    for trial in _waiting(study):
+        if claim(study, trial):
+            place = WritableTrial(study, trial)
+            reason = "the run ended before it was this trial's turn"
+            place.set_user_attr(TrialRecord.failure.key, reason)
+            place.set_user_attr(TrialRecord.late.key, True)
+            study.tell(trial.number, state=TrialState.FAIL)

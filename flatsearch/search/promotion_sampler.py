@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler
 
+from flatsearch.pruners.metric_view import WritableTrial
+from flatsearch.pruners.per_study import PerStudy
+from flatsearch.pruners.promoter import Promoter
 from flatsearch.record import TrialRecord
+from flatsearch.search.liveness import this_process
 from flatsearch.search.sampler_view import seen
 
 if TYPE_CHECKING:
@@ -43,15 +47,21 @@ class PromotionSampler(BaseSampler):
     """
 
     def __init__(self, sampler: BaseSampler) -> None:
-        self.sampler = sampler
+        # Two of them would show the one what the other one shows.
+        self.sampler: BaseSampler = sampler
+        if isinstance(sampler, PromotionSampler):
+            self.sampler = sampler.sampler
+        self._views: PerStudy[optuna.Study] = PerStudy()
 
     @property
     def _asked(self) -> BaseSampler:
         return self.sampler
 
     def _seen(self, study: optuna.Study) -> optuna.Study:
+        if not isinstance(study.pruner, Promoter):
+            return study
         genetic = isinstance(self.sampler, (NSGAIISampler, NSGAIIISampler))
-        return seen(study, predicts=not genetic)
+        return self._views.get(study, lambda study: seen(study, predicts=not genetic))
 
     def reseed_rng(self) -> None:
         """Reseed the sampler, as Optuna asks of every thread's."""
@@ -87,7 +97,8 @@ class PromotionSampler(BaseSampler):
         )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Tell the sampler that a trial begins."""
+        """Tell the sampler that a trial begins; whose process is noted before anything else."""
+        WritableTrial(study, trial).set_user_attr(TrialRecord.worker.key, this_process())
         self._asked.before_trial(self._seen(study), trial)
 
     def after_trial(

@@ -120,6 +120,7 @@ class ResumableObjective:
             report_again(trial, checkpoint)
             done = checkpoint.epochs
             metrics = checkpoint.steps[done - 1]
+            checkpoint = None  # as large as the training
         while not self._is_over(trial, done):
             if done >= self._epochs:
                 return metrics, ""

@@ -51,15 +51,16 @@ def seen(study: optuna.Study, *, predicts: bool = True) -> optuna.Study:
     """
     if not isinstance(study.pruner, Promoter):
         return study
-    names = tuple(study.metric_names or ())
-    known: dict[tuple[int, int], list[FrozenTrial]] = {}
+    names = tuple(study.metric_names or ()) if predicts else ()
+    known: tuple[tuple[int, int], list[FrozenTrial]] = (-1, -1), []
 
     def show(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        nonlocal known
         key = len(trials), sum(trial.state.is_finished() for trial in trials)
-        if key not in known:
-            known.clear()
-            known[key] = _show(trials, names if predicts else ())
-        return known[key]
+        found = known
+        if found[0] != key:
+            known = found = key, _show(trials, names)
+        return found[1]
 
     return shown_study(study, show)
 
@@ -81,6 +82,8 @@ def _show(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[FrozenTri
             first = _told(shown[told[0]], last.state, last.values)
             shown[told[0]] = with_constraints_of(first, last)
             hidden.update(told[1:])
+        if len(told) > 1 or finals.keys() & network.parts:
+            # Told as the network was then, which says less than what is shown of it.
             hidden |= {r.number for r in records.values() if r.duplicate_of in network.parts}
     return [
         _told(trial, TrialState.FAIL, trial.values) if trial.number in hidden else trial

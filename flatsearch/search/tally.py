@@ -59,6 +59,8 @@ class Tally:
             self.failures += not (found.duplicate or found.late)
             return
         self.failures = 0
+        if not found.begins:
+            return  # what is promoted says nothing of what is proposed
         if found.finished:
             self.refused = self.duplicates = 0
         elif found.duplicate and not found.over_limit:

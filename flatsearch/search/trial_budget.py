@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from optuna.trial import TrialState
 
 from flatsearch.pruners.promoter import Promoter
-from flatsearch.record import FINISHED, TrialRecord
+from flatsearch.record import TrialRecord
 from flatsearch.search.liveness import is_orphan
 
 if TYPE_CHECKING:
@@ -18,17 +18,18 @@ __all__ = ["Budget", "finished_count"]
 
 def finished_count(study: optuna.Study) -> int:
     """Return how many networks have used up a part of the budget: were trained, pruned or not."""
-    trials = study.get_trials(deepcopy=False, states=FINISHED)
-    return sum(TrialRecord(trial).counted for trial in trials)
+    trials = map(TrialRecord, study.get_trials(deepcopy=False))
+    return len({trial.begun_by for trial in trials if trial.trained})
 
 
 class Budget:
     """Says whether a trial may run.
 
-    A trial may run if the finished trials and the older running ones, which may all finish, are
-    fewer than the target. One that goes on with the network of an earlier trial has been counted
-    with that, and always may. Of trials that are asked for at the same moment, too many for what is
-    left, the youngest wait, and go on or end when the older ones are told.
+    A trial may run if the networks that were trained, and those of the older running trials, which
+    may all finish, are fewer than the target. One that goes on with the network of an earlier trial
+    has been counted with that, and always may. Of trials that are asked for at the same moment, too
+    many for what is left, the youngest wait, and go on or end when the older ones are told. They
+    do not wait for what is in the queue itself, which nobody would take then.
 
     Args:
         target: Finished trials that the study is to have.
@@ -36,7 +37,8 @@ class Budget:
 
     def __init__(self, target: int) -> None:
         self.target = target
-        self._counts: dict[int, bool] = {}
+        self._known: set[int] = set()
+        self._trained: set[int] = set()  # networks, by the numbers of their first trials
 
     def state(
         self, study: optuna.Study, number: int | None = None
@@ -50,25 +52,28 @@ class Budget:
         Returns:
             "run", "done" if the target is reached, or "wait" for trials of other workers.
         """
-        finished = older = promoted = running = 0
+        trained, older, cut_off = self._trained, set(), set()
+        promoted = running = False
         for trial in study.get_trials(deepcopy=False):
-            if trial.state in FINISHED:
-                if trial.number not in self._counts:
-                    self._counts[trial.number] = TrialRecord(trial).counted
-                finished += self._counts[trial.number]
+            if trial.number in self._known:
+                continue
+            found = TrialRecord(trial)
+            if found.trained:
+                trained.add(found.begun_by)
+            if trial.state.is_finished():
+                self._known.add(trial.number)
             elif trial.state == TrialState.WAITING:
-                found = TrialRecord(trial)
-                promoted += not found.begins
+                promoted |= not found.begins
                 # One that was cut off, and is to be taken up again.
-                again = found.promotion is not None and found.begins
-                older += again and number is not None and trial.number < number
-            elif trial.state == TrialState.RUNNING and not is_orphan(trial):
-                running += 1
-                before = number is None or trial.number < number
-                older += before and TrialRecord(trial).begins
-        if finished + older < self.target or (number is None and promoted):
+                if found.promotion is not None and number is not None and trial.number < number:
+                    cut_off.add(found.begun_by)
+            elif not is_orphan(trial):
+                running = True
+                if number is None or trial.number < number:
+                    older.add(found.begun_by)
+        if len(trained | older | cut_off) < self.target or (number is None and promoted):
             return "run"
-        if finished < self.target:
+        if len(trained) < self.target and not cut_off - trained - older:
             return "wait"
         # What still runs may be parked, and then another network be promoted.
         promotes = number is None and running and isinstance(study.pruner, Promoter)

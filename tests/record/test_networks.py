@@ -12,11 +12,13 @@ from flatsearch.analysis.summary import summarise
 from flatsearch.record import (
     Promotion,
     TrialRecord,
+    clear_steps,
     networks_of,
     read_trials,
     write_step,
     write_trial,
 )
+from flatsearch.search.trial_budget import finished_count
 from tests.cases import study_of
 
 if TYPE_CHECKING:
@@ -91,9 +93,11 @@ def test_who_may_go_on() -> None:
     part(study, "PRUNED", 2, Promotion(5, 1, 3), diverged=True)
     part(study, "WAITING", 0, Promotion(6, 1, 3))
     found = networks(study)
-    assert {number: network.parked for number, network in found.items()} == {
-        0: None, 1: 1, 2: None, 3: 1, 4: None, 5: None, 6: None,
-    }  # fmt: skip
+    assert {number: network.parked for number, network in found.items()} == dict.fromkeys(range(7))
+    # Where it was going it goes on, whatever the rule says of it by now.
+    assert {number: n.resumes for number, n in found.items() if n.resumes} == {
+        number: Promotion(number, 1, 3, "cut off") for number in (1, 3)
+    }
     assert [number for number, network in found.items() if network.busy] == [0, 6]
     assert list(found[1].steps) == [0, 1]
 
@@ -102,10 +106,12 @@ def test_a_trial_that_was_cut_off_may_go_on_and_counts_when_it_has_ended() -> No
     study = study_of("accuracy")
     part(study, "FAIL", 2)
     part(study, "FAIL", 2, failure="it broke")
-    assert {n: network.lost for n, network in networks(study).items()} == {0: True}
+    assert {n: network.resumes for n, network in networks(study).items()} == {
+        0: Promotion(0, 0, 0, "cut off")
+    }
     number = part(study, "RUNNING", 2, Promotion(0, 0, 0, "cut off"))
     assert networks(study)[0].busy
-    assert not networks(study)[0].lost
+    assert networks(study)[0].resumes is None
     study.tell(number, [0.5])
     records = read_trials(study.trials)
     assert [r.counted for r in records] == [False, False, True]
@@ -119,3 +125,26 @@ def test_a_running_trial_that_is_parked_is_about_to_be_told() -> None:
     assert networks(study)[0].busy
     write_trial(trial, parked=1)
     assert (networks(study)[0].busy, networks(study)[0].parked) == (False, 1)
+    # Its process may die before it is.
+    study.tell(trial, state=TrialState.FAIL)
+    assert (networks(study)[0].parked, networks(study)[0].resumes) == (1, None)
+    part(study, "COMPLETE", 3, Promotion(0, 1, 3))
+    assert finished_count(study) == 1
+    assert [TrialRecord(t).counted for t in study.trials] == [True, False]
+
+
+def test_what_was_cut_off_does_not_go_on_where_its_twin_does() -> None:
+    study = study_of("accuracy")
+    part(study, "FAIL", 2, network="same")
+    part(study, "PARKED", 1, network="same")
+    assert [(n.number, n.resumes) for n in networks(study).values()] == [(1, None)]
+
+
+def test_steps_of_an_earlier_attempt_are_forgotten() -> None:
+    study = study_of("accuracy")
+    trial = study.ask()
+    for step in range(3):
+        write_step(trial, step, {"accuracy": 0.1, "flatness": 2.0})
+    clear_steps(trial)
+    write_step(trial, 0, {"accuracy": 0.3})
+    assert TrialRecord(study.trials[0]).steps == {0: {"accuracy": 0.3}}
