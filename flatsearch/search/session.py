@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import optuna
 
 from flatsearch.data.loading import load_data
 from flatsearch.device import resolve_device
@@ -17,13 +19,12 @@ from flatsearch.search.objective import FlatnessObjective
 from flatsearch.search.storage import artifact_store, open_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import finished_count
-from flatsearch.settings import DEFAULT_TRIALS, RunOptions, RunSettings
+from flatsearch.settings import DEFAULT_PRUNER, DEFAULT_TRIALS, RunOptions, RunSettings
 from flatsearch.spaces.registry import load_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import optuna
     from optuna.trial import FrozenTrial
 
     from flatsearch.flatness import FlatnessResult
@@ -85,9 +86,11 @@ class Session:
         """
         load_space(options.space)
         resolve_device(options.device)
-        make_pruner(options.pruner, settings.objectives, options.prune_on)
+        make_pruner(options.pruner or DEFAULT_PRUNER, settings.objectives, options.prune_on)
         artifact_store(options.artifacts)
         storage = open_storage(options.storage)
+        if options.pruner is None:
+            options = _with_pruner(options, storage)
         objective = _objective(settings, options, on_epoch)
         objective.check()
         study = _open(options.study_name, storage, objective, options)
@@ -169,6 +172,16 @@ def joined_options(study: optuna.Study, here: Mapping[str, Any]) -> tuple[RunSet
     return known.run_settings(), RunOptions.from_dict({**run, **here})
 
 
+def _with_pruner(options: RunOptions, storage: optuna.storages.BaseStorage) -> RunOptions:
+    """Return options with the pruner that the study has been run with, or the default one."""
+    known: dict[str, Any] = {}
+    if options.study_name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=options.study_name, storage=storage)
+        known = StudyRecord(study).run or {}
+    pruner = known.get("pruner") or DEFAULT_PRUNER
+    return replace(options, pruner=pruner, prune_on=options.prune_on or known.get("prune_on"))
+
+
 def _objective(
     settings: RunSettings, options: RunOptions, on_epoch: OnEpoch | None
 ) -> FlatnessObjective:
@@ -196,7 +209,7 @@ def _open(
         storage,
         objective,
         sampler=options.sampler,
-        pruner=options.pruner,
+        pruner=options.pruner or DEFAULT_PRUNER,
         prune_on=options.prune_on,
         worker=worker,
     )

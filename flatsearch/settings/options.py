@@ -59,10 +59,11 @@ class RunOptions(SettingsRecord):
     sampler: str = setting(
         "tpe", Choice("sampler", SAMPLERS), "what proposes candidates", joined=True, group=SEARCH
     )
-    pruner: str = setting(
-        DEFAULT_PRUNER,
+    pruner: str | None = setting(
+        None,
         Choice("pruner", PRUNERS),
         "what ends trials early",
+        unset=f"{DEFAULT_PRUNER}, or what the study was made with",
         more="flatness ends a trial that will hardly be among the best, as predicted from its first"
         " epochs: accuracy, losses, size and flatness, with weights and signs learnt from this"
         " study's own finished trials; it lets a tenth of those run on to check itself. promote"

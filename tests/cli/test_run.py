@@ -265,6 +265,20 @@ def test_a_run_that_was_cut_off_before_its_promotions_goes_on(
     assert "nothing to do" in call(*options).err
 
 
+def test_a_study_goes_on_with_the_pruner_that_it_has() -> None:
+    options = ["run", *SPACE, "--epochs", "1", "--device", "cpu", "--trials", "1"]
+
+    def pruner(*given: str) -> tuple[str, str]:
+        call(*options, *given)
+        run = record.StudyRecord(stored()).run
+        assert run is not None
+        return run["pruner"], run["prune_on"]
+
+    assert pruner("--pruner", "median", "--prune-on", "loss") == ("median", "loss")
+    assert pruner() == ("median", "loss")
+    assert pruner("--pruner", "none") == ("none", None)
+
+
 def test_other_settings_are_refused(tiny: Path) -> None:
     err = run("--pruner", "none", "--lr", "0.2", code=2).err
     assert "lr=0.1 (not 0.2)" in err
