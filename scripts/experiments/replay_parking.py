@@ -54,3 +54,423 @@ or measures, has to be better than that by more than .02. Judged on all other ta
 The default of `flatsearch run` becomes the chosen rule if there it takes at most .30 of the epochs
 on whole tables (40 trials) and .40 on random halves, in the mean of the judged tables.
 """
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import re
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+import replay
+import tables
+from replay_rules import Gain, Halving, Median, Rule, Rung, Several, Successive
+from replay_studies import SIGNALS, Row, Table, one_epoch, simulate
+
+from flatsearch import FlatnessPruner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GRID = np.arange(1, 101) / 100
+RESAMPLES = 1000
+SUMS = (
+    "loss+train_loss", "accuracy+train_loss", "loss+parameters", "train_loss+parameters",
+    "loss+train_loss+parameters", "loss+flatness_all", "train_loss+flatness_all",
+    "loss+train_loss+flatness_all", "loss+train_loss+gradient_norm",
+    "loss+train_loss+parameters+flatness_all", "loss+train_loss+parameters+gradient_norm",
+)  # fmt: skip
+OWN = "loss+train_loss"  # what the promoters of the product rank by
+
+
+def every_rule() -> dict[str, Callable[[], Rule] | Rung]:
+    """Return all rules by name."""
+    found: dict[str, Callable[[], Rule] | Rung] = {"nothing stopped": Rule}
+    for signal in ("accuracy", "train_loss"):
+        found[f"median, {signal}"] = partial(Median, signal)
+        found[f"successive halving, {signal}"] = partial(Successive, signal, {(2, 5): 1}, 4)
+        brackets = {(2, 4, 10): 9, (4, 10): 5, (10,): 3}
+        found[f"hyperband, {signal}"] = partial(Successive, signal, brackets, 3)
+    for signals in (*SIGNALS, *SUMS):
+        for epoch in (1, 2, 3, 4):
+            for part in (8, 4):
+                found[f"epoch {epoch}, 1/{part}; {signals}"] = Rung(epoch, 1 / part, signals)
+        for rungs, eta in SCHEDULES[: None if signals in SUMS else 1]:
+            made = tuple(Rung(epoch, 1 / eta, signals) for epoch in rungs)
+            found[f"halving {rungs}, eta {eta}; {signals}"] = partial(Halving, made)
+        if signals in GAINS:
+            made = tuple(Rung(epoch, 1 / 4, signals) for epoch in (1, 3))
+            found[f"gain (1, 3); {signals}"] = partial(Gain, made)
+    for free in ("parameters", "snip", "parameters+snip"):
+        for first in ("loss+train_loss+parameters", OWN):
+            for flat in ("", "+flatness_all", "+gradient_norm"):
+                made = (Rung(0, 0.5, free), Rung(1, 0.25, first + flat), Rung(3, 0.25, OWN))
+                found[f"cascade; {free}, {first}{flat}"] = partial(Halving, made)
+    return found
+
+
+GAINS = (OWN, "loss+train_loss+parameters", "train_loss+parameters")
+SCHEDULES = (((1, 3), 4), ((1, 3), 3), ((1, 4), 4), ((1, 2, 3, 6), 2), ((1,), 4), ((1,), 8))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process runs: a rule on the studies of a table."""
+
+    table: str
+    half: bool
+    rule: str
+    studies: int
+    workers: int = 1
+    counts: tuple[int, ...] = ()  # numbers of trials for which the same trials are compared, too
+    several: bool = False
+
+
+@cache
+def known(name: str, several: bool) -> Table:
+    """Return a table, read once in a process."""
+    return Table(name, several=several)
+
+
+def orders(table: Table, studies: int, *, half: bool) -> Row:
+    """Return the networks of every study in their order."""
+    size = table.n // 2 if half else table.n
+    random = [np.random.default_rng([seed, half]) for seed in range(studies)]
+    return np.array([generator.permutation(table.n)[:size] for generator in random])
+
+
+def on_grid(spent: Row, found: Row, budget: float) -> Row:
+    """Return what is found after every share of a budget, (studies, len(GRID)); -1 for nothing."""
+    places = [(spent <= share * budget + 1e-6).sum(1) - 1 for share in GRID]
+    index = np.arange(len(spent))
+    return np.stack([np.where(p >= 0, found[index, np.maximum(p, 0)], -1) for p in places], 1)
+
+
+def regrets(table: Table, order: Row, found: Row) -> tuple[Row, Row]:
+    """Return regrets in points by validation and by test accuracy, of the shape of what is found.
+
+    With two objectives both are the share of the hypervolume that is not covered.
+    """
+    if table.several:
+        whole = np.array([table.volume(np.isin(np.arange(table.n), row)) for row in order])
+        lost = 100 * (1 - np.maximum(found, 0) / whole[:, None])
+        return lost, lost
+    result = []
+    for values in (table.validation, table.test):
+        own = values[order]
+        reached = values[table.by_quality[found.astype(int)]]
+        worst = np.broadcast_to(own.min(1)[:, None], found.shape)
+        reached = np.where(found < 0, worst, reached)
+        result.append(100 * (own.max(1)[:, None] - reached))
+    return result[0], result[1]
+
+
+CALIBRATED = "calibrated"
+SLOWLY = 30  # studies of the calibrated rule
+
+
+class Slow(replay.Table):
+    """A table for the real pruners, whose regret is the quality of what is found."""
+
+    quality: Row
+
+    def regret(self, complete: list[int]) -> float:
+        """Return the quality of the best complete network, -1 for none."""
+        return float(max((self.quality[i] for i in complete), default=-1))
+
+
+def calibrated(table: Table, order: Row, budget: float) -> tuple[Row, Row]:
+    """Run the real calibrated pruner; return what `simulate` returns."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    curves = []
+    for networks in order:
+        slow = Slow(table.curves.name, several=False, chosen=networks)
+        slow.quality = table.quality[networks]
+        pays_for = replay.looks_at(CALIBRATED)
+        pruner = FlatnessPruner()
+        curves.append(replay.simulate(slow, np.arange(len(networks)), pruner, budget, pays_for))
+    longest = max(map(len, curves))
+    padded = np.array([curve + curve[-1:] * (longest - len(curve)) for curve in curves])
+    return padded[:, :, 0], padded[:, :, 1]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Run a job; return its regrets on the grid, and for the same trials."""
+    table = known(job.table, job.several)
+    order = orders(table, job.studies, half=job.half)
+    unpruned = trials_of(table, half=job.half)
+    budget = float(unpruned * table.epochs)
+    if job.rule == CALIBRATED:
+        spent, found = calibrated(table, order, budget)
+        count = unpruned  # what it has spent after as many trials
+        last = regrets(table, order, found[:, count - 1 : count])
+        return {
+            "grid": regrets(table, order, on_grid(spent, found, budget)),
+            "same": {count: (spent[:, count - 1] / budget, *last)},
+        }
+    made = every_rule()[job.rule]
+    if job.several and not isinstance(made, Rung) and isinstance(rule := made(), Halving):
+        made = partial(Several, rule.rungs)
+    result: dict[str, Any] = {"same": {}}
+    several_counts = len(job.counts) > 1  # which are looked up in one and the same study
+    if isinstance(made, Rung):
+        spent, found = one_epoch(table, order, made, job.workers)
+    else:
+        spent, found, started = simulate(
+            table,
+            order,
+            made(),
+            supply=order.shape[1],
+            budget=math.inf if several_counts else budget,
+            workers=job.workers,
+        )
+    result["grid"] = regrets(table, order, on_grid(spent, found, budget))
+    index = np.arange(len(order))
+    for count in job.counts:
+        if count > order.shape[1]:
+            continue
+        if isinstance(made, Rung):
+            ends, last = spent[:, count - 1], found[:, count - 1]
+        elif several_counts:
+            places = (started <= count).sum(1) - 1  # just before the next one begins
+            ends, last = spent[index, places], found[index, places]
+        else:
+            a, b, _ = simulate(
+                table, order, made(), supply=count, budget=math.inf, workers=job.workers
+            )
+            ends, last = a[:, -1], b[:, -1]
+        share = ends / (count * table.epochs)
+        result["same"][count] = (share, *regrets(table, order, last[:, None]))
+    return result
+
+
+def trials_of(table: Table, *, half: bool) -> int:
+    """Return the number of trials of the study without pruning."""
+    return round(0.4 * (table.n // 2)) if half else 40
+
+
+def shares(job: Job, result: dict[str, Any], unpruned: dict[str, Any]) -> dict[str, Any]:
+    """Return when the mean regret is that of the finished studies without pruning.
+
+    Returns:
+        By the kind of accuracy, the value for these studies and for `RESAMPLES` samples of them.
+    """
+    random = np.random.default_rng(0)
+    n = job.studies
+    weights = random.multinomial(n, [1 / n] * n, RESAMPLES - 1)
+    weights = np.concatenate([np.ones((1, n)), weights]) / n
+    found = {}
+    for place, name in enumerate(("validation", "test")):
+        means = weights @ result["grid"][place]
+        there = means <= (weights @ unpruned["grid"][place][:n, -1])[:, None] + 1e-9
+        found[name] = np.where(there.any(1), GRID[there.argmax(1)], math.inf)
+    return found
+
+
+def interval(values: Row) -> list[float | None]:
+    """Return [value, low, high] of a value and its resamples; None for never."""
+    low, high = np.quantile(values[1:], [0.025, 0.975], method="nearest")
+    return [None if math.isinf(v) else round(float(v), 4) for v in (values[0], low, high)]
+
+
+def mean_of(values: Row) -> list[float | None]:
+    """Return the mean of studies with its 95% interval."""
+    random = np.random.default_rng(0)
+    picks = random.integers(0, len(values), (RESAMPLES - 1, len(values)))
+    return interval(np.concatenate([[values.mean()], values[picks].mean(1)]))
+
+
+def choose(grid: dict[str, dict[str, Row]]) -> str:
+    """Return the rule that the protocol chooses.
+
+    Args:
+        grid: The shares on random halves by rule, of the tables to choose on.
+    """
+    rules = every_rule()
+    mean = {r: float(np.mean([grid[t][r][0] for t in grid])) for r in rules}
+
+    def eligible(rule: str) -> bool:
+        signals = rule.split("; ")[-1]
+        validates = {"loss", "accuracy"} & set(re.split(r"[+, ]+", signals))
+        return "; " in rule and bool(validates)
+
+    def costs(rule: str) -> bool:
+        return rule.startswith("gain") or any(
+            SIGNALS[name][2]
+            for name in re.split(r"[+, ]+", rule.split("; ")[-1])
+            if name in SIGNALS
+        )
+
+    def complexity(rule: str) -> tuple[int, int, bool, float]:
+        signals = rule.split("; ")[-1]
+        made = rules[rule]
+        rungs = 1 if isinstance(made, Rung) else len(made().rungs)
+        return len(re.split(r"[+, ]+", signals)), rungs, isinstance(made, Rung), mean[rule]
+
+    found = {r: mean[r] for r in rules if eligible(r)}
+    plain = min(found[r] for r in found if not costs(r))
+    found = {r: m for r, m in found.items() if not costs(r) or m < plain - 0.02}
+    near = [r for r, m in found.items() if m <= min(found.values()) + 0.02]
+    return min(near, key=complexity)
+
+
+FAMILIES = ("epoch", "halving", "gain", "cascade", "median", "successive", "hyperband")
+CASCADES = ("", "+flatness_all", "+gradient_norm")
+
+
+def best_of_families(grid: dict[str, dict[str, Row]]) -> list[str]:
+    """Return the rule of each family with the least mean share on the tables to choose on."""
+    return [
+        min(
+            (rule for rule in every_rule() if rule.startswith(family)),
+            key=lambda rule: np.mean([grid[table][rule][0] for table in grid]),
+        )
+        for family in FAMILIES
+    ]
+
+
+def with_flatness(rule: str) -> list[str]:
+    """Return a rule with flatness, and with the gradient's norm, among its signals."""
+    return [
+        name
+        for extra in ("+flatness_all", "+gradient_norm")
+        if (name := rule.removesuffix(extra) + extra) in every_rule()
+    ]
+
+
+def compared(grid: dict[str, dict[str, Row]], chosen: str) -> list[str]:
+    """Return the rules that are looked at more closely, without repetition."""
+    own = f"halving (1, 3), eta 4; {OWN}"
+    stops = [
+        f"{rule}, {signal}"
+        for rule in ("median", "successive halving", "hyperband")
+        for signal in ("accuracy", "train_loss")
+    ]
+    found = ["nothing stopped", chosen, *with_flatness(chosen), own, *with_flatness(own)]
+    cascade = next(rule for rule in best_of_families(grid) if rule.startswith("cascade"))
+    stem = cascade.removesuffix("+flatness_all").removesuffix("+gradient_norm")
+    found += [f"epoch 1, 1/8; {OWN}", *(stem + extra for extra in CASCADES)]
+    return list(dict.fromkeys([*found, *best_of_families(grid), *stops, CALIBRATED]))
+
+
+def closely(pool: Any, jobs: list[Job]) -> dict[str, Any]:
+    """Run jobs of one table, and return the statistics of every rule."""
+    results = dict(zip((job.rule for job in jobs), pool.map(run, jobs, chunksize=1), strict=True))
+    unpruned = results["nothing stopped"]
+    found = {}
+    for job in jobs:
+        result = results[job.rule]
+        share = shares(job, result, unpruned)
+        found[job.rule] = {
+            "share": interval(share["validation"]),
+            "share, test": interval(share["test"]),
+            "curve": [round(float(v), 4) for v in result["grid"][0].mean(0)[4::5]],
+            "same trials": {
+                str(count): {
+                    "share": mean_of(same[0]),
+                    "regret": mean_of(same[1][:, 0]),
+                    "more regret": mean_of(
+                        (same[1] - unpruned["same"][count][1][: job.studies])[:, 0]
+                    ),
+                    "more test regret": mean_of(
+                        (same[2] - unpruned["same"][count][2][: job.studies])[:, 0]
+                    ),
+                }
+                for count, same in result["same"].items()
+            },
+        }
+        found[job.rule]["draws"] = share["validation"]
+    return found
+
+
+def main() -> None:
+    """Choose, judge, and write what was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--studies", type=int, default=300)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    names = [name for name in tables.names() if "nasbench201" not in name]
+    tuned = [name for name in names if name in tables.TUNING]
+    started = time.perf_counter()
+    grid: dict[str, dict[str, Row]] = {}
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for name in tuned:
+            jobs = [Job(name, True, rule, args.studies) for rule in every_rule()]
+            results = dict(zip(every_rule(), pool.map(run, jobs, chunksize=4), strict=True))
+            grid[name] = {
+                job.rule: shares(job, results[job.rule], results["nothing stopped"])["validation"]
+                for job in jobs
+            }
+            print(name, f"{time.perf_counter() - started:.0f} s", flush=True)
+        chosen = choose(grid)  # before the other tables are looked at
+        print("chosen:", chosen, flush=True)
+        rules = compared(grid, chosen)
+        found: dict[str, Any] = {}
+        for key, half, workers, several in KINDS:
+            found[key] = {}
+            for name in names:
+                table = known(name, several)
+                counts = (40,) if workers > 1 else (20, 40, 100)
+                jobs = [
+                    Job(
+                        name,
+                        half,
+                        rule,
+                        min(args.studies, SLOWLY) if rule == CALIBRATED else args.studies,
+                        workers,
+                        (trials_of(table, half=half),) if half else counts,
+                        several,
+                    )
+                    for rule in (SEVERAL if several else rules)
+                    if rule != CALIBRATED or (half and not several)
+                ]
+                found[key][name] = closely(pool, jobs)
+                print(key, name, f"{time.perf_counter() - started:.0f} s", flush=True)
+    for by_table in found.values():
+        judged = [name for name in by_table if name not in tables.TUNING]
+        draws = {
+            rule: np.mean([by_table[name][rule]["draws"] for name in judged], axis=0)
+            for rule in by_table[judged[0]]
+        }
+        for statistics in by_table.values():
+            for entry in statistics.values():
+                del entry["draws"]
+        by_table["mean of the judged"] = {rule: interval(values) for rule, values in draws.items()}
+    fields = {
+        "studies": args.studies,
+        "chosen": chosen,
+        "grid": {
+            name: {rule: interval(values) for rule, values in by_rule.items()}
+            for name, by_rule in grid.items()
+        },
+        "found": found,
+    }
+    if args.out:
+        args.out.write_text(json.dumps(fields, indent=1) + "\n")
+
+
+# What is compared closely: (name, random halves, workers, two objectives).
+KINDS = (
+    ("halves", True, 1, False),
+    ("whole", False, 1, False),
+    ("whole, 4 workers", False, 4, False),
+    ("halves, 2 objectives", True, 1, True),
+)
+SEVERAL = ("nothing stopped", *(f"halving {rungs}, eta {eta}; {OWN}" for rungs, eta in SCHEDULES))
+
+
+if __name__ == "__main__":
+    main()

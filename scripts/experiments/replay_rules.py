@@ -1,0 +1,282 @@
+"""The rules that `replay_parking.py` compares: which network goes on, and whose turn is over."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from replay_studies import cost
+from scipy.special import ndtr
+
+if TYPE_CHECKING:
+    from replay_studies import Row, Studies
+
+# What is clearly better than guessing one of ten classes, on 1,000 images.
+GUESSING = 0.12
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Where a network's turn may be over: after how many epochs, who goes on, ranked by what."""
+
+    epoch: int
+    share: float
+    signals: str
+
+
+class Rule:
+    """Everything is trained to the end; the base of all others."""
+
+    def begin(self, studies: Studies) -> None:
+        """Forget other studies."""
+        self.studies, self.table = studies, studies.table
+        self.extra = np.zeros(len(studies.order))  # what was measured before training, in epochs
+
+    def next(self, rows: Row) -> Row:
+        """Return the network that goes on, or begins, in each study; -1 for none."""
+        return self.studies.new(rows)
+
+    def looks(self) -> tuple[int, ...]:
+        """Return after which epochs it looks at a network."""
+        return ()
+
+    def reached(self, rows: Row, nets: Row, epoch: int) -> Row:  # noqa: ARG002 - nobody's is
+        """Return whether the turn of networks is over that have been trained for some epochs."""
+        return np.zeros(len(rows), bool)
+
+    def measured(self, epoch: int) -> float:  # noqa: ARG002 - nothing is
+        """Return what is measured after an epoch, in epochs."""
+        return 0.0
+
+
+class Median(Rule):
+    """Optuna's median rule."""
+
+    def __init__(self, signal: str) -> None:
+        self._signal = signal
+
+    def begin(self, studies: Studies) -> None:
+        """Forget other studies."""
+        super().begin(studies)
+        epochs = range(1, self.table.epochs + 1)
+        self._values = np.stack([self.table.column(self._signal, epoch) for epoch in epochs])
+        self._best = np.maximum.accumulate(self._values)
+
+    def looks(self) -> tuple[int, ...]:
+        """Return all epochs."""
+        return tuple(range(1, self.table.epochs))
+
+    def reached(self, rows: Row, nets: Row, epoch: int) -> Row:
+        """Return whether the turn of networks is over."""
+        complete = self.studies.complete[rows]
+        count = complete.sum(1)
+        values = np.sort(np.where(complete, self._values[epoch - 1], np.inf), 1)
+        index = np.arange(len(rows))
+        middle = values[index, np.maximum(count - 1, 0) // 2] + values[index, count // 2]
+        return (count >= 5) & (self._best[epoch - 1, nets] < middle / 2)
+
+
+class Successive(Rule):
+    """Optuna's successive halving: brackets of rungs; who is not among the best stops for good."""
+
+    def __init__(self, signal: str, brackets: dict[tuple[int, ...], int], factor: int) -> None:
+        self._signal, self._brackets, self._factor = signal, brackets, factor
+
+    def begin(self, studies: Studies) -> None:
+        """Forget other studies."""
+        super().begin(studies)
+        weights = np.array(list(self._brackets.values()), float)
+        random = np.random.default_rng(1)
+        shape = studies.done.shape
+        self._bracket = random.choice(len(weights), shape, p=weights / weights.sum())
+        self._there = {
+            (place, rung): np.zeros(shape, bool)
+            for place, rungs in enumerate(self._brackets)
+            for rung in rungs
+        }
+
+    def looks(self) -> tuple[int, ...]:
+        """Return all rungs."""
+        return tuple({rung for _, rung in self._there})
+
+    def reached(self, rows: Row, nets: Row, epoch: int) -> Row:
+        """Return whether the turn of networks is over."""
+        over = np.zeros(len(rows), bool)
+        # With one bracket the first rung is only known when a trial is complete.
+        knows = len(self._brackets) > 1 or self.studies.best[rows] >= 0
+        values = self.table.column(self._signal, epoch)
+        for (place, rung), there in self._there.items():
+            mine = knows & (rung == epoch) & (self._bracket[rows, nets] == place)
+            if mine.any():
+                there[rows[mine], nets[mine]] = True
+                found = there[rows[mine]]
+                ahead = (found & (values > values[nets[mine]][:, None])).sum(1)
+                over[mine] = ahead >= np.maximum(1, found.sum(1) // self._factor)
+        return over
+
+
+class Halving(Rule):
+    """Asynchronous successive halving with promotion; with a rung 0, before any training."""
+
+    def __init__(self, rungs: tuple[Rung, ...]) -> None:
+        self.rungs = rungs
+
+    def begin(self, studies: Studies) -> None:
+        """Forget other studies."""
+        super().begin(studies)
+        shape = studies.done.shape
+        self.there = [np.zeros(shape, bool) for _ in self.rungs]
+        self.sums = [studies.age.astype(np.float32) for _ in self.rungs]
+
+    def measured(self, epoch: int) -> float:
+        """Return what the signals of a rung cost."""
+        return sum(cost(r.signals, self.table.images) for r in self.rungs if r.epoch == epoch)
+
+    def looks(self) -> tuple[int, ...]:
+        """Return all rungs."""
+        return tuple(rung.epoch for rung in self.rungs)
+
+    def reached(self, rows: Row, nets: Row, epoch: int) -> Row:
+        """Return whether the turn of networks is over."""
+        for place, rung in enumerate(self.rungs):
+            if rung.epoch == epoch:
+                self.there[place][rows, nets] = True
+                self.sums[place][rows] += self.table.ahead(rung.signals, epoch)[nets]
+                return np.ones(len(rows), bool)
+        return np.zeros(len(rows), bool)
+
+    def best_parked(self, place: int, rows: Row) -> tuple[Row, Row]:
+        """Return the best parked network at a rung, and how many there are ahead of it."""
+        sums = self.keys(place, rows)
+        there = self.there[place][rows]
+        parked = there & (self.studies.done[rows] == self.rungs[place].epoch)
+        parked &= ~self.studies.busy[rows]
+        nets = np.where(parked, sums, np.inf).argmin(1)
+        index = np.arange(len(rows))
+        ahead = (there & (sums < sums[index, nets][:, None])).sum(1)
+        return nets, np.where(parked[index, nets], ahead, 1_000_000)
+
+    def keys(self, place: int, rows: Row) -> Row:
+        """Return what networks at a rung are ranked by, smaller is better."""
+        return self.sums[place][rows]
+
+    def next(self, rows: Row) -> Row:
+        """Return what is promoted, or begins; at the end the one that is trained in any case."""
+        found = self.promoted(rows)
+        new = found < 0
+        if new.any():
+            found[new] = self.begun(rows[new])
+        last = (found < 0) & (self.studies.best[rows] < 0) & ~self.studies.busy[rows].any(1)
+        for place in reversed(range(len(self.rungs))):
+            if last.any():
+                nets, ahead = self.best_parked(place, rows[last])
+                take = ahead < 1_000_000
+                index = np.flatnonzero(last)[take]
+                found[index] = nets[take]
+                last[index] = False
+        return found
+
+    def begun(self, rows: Row) -> Row:
+        """Return new networks; with a rung 0 the ones that are good enough untrained."""
+        if self.rungs[0].epoch > 0:
+            return self.studies.new(rows)
+        found = np.full(len(rows), -1)
+        while True:
+            left = np.flatnonzero((found < 0) & (self.studies.started[rows] < self.studies.supply))
+            if not len(left):
+                return found
+            nets = self.studies.new(rows[left])
+            self.reached(rows[left], nets, 0)
+            self.extra[rows[left]] += self.measured(0)
+            best, ahead = self.best_parked(0, rows[left])
+            good = ahead < (self.there[0][rows[left]].sum(1) * self.rungs[0].share).astype(int)
+            found[left[good]] = best[good]
+
+    def promoted(self, rows: Row) -> Row:
+        """Return the parked networks that go on, -1 for none; of the highest rung first."""
+        found = np.full(len(rows), -1)
+        for place in reversed(range(len(self.rungs))):
+            open_ = np.flatnonzero(found < 0)
+            nets, ahead = self.best_parked(place, rows[open_])
+            among = (self.there[place][rows[open_]].sum(1) * self.rungs[place].share).astype(int)
+            good = ahead < among
+            found[open_[good]] = nets[good]
+        return found
+
+
+class Gain(Halving):
+    """What has the largest expected improvement per epoch that is still to be paid."""
+
+    def promoted(self, rows: Row) -> Row:
+        """Return the parked networks with the largest gain; -1 where a new one has it."""
+        found = super().promoted(rows)
+        knows = np.flatnonzero(self.studies.complete[rows].sum(1) >= 3)
+        if len(knows):
+            found[knows] = self._by_gain(rows[knows])
+        return found
+
+    def _by_gain(self, rows: Row) -> Row:
+        table, studies = self.table, self.studies
+        best = table.validation[table.by_quality[studies.best[rows]]]
+        following = np.repeat(table.validation[None], len(rows), 0)
+        where = None
+        nets, gains = np.full(len(rows), -1), np.zeros(len(rows))
+        lines: list[tuple[Row, Row, Row]] = []  # from here to the end
+        for place in reversed(range(len(self.rungs))):
+            there = self.there[place][rows]
+            count = np.maximum(1, there.sum(1))
+            score = -self.sums[place][rows] / count[:, None]
+            taught = there & (studies.complete[rows] if where is None else where)
+            lines.insert(0, _line(score, following, taught))
+            mean, variance = score, np.zeros(len(rows))
+            for slope, level, noise in lines:
+                mean = level[:, None] + slope[:, None] * mean
+                variance = slope**2 * variance + noise
+            gain = _improvement(mean, np.sqrt(variance)[:, None], best[:, None])
+            gain /= table.epochs - self.rungs[place].epoch
+            parked = there & ~studies.busy[rows]
+            parked &= studies.done[rows] == self.rungs[place].epoch
+            gain = np.where(parked, gain, -1.0)
+            top = gain.argmax(1)
+            value = gain[np.arange(len(rows)), top]
+            nets, gains = np.where(value > gains, top, nets), np.maximum(value, gains)
+            following, where = score, there
+        # A new network is like any of those at the first rung.
+        middle = np.where(there, mean, 0).sum(1) / count
+        spread = np.where(there, (mean - middle[:, None]) ** 2, 0).sum(1) / count + variance
+        new = _improvement(middle, np.sqrt(spread), best) / table.epochs
+        return np.where((new >= gains) & (studies.started[rows] < studies.supply), -1, nets)
+
+
+def _line(x: Row, y: Row, known: Row) -> tuple[Row, Row, Row]:
+    """Return slope, level and residual variance of y on x by study, where both are known."""
+    count = np.maximum(1, known.sum(1))
+    x, y = np.where(known, x, 0.0), np.where(known, y, 0.0)
+    mx, my = x.sum(1) / count, y.sum(1) / count
+    dx, dy = np.where(known, x - mx[:, None], 0.0), np.where(known, y - my[:, None], 0.0)
+    slope = np.maximum(0.0, (dx * dy).sum(1) / np.maximum(1e-12, (dx**2).sum(1)))
+    noise = ((dy - slope[:, None] * dx) ** 2).sum(1) / np.maximum(1, count - 2) + 1e-8
+    return slope, my - slope * mx, noise
+
+
+def _improvement(mean: Row, deviation: Row, best: Row) -> Row:
+    z = (mean - best) / deviation
+    return deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
+
+
+class Several(Halving):
+    """With the objectives accuracy and flatness: by how many networks dominate one."""
+
+    def keys(self, place: int, rows: Row) -> Row:
+        """Return what networks are ranked by: dominating ones, the sum of ranks."""
+        there, sums = self.there[place][rows], self.sums[place][rows]
+        flatness = self.table.curves.column("kappa_last", max(1, self.rungs[place].epoch))
+        least = self.table.curves.column("accuracy", self.rungs[place].epoch) > GUESSING
+        lower = sums[:, :, None] < sums[:, None]
+        flatter = (flatness[:, None] < flatness)[None]
+        dominates = (lower & ~flatter.transpose(0, 2, 1)) | (flatter & ~lower.transpose(0, 2, 1))
+        dominates &= there[:, :, None]
+        ranks = (there[:, :, None] * flatter).sum(1) + (there[:, :, None] & lower).sum(1)
+        return dominates.sum(1) * 1e3 + ranks + sums % 1e-3 + 1e6 * ~least
