@@ -9,23 +9,54 @@ import shutil
 import sqlite3
 from typing import TYPE_CHECKING
 
-import optuna
 import pytest
-import sqlalchemy
-import torch
-
-from flatsearch.data.loading import load_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
     from playwright.sync_api import Browser
 
     from flatsearch.data.splits import ImageData, Split
 
-torch.set_num_threads(1)  # the same numbers on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
-optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up a process that runs tests; one that hands them out to others need not wait for it."""
+    if config.getoption("dist", "no") != "no":
+        return
+    import optuna
+    import sqlalchemy
+    import torch
+
+    torch.set_num_threads(1)  # the same numbers on every machine
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", _never_wait_for_the_disk)
+    _read_migrations_once()
+
+
+def _never_wait_for_the_disk(connection: object, _: object) -> None:
+    """What a test writes need not survive the machine."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA journal_mode=MEMORY")
+
+
+def _read_migrations_once() -> None:
+    """Most of the time that it takes to open a database is spent on reading Optuna's migrations."""
+    from alembic.script import ScriptDirectory
+
+    read, known = ScriptDirectory.from_config, {}
+
+    def from_config(config: Config) -> ScriptDirectory:
+        place = config.get_main_option("script_location")
+        if place not in known:
+            known[place] = read(config)
+        return known[place]
+
+    ScriptDirectory.from_config = from_config
 
 
 def pytest_collection_finish() -> None:
@@ -34,16 +65,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
-def _never_wait_for_the_disk(connection: object, _: object) -> None:
-    """What a test writes need not survive the machine."""
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA synchronous=OFF")
-        connection.execute("PRAGMA journal_mode=MEMORY")
-
-
 @pytest.fixture(scope="session")
 def digits() -> ImageData:
+    from flatsearch.data.loading import load_data
+
     return load_data("digits")
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 from torch import nn
 
 from flatsearch import Architecture, GapCnn
 from flatsearch.cli import main
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Tiny:
@@ -36,6 +39,12 @@ class Smallest(optuna.samplers.RandomSampler):
         if isinstance(distribution, optuna.distributions.IntDistribution):
             return distribution.low
         return super().sample_independent(study, trial, name, distribution)
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leave out pictures of trials and figures of studies: they take longer than the training."""
+    patch.setattr("flatsearch.search.pictures.is_available", lambda: False)
+    patch.setattr("flatsearch.reports.dashboard.publish", lambda *_: None)
 
 
 def heeds_ctrl_c() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import optuna
 import pytest
 
-from tests.fakes import Smallest, call
+from tests.fakes import Smallest, call, draw_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,7 @@ def empty_folder(
 ) -> Iterator[None]:
     """The working folder; what is trained there is small, and on few images."""
     monkeypatch.chdir(tmp_path)
+    draw_nothing(monkeypatch)
 
     def load(name: str, **_: object) -> ImageData:
         assert name == "digits"

@@ -29,6 +29,8 @@ cli
 ROOMS = [{room.strip() for room in line.split(",")} for line in LINES.strip().splitlines()]
 # For third parties' tests: looks at everything, is looked at by nothing.
 OUTSIDE = {"__init__", "__main__", "testing"}
+# What reads a study only: torch alone would take most of the time.
+READING = "import flatsearch.analysis.summary, flatsearch.reports.dashboard"
 
 
 def imports(file: Path, *, typing: bool = False) -> set[str]:
@@ -91,22 +93,17 @@ def test_spaces_use_what_third_parties_may() -> None:
         assert all(m.startswith(("flatsearch.spaces", "flatsearch.networks")) for m in used), file
 
 
-def modules_after(code: str) -> set[str]:
-    program = f"{code}\nimport sys\nprint(*sys.modules)"
+def test_importing_is_cheap() -> None:
+    # All but the estimator, which is one of scikit-learn's classes.
+    names = ", ".join(name for name in flatsearch.__all__ if name != "FlatSearchClassifier")
+    steps = "import flatsearch.cli", READING, f"from flatsearch import {names}"
+    program = "import sys\n" + "".join(f"{step}\nprint(*sys.modules)\n" for step in steps)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    return set(done.stdout.split())
-
-
-def test_importing_is_cheap() -> None:
-    assert not modules_after("import flatsearch.cli") & {"torch", "optuna", "torchvision", "rich"}
-    # What reads a study only: torch alone would take most of the time.
-    reading = "import flatsearch.analysis.summary, flatsearch.reports.dashboard"
-    assert "torch" not in modules_after(reading)
-    # All but the estimator, which is one of scikit-learn's classes.
-    names = ", ".join(name for name in flatsearch.__all__ if name != "FlatSearchClassifier")
-    loaded = modules_after(f"from flatsearch import {names}")
+    command, reading, loaded = (set(line.split()) for line in done.stdout.splitlines())
+    assert not command & {"torch", "optuna", "torchvision", "rich"}
+    assert "torch" not in reading
     assert "torch" in loaded  # the guard can see what is loaded
     assert not loaded & {"torchvision", "plotly", "optuna_dashboard", "sklearn", "matplotlib"}
 

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.fakes import call
+from tests.fakes import call, draw_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SPACES = Path(__file__).parent / "my_space.py"
-RUN = ("run", "--device", "cpu", "--pruner", "none")
+RUN = ("run", "--device", "cpu", "--pruner", "none", "--probe-size", "32")
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +27,6 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     draw_nothing(monkeypatch)
     return tmp_path
-
-
-def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Leave out the pictures of trials: they take longer than the training."""
-    patch.setattr("flatsearch.search.pictures.is_available", lambda: False)
 
 
 def search(folder: Path, *arguments: str) -> Path:

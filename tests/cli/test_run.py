@@ -24,6 +24,7 @@ from tests.fakes import Done, call, heeds_ctrl_c
 SPACE = ("--space", "./my_space.py:MySpace")
 # One epoch of one layer is hardly better than guessing.
 QUICK = ("--epochs", "1", "--trials", "2", "--device", "cpu", "--min-accuracy", "0")
+QUICK += ("--probe-size", "32")
 URL = "sqlite:///flatsearch.db"
 
 
@@ -67,14 +68,14 @@ def test_from_nothing_to_a_front_and_on() -> None:
 
 def test_the_default_budget_is_a_total(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flatsearch.search.session.DEFAULT_TRIALS", 3)
-    options = ["run", *SPACE, "--epochs", "1", "--min-accuracy", "0"]
+    options = ["run", *SPACE, "--epochs", "1", "--min-accuracy", "0", "--probe-size", "32"]
     assert "trials to go: 1" in call(*options).err
     assert "nothing to do; --trials N adds more" in call(*options).err
     assert len(stored("MySpace-digits").trials) == 3
 
 
 def test_json_is_one_object_and_nothing_else() -> None:
-    fields = ran("--probe-size", "32")
+    fields = ran()
     assert fields["counts"] == {"COMPLETE": 2}
     assert {"accuracy", "flatness"} == set(fields["trials"][0]["values"])
     assert fields["trials"][0]["epochs"][0]["epoch"] == 1
@@ -227,10 +228,9 @@ def test_a_space_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "again)" in run("--duplicates", "retrain", "--trials", "3", "--study", "again").out
 
 
-def test_parked_trials_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatsearch.search.pictures.is_available", lambda: False)
+def test_parked_trials_go_on() -> None:
     options = ["run", *SPACE, "--epochs", "2", "--device", "cpu", "--pruner", "promote"]
-    options += ["--objectives", "accuracy", "--layers", "last"]
+    options += ["--objectives", "accuracy", "--layers", "last", "--probe-size", "32"]
     err = call(*options, "--trials", "3").err
     assert "trial 0 parked after epoch 1" in err
     assert "trial 3, which goes on with trial" in err
@@ -249,12 +249,12 @@ def test_parked_trials_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_was_cut_off_before_its_promotions_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flatsearch.search.pictures.is_available", lambda: False)
+    monkeypatch.setattr("flatsearch.search.session.DEFAULT_TRIALS", 6)
     options = ["run", *SPACE, "--epochs", "2", "--device", "cpu", "--pruner", "promote"]
-    options += ["--objectives", "accuracy", "--layers", "last"]
+    options += ["--objectives", "accuracy", "--layers", "last", "--probe-size", "32"]
     with monkeypatch.context() as cut:
         cut.setattr("flatsearch.search.parking.Parking.promote", lambda *_, **__: 0)
-        call(*options, "--trials", "20")
+        assert "no trial completed" in call(*options, code=1).err
 
     def promoted() -> int:
         return sum(record.TrialRecord(t).promotion is not None for t in stored().trials)
@@ -341,10 +341,14 @@ def test_the_dashboard_shows_the_study(tiny: Path) -> None:
     assert len(detail["trials"]) == 2
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
+def started(space: str, *arguments: str) -> subprocess.Popen[str]:
     """Start a search in a process of its own."""
+    # Pictures of trials and figures of the study would take most of the time.
+    code = "import sys; sys.modules['plotly'] = None; from flatsearch.cli import main; exit(main())"
+    command = [sys.executable, "-c", code, "run", "--space", f"./my_space.py:{space}"]
+    command += ["--epochs", "1", "--min-accuracy", "0", "--probe-size", "32", "--artifacts", "none"]
     return subprocess.Popen(
-        [sys.executable, "-m", "flatsearch", "run", *SPACE, "--min-accuracy", "0", *arguments],
+        [*command, *arguments],
         env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
         text=True,
         stderr=subprocess.PIPE,
@@ -354,7 +358,7 @@ def started(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_ctrl_c_keeps_finished_trials() -> None:
-    with started("--trials", "5000", "--epochs", "1") as process:
+    with started("MySpace", "--trials", "5000") as process:
         assert process.stderr is not None
         seen = []
         for line in process.stderr:
@@ -374,15 +378,17 @@ def test_ctrl_c_keeps_finished_trials() -> None:
 
 
 def test_several_workers_one_of_them_killed() -> None:
-    # Long enough for the worker that takes the place of the killed one to get a trial.
-    options = ("--epochs", "20", "--trials", "6", "--workers", "2", "--pruner", "none")
-    with started(*options) as process:
+    # The space waits for the worker that takes the place of the killed one.
+    options = ("--trials", "6", "--workers", "2", "--pruner", "none")
+    with started("Waits", *options) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "complete" in line:
                 break
         children = psutil.Process(process.pid).children()
         assert len(children) == 2
+        Path("unfinished").write_text(f"{process.pid} {children[0].pid} {children[1].pid}")
+        Path("unfinished").rename("before")
         children[0].kill()
         out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -393,4 +399,6 @@ def test_several_workers_one_of_them_killed() -> None:
     assert len(finished) == 6
     # The killed worker's trial was failed at once, not by its heartbeat five minutes later.
     assert {t.state.name for t in study.trials} <= {"COMPLETE", "FAIL"}
-    assert len({record.TrialRecord(t).worker for t in finished}) >= 2
+    workers = {str(record.TrialRecord(t).worker).split(":")[1] for t in finished}
+    assert len(workers) >= 2
+    assert workers - set(Path("before").read_text().split())  # the one that took its place

@@ -13,11 +13,11 @@ def test_the_list() -> None:
 
 
 def test_one_in_words() -> None:
-    out = call("spaces", "plain_cnn").out
-    assert "halving" in out
-    assert "8 to 64, step 8" in out
-    assert "architectures: " in out
-    assert "example: activation=" in out
+    out = call("spaces", "./my_space.py:MySpace").out
+    assert "MySpace: Networks of one layer." in out
+    assert "  width            2 to 8\n" in out
+    assert "architectures: 700\n" in out
+    assert "example: slope=" in out
     assert "  conv 3x3" in out
     assert "bytes of activations" in out
 

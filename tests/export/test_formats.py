@@ -275,12 +275,12 @@ def test_onnx_without_its_packages(
 # Where no parameter is a range of integers; all kinds of operations.
 SMALL = {
     "nasbench201": {
-        "edge_0_1": "avg_pool_3x3",
+        "edge_0_1": "nor_conv_1x1",
         "edge_0_2": "none",
-        "edge_1_2": "skip_connect",
-        "edge_0_3": "nor_conv_1x1",
-        "edge_1_3": "none",
-        "edge_2_3": "avg_pool_3x3",
+        "edge_1_2": "none",
+        "edge_0_3": "skip_connect",
+        "edge_1_3": "avg_pool_3x3",
+        "edge_2_3": "none",
     },
     "torchvision_zoo": {"network": "resnet18"},
 }

@@ -21,6 +21,7 @@ from flatsearch import load, load_model
 from flatsearch.cli import main
 from flatsearch.record import StudyRecord, TrialRecord
 from flatsearch.search.storage import open_storage
+from tests.fakes import draw_nothing
 
 BEFORE = Path(__file__).parent / "before"
 STORAGE = "sqlite:///study.db"
@@ -40,6 +41,7 @@ COUNTS = {
 def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    draw_nothing(monkeypatch)
     return tmp_path
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from flatsearch import Architecture, load_space
 from flatsearch.spaces.describe import count_architectures, describe_space, estimate_settings
+from tests.fakes import Tiny
 
 
 class Conditional:
@@ -62,6 +63,6 @@ def test_a_continuous_parameter_has_no_number_of_settings() -> None:
 
 
 def test_the_drawing_is_of_the_example() -> None:
-    card = describe_space(load_space("plain_cnn"), samples=5)
+    card = describe_space(Tiny(), samples=5)
     assert len([line for line in card["drawing"] if "global pool" in line]) >= 1
     assert card["drawing"][0].startswith("image")
