@@ -22,7 +22,7 @@ from flatsearch import (
 )
 from flatsearch.analysis.summary import summarise
 from flatsearch.search.constraints import sampler_options
-from tests.fakes import Tiny
+from tests.fakes import Tiny, gp_takes_several
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,10 @@ def synthetic(soft: bool) -> Callable[[optuna.Trial], tuple[float, float]]:
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(name, marks=gp_takes_several if name == "gp" else ()) for name in SAMPLERS],
+)
 def test_samplers_go_on_and_do_not_repeat_themselves(sampler: str, mode: str) -> None:
     study = optuna.create_study(
         directions=["minimize", "minimize"],
@@ -168,7 +171,7 @@ def test_samplers_go_on_and_do_not_repeat_themselves(sampler: str, mode: str) ->
         pruner=ParetoPruner(optuna.pruners.MedianPruner(4)),
     )
     study.set_metric_names(["a", "b"])
-    n_trials = 18 if sampler == "gp" else 40  # GP thinks for a second
+    n_trials = 14 if sampler == "gp" else 40  # GP thinks for a second
     study.optimize(synthetic(mode == "soft"), n_trials=n_trials)
     early = [t for t in study.trials if record.TrialRecord(t).pruned]
     assert len(study.trials) == n_trials
@@ -229,7 +232,7 @@ def proposals(sampler: str, *, soft: bool) -> float:
 @pytest.mark.parametrize(
     ("sampler", "soft"),
     [(name, soft) for name in ("tpe", "tpe-group", "nsga2", "nsga3") for soft in (False, True)]
-    + [("gp", True)],
+    + [pytest.param("gp", True, marks=gp_takes_several)],
 )
 def test_samplers_that_learn_beat_random_in_spite_of_pruning(sampler: str, soft: bool) -> None:
     at_random = proposals("random", soft=soft)

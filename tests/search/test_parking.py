@@ -38,7 +38,7 @@ from flatsearch.search.sampler_view import seen
 from flatsearch.search.storage import open_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import finished_count
-from tests.fakes import Tiny
+from tests.fakes import Tiny, gp_takes_several
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -462,7 +462,7 @@ def test_samplers_see_every_network_once(
     assert study.trials[other].value != shown[other].value or gained == 0
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", pytest.param("gp", marks=gp_takes_several)])
 def test_samplers_take_it(digits: ImageData, store: FileSystemArtifactStore, sampler: str) -> None:
     made = make(digits, store, epochs=2, objectives=("accuracy", "flatness"))
     study = open_study("s", InMemoryStorage(), made, sampler=sampler)

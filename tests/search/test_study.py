@@ -16,7 +16,7 @@ from flatsearch.search.loop import run_study
 from flatsearch.search.storage import open_storage
 from flatsearch.search.study import load_study, open_study
 from flatsearch.search.trial_budget import finished_count
-from tests.fakes import Tiny
+from tests.fakes import Tiny, gp_takes_several
 
 if TYPE_CHECKING:
     from flatsearch.data.splits import ImageData
@@ -275,13 +275,22 @@ def test_load_study(storage: optuna.storages.BaseStorage) -> None:
         load_study("secnd", storage)
 
 
-@pytest.mark.parametrize("name", ["tpe", "nsga2", "gp", "random"])
+@pytest.mark.parametrize(
+    "name", ["tpe", "nsga2", pytest.param("gp", marks=gp_takes_several), "random"]
+)
 def test_every_sampler_runs(
     digits: ImageData, storage: optuna.storages.BaseStorage, name: str
 ) -> None:
     study = open_study("s", storage, quick(digits), sampler=name)
     run_study(study, quick(digits), n_trials=2)
     assert states(study) == ["COMPLETE"] * 2
+
+
+def test_gp_of_several_objectives_takes_a_new_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatsearch.search.factories._VERSION", (4, 2))
+    assert isinstance(make_sampler("gp", 0), optuna.samplers.GPSampler)
+    with pytest.raises(SettingsError, match=r"sampler 'gp' takes one objective .* Optuna 4.4 on"):
+        make_sampler("gp", 0, 2)
 
 
 def test_unknown_sampler_and_pruner() -> None:
