@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from flatsearch.errors import (
-    SettingsError,
-)
+from flatsearch.errors import SettingsError
 
 __all__ = ["resolve_device", "worker_device"]
 
 
 def worker_device(device: str, index: int) -> str:
     """Return the device of a worker: GPUs in turn where the choice is free.
-
-    Args:
-        device: As it was asked for.
-        index: Of the worker.
-
-    Returns:
-        The device.
 
     Example:
         >>> worker_device("cpu", 3)
@@ -31,13 +22,7 @@ def worker_device(device: str, index: int) -> str:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device a name stands for.
-
-    Args:
-        name: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
-
-    Returns:
-        The device.
+    """Return the device of a name: "auto" (CUDA where there is one), "cpu", "cuda:1", ...
 
     Raises:
         SettingsError: If there is no such device here.

@@ -100,11 +100,7 @@ class Range:
         return "a number" if isinstance(value, str) else "a finite Python number"
 
     def check(self, name: str, value: object) -> None:
-        """Refuse what is no such number.
-
-        Args:
-            name: The argument's or the setting's name.
-            value: What was given.
+        """Refuse what is no such number, given for an argument or a setting of this name.
 
         Raises:
             SettingsError: If it is not accepted.
@@ -147,14 +143,7 @@ SEED = Range(least=0, below=2**32, whole=True)
 def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "") -> str:
     """Return the one-line message for a name that is not known.
 
-    Args:
-        kind: What the name should have named, for example ``"search space"``.
-        given: The name as given.
-        known: The names that are accepted.
-        also: Other accepted forms, appended to the list.
-
-    Returns:
-        A sentence with the known names and, where one is near, a suggestion.
+    It lists the known names, with other accepted forms, and suggests one where one is near.
 
     Example:
         >>> unknown_name("data set", "cifar", ["digits", "cifar10"])

@@ -16,13 +16,9 @@ _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def signs(directions: Iterable[Any]) -> _Array:
-    """Return the factors that make larger values better.
+    """Return the factors that make larger values better, of directions by Optuna or by name.
 
-    Args:
-        directions: The directions of the objectives, as Optuna's constants or by name.
-
-    Returns:
-        1 for an objective that is maximised, -1 for one that is minimised, (objectives,).
+    They are 1 for an objective that is maximised, -1 for one that is minimised, (objectives,).
 
     Example:
         >>> signs(["maximize", "minimize"]).tolist()
@@ -114,11 +110,7 @@ class ParetoRanks:
         return len(self._points)
 
     def add(self, losses: _Array) -> None:
-        """Add a point.
-
-        Args:
-            losses: The point, smaller is better; NaN is worst.
-        """
+        """Add a point, of which smaller is better; NaN is worst."""
         losses = _comparable(losses)
         dominated, dominating = self._compare(losses)
         self._dominators = np.append(self._dominators + dominated, dominating.sum())

@@ -33,7 +33,7 @@ __all__ = ["CornerSampler", "SearchSpaceContract"]
 _CLASSES = 4
 
 
-class CornerSampler(optuna.samplers.BaseSampler):
+class CornerSampler(optuna.samplers.RandomSampler):
     """Draws only the ends of every parameter's range, at random; every choice of a categorical one.
 
     Args:
@@ -42,6 +42,7 @@ class CornerSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(self, seed: int = 0, end: int | None = None) -> None:
+        super().__init__(seed)
         self._generator = torch.Generator().manual_seed(seed)
         self._end = end
 
@@ -50,20 +51,6 @@ class CornerSampler(optuna.samplers.BaseSampler):
             return (count - 1) * self._end
         return int(torch.randint(count, (), generator=self._generator))
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return nothing: every parameter is drawn by itself."""
-        del study, trial
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return nothing: every parameter is drawn by itself."""
-        del study, trial, search_space
-        return {}
-
     def sample_independent(
         self,
         study: optuna.Study,
@@ -71,17 +58,7 @@ class CornerSampler(optuna.samplers.BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Return one end of a parameter's range.
-
-        Args:
-            study: Not used.
-            trial: Not used.
-            param_name: Not used.
-            param_distribution: The range.
-
-        Returns:
-            A value in it.
-        """
+        """Return one end of a parameter's range."""
         del study, trial, param_name
         if isinstance(param_distribution, optuna.distributions.CategoricalDistribution):
             return param_distribution.choices[self._draw(len(param_distribution.choices))]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -32,6 +32,7 @@ from flatsearch.training.evaluation import EVALUATION_BATCH, per_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from flatsearch.data.splits import Split
     from flatsearch.export.card import ModelCard
@@ -178,18 +179,15 @@ def compare(
         [('loss', 'a', 'b'), ('accuracy', 'a', 'b')]
     """
     if not isinstance(models, Mapping):
-        files = [str(given) for given in models if isinstance(given, (str, Path))]
-        require_different(files)
-        models = {
-            str(given) if isinstance(given, (str, Path)) else f"model {i}": given
+        names = [
+            f"model {i}" if isinstance(given, nn.Module) else str(given)
             for i, given in enumerate(models)
-        }
+        ]
+        require_different(names)
+        models = dict(zip(names, models, strict=True))
     contenders = {}
     for name, given in models.items():
-        network, card = given, None
-        if not isinstance(given, nn.Module):
-            network, card = load_model(given)
-        assert isinstance(network, nn.Module)  # noqa: S101 - of a file or as given
+        network, card = (given, None) if isinstance(given, nn.Module) else load_model(given)
         contenders[name] = _contender(name, network, card, data, test)
     return compare_networks(contenders, layers=layers)
 
@@ -226,22 +224,14 @@ def trained_elsewhere(name: str, card: ModelCard | None, data: ImageData) -> str
 
 
 def require_different(names: Sequence[str]) -> None:
-    """Refuse models that are given twice.
-
-    Raises:
-        UsageError: If one is.
-    """
-    for name in names:
-        if names.count(name) > 1:
+    """Refuse models that are given twice."""
+    for name, count in Counter(names).items():
+        if count > 1:
             raise UsageError(f"model {name!r} is given twice")
 
 
 def require_same(name: str, card: ModelCard, data: ImageData) -> None:
-    """Refuse a model that is for other images or classes.
-
-    Raises:
-        UsageError: If it is.
-    """
+    """Refuse a model that is for other images or classes."""
     takes = (card.in_channels, card.image_size, card.num_classes)
     has = (data.in_channels, data.image_size, data.num_classes)
     if takes != has:

@@ -100,14 +100,10 @@ def _moments(trials: Sequence[TrialRecord]) -> list[int]:
 
 
 def signal_correlations(complete: Sequence[TrialRecord]) -> list[SignalCorrelation]:
-    """Compare the signals after the first epoch, a quarter and half of them, and at the end.
+    """Return the signals' correlations in complete trials; nothing with too few.
 
-    Args:
-        complete: Trials that were trained to the end.
-
-    Returns:
-        One per signal and epoch where it is defined, then one per signal of the untrained networks;
-        nothing with too few trials.
+    First those after the first epoch, a quarter and half of them, and at the end, then those of
+    the untrained networks.
     """
     complete = _some(complete)
     if len(complete) < MIN_TRIALS:
@@ -132,14 +128,10 @@ def signal_correlations(complete: Sequence[TrialRecord]) -> list[SignalCorrelati
 
 
 def flatness_gain(complete: Sequence[TrialRecord]) -> list[FlatnessGain]:
-    """Predict the final accuracy with and without flatness, every trial from the others.
+    """Return what flatness adds after the first epoch, a quarter and half of them.
 
-    Args:
-        complete: Trials that were trained to the end.
-
-    Returns:
-        After the first epoch, a quarter and half of them; nothing with too few trials, or without
-        flatness.
+    The final accuracy of every complete trial is predicted from the others, with and without
+    flatness; nothing with too few trials, or without flatness.
     """
     complete = _some(complete)
     if len(complete) < _MIN_TRIALS_GAIN:
@@ -161,26 +153,15 @@ def flatness_gain(complete: Sequence[TrialRecord]) -> list[FlatnessGain]:
         taus = []
         for left_out in ((), FLATNESS):
             kept = [name for name in scores if name not in left_out]
-            x, prior = (
-                np.stack([scores[name] for name in kept], 1),
-                np.array([PRIOR[n] for n in kept]),
-            )
+            x, prior = np.stack([scores[n] for n in kept], 1), np.array([PRIOR[n] for n in kept])
             predicted = leave_one_out(x, y, Prior(prior))
             taus.append(weighted_taus(predicted, final, weights))
         gains = taus[0] - taus[1]
         if math.isnan(gains[0]):
             continue
-        low, high = percentiles(gains[1:])
-        with_it, without = float(taus[0][0]), float(taus[1][0])
+        tau, without = float(taus[0][0]), float(taus[1][0])
+        interval = percentiles(gains[1:])
         found.append(
-            FlatnessGain(
-                epoch=step + 1,
-                tau=with_it,
-                tau_without=without,
-                gain=with_it - without,
-                low=float(low),
-                high=float(high),
-                n_trials=len(complete),
-            )
+            FlatnessGain(step + 1, tau, without, tau - without, *interval, n_trials=len(complete))
         )
     return found

@@ -1,4 +1,4 @@
-"""Bootstrap intervals, and Kendall's tau between weighted trials with one."""
+"""Bootstrap intervals of Kendall's tau between weighted trials."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from flatsearch.record.trial import TrialRecord
 
 __all__ = [
     "MIN_TRIALS",
-    "bootstrap",
     "percentiles",
     "resamples",
     "tau_with_interval",
@@ -47,28 +46,6 @@ def percentiles(values: _Array) -> tuple[float, float]:
     """
     low, high = np.nanpercentile(values, [2.5, 97.5], method="closest_observation")
     return float(low), float(high)
-
-
-def bootstrap(
-    statistic: Callable[..., float], *columns: _Array, times: int = _RESAMPLES
-) -> _Interval:
-    """Return a statistic with its 95% percentile bootstrap interval.
-
-    Args:
-        statistic: The function of the columns.
-        columns: The data, (n, ...) each, whose rows are resampled together.
-        times: The number of resamples.
-
-    Returns:
-        The value and the ends of its interval.
-
-    Example:
-        >>> bootstrap(np.mean, np.full(5, 2.0))
-        (2.0, 2.0, 2.0)
-    """
-    chosen = resamples(len(columns[0]), times)
-    values = np.array([statistic(*(column[rows] for column in columns)) for rows in chosen])
-    return float(statistic(*columns)), *percentiles(values)
 
 
 def weighted_taus(x: _Array, y: _Array, weights: _Array) -> _Array:
@@ -115,16 +92,10 @@ def trial_weights(trials: Sequence[TrialRecord]) -> _Array:
 
 
 def tau_with_interval(x: _Array, y: _Array, weights: _Array | None = None) -> _Interval | None:
-    """Return Kendall's tau-b with its 95% percentile bootstrap interval.
+    """Return Kendall's tau-b of x and y (n,) with its 95% percentile bootstrap interval.
 
-    Args:
-        x: (n,), at most a few thousand; NaN are left out, and so are those of y.
-        y: (n,).
-        weights: `trial_weights` of the n trials; those of equal trials where None.
-
-    Returns:
-        Tau and the ends of its interval; None of fewer than 8 pairs, or where all x or all y are
-        the same.
+    Pairs with NaN are left out. None of fewer than 8 pairs, or where all x or all y are the same.
+    The weights are `trial_weights` of the n trials; those of equal trials where None.
     """
     weights = bootstrap_weights(np.ones(len(x))) if weights is None else weights
     known = ~(np.isnan(x) | np.isnan(y))

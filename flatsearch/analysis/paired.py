@@ -69,11 +69,7 @@ def estimate(samples: _Array) -> Estimate:
 
 
 def fraction(hits: _Array) -> Estimate:
-    """Return the fraction right, with Wilson's interval.
-
-    Args:
-        hits: 1 where a network is right, else 0, (N,).
-    """
+    """Return the fraction of ones among hits (N,), with Wilson's interval."""
     found = estimate(hits)
     low, high = accuracy_interval(found.value, len(hits))
     return replace(found, low=low, high=high)
@@ -89,14 +85,8 @@ def paired(first: _Array, second: _Array) -> _Tested:
     """Return the difference of two means over the same images, and its p-value.
 
     The t-test of the differences per image (Student 1908): as all networks see the same images,
-    what makes an image hard for both cancels.
-
-    Args:
-        first: A number per image, (N,).
-        second: The same of another network.
-
-    Returns:
-        The mean of first - second, and the two-sided p-value of no difference; NaN of one image.
+    what makes an image hard for both cancels. Both are (N,); the p-value is two-sided, and NaN of
+    one image.
 
     Example:
         >>> difference, p = paired(np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 3.0]))
@@ -114,14 +104,7 @@ def paired_hits(first: _Array, second: _Array) -> _Tested:
     """Return the difference of two accuracies on the same images, and McNemar's exact p-value.
 
     Only images that one of the two gets right count: without a difference either is as likely to
-    (McNemar 1947, with the binomial distribution).
-
-    Args:
-        first: 1 where the network is right, else 0, (N,).
-        second: The same of another network.
-
-    Returns:
-        The difference first - second, and the two-sided p-value.
+    (McNemar 1947, with the binomial distribution). Both are 1 or 0, (N,); the p-value is two-sided.
 
     Example:
         >>> right, wrong = np.ones(6), np.zeros(6)

@@ -56,15 +56,9 @@ class PruningEffect:
 def pruning_effect(
     trials: Sequence[TrialRecord], directions: Sequence[str], epochs: int | None
 ) -> PruningEffect | None:
-    """Return what pruning saved, and what it may have cost.
+    """Return what pruning saved, and cost; nothing if no trial was pruned or decided on.
 
-    Args:
-        trials: Of the study.
-        directions: "minimize" or "maximize" per objective.
-        epochs: Of a trial that is not pruned; the most that one has where None.
-
-    Returns:
-        The figures; None if no trial was pruned and no pruner decided on any.
+    A trial that is not pruned has so many epochs; the most that one has where None.
     """
     own = [t for t in trials if t.own and t.steps]
     pruned = [t for t in own if t.pruned]

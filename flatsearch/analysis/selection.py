@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -43,16 +44,10 @@ class Choice:
 
 
 def choose(summary: StudySummary, which: str = "best", prefer: str | None = None) -> Choice:
-    """Return a trial to go on with: the best, see `choose_best`, or any that has an architecture.
+    """Return a trial to go on with: the best, see `choose_best`, or that of a number.
 
-    Args:
-        summary: The study.
-        which: A trial number, or "best".
-        prefer: With "best", the objective whose best trial is wanted instead of the knee.
-
-    Returns:
-        The choice. Of a trial that took over an earlier one's result, the earlier one; of one whose
-        network went on in a later trial, the later one.
+    Instead of a trial that took over an earlier one's result it is the earlier one; instead of one
+    whose network went on in a later trial, the later one.
 
     Raises:
         UsageError: If there is no such trial or objective, no trial is best, or the trial is still
@@ -119,7 +114,7 @@ def choose_best(summary: StudySummary, prefer: str | None = None) -> Choice:
             " constraints"
         )
     points = np.array([trial.values for trial in pool]) * signs(summary.directions)
-    worth = _nearness(points) if aim is None else _value(names.index(aim))
+    worth = _nearness(points) if aim is None else itemgetter((slice(None), names.index(aim)))
     best = int(np.argmax(worth(points)))
     error = _accuracy_error(summary, pool[best])
     raised = points + np.array([error * (name == _ACCURACY) for name in names])
@@ -128,11 +123,6 @@ def choose_best(summary: StudySummary, prefer: str | None = None) -> Choice:
     decided = len(near) > 1 and math.isfinite(losses[best])
     index = min(near, key=losses.__getitem__) if decided else best
     return Choice(pool[index], _reason(summary, aim, error, len(near) if decided else 1))
-
-
-def _value(index: int) -> Callable[[_Array], _Array]:
-    """Return the function that judges points by one objective."""
-    return lambda points: points[:, index]
 
 
 def _nearness(front: _Array) -> Callable[[_Array], _Array]:
@@ -184,11 +174,7 @@ class SavedModel:
     architecture: str | None = None
 
     def check(self, card: ModelCard) -> None:
-        """Refuse a model of another architecture.
-
-        Raises:
-            UsageError: If it has another one.
-        """
+        """Refuse a model of another architecture."""
         if self.architecture is not None and card.architecture != self.architecture:
             raise UsageError(
                 f"{str(self.file)!r} has another architecture than the trial: its folder was"
@@ -199,14 +185,6 @@ class SavedModel:
 
 def saved_model(study: optuna.Study, choice: Choice, artifacts: Path) -> SavedModel:
     """Return a trial's model: that of its final training if there is one, else the search's.
-
-    Args:
-        study: The study.
-        choice: The trial.
-        artifacts: Where the search saved its models.
-
-    Returns:
-        The model's file.
 
     Raises:
         UsageError: If there is none.

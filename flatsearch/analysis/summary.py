@@ -170,14 +170,9 @@ def finite(value: Any) -> Any:
 
 
 def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
-    """Read a study.
+    """Return what is to be said about a study; one not made by flatsearch has fewer facts.
 
-    Args:
-        study: Any Optuna study; one not made by flatsearch has fewer facts.
-        statistics: Also compute what signals and pruning did, which may take seconds.
-
-    Returns:
-        The summary.
+    The statistics, what signals and pruning did, may take seconds.
     """
     frozen = study.get_trials(deepcopy=False)
     known = StudyRecord(study)

@@ -62,15 +62,10 @@ class Command:
         return {n: known for record in self.records for n, known in record.settings().items()}
 
     def add_to(self, commands: Any, *, complete: bool = False) -> Parser:
-        """Add the command's parser.
+        """Return the command's parser among `commands`; it gives what was given, as texts.
 
-        Args:
-            commands: What `add_subparsers` returned.
-            complete: Whether shell completion is made from it: argparse would not accept several
-                names, or refuse an unknown one in our words, if it were told what there is.
-
-        Returns:
-            The parser: it gives only what was on the command line, as texts.
+        Only if shell completion is made from it, it is told what a value can be: argparse would
+        not accept several names, or refuse an unknown one in our words.
         """
         usage = [f"flatsearch {self.name}"]
         for name, known in self.settings.items():

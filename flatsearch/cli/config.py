@@ -59,13 +59,9 @@ def configurable(command: Command) -> set[str]:
 
 
 def read_config(path: str | None) -> ConfigFile:
-    """Read a configuration file.
+    """Return a configuration file's table `tool.flatsearch`, or all of it without a table `tool`.
 
-    Args:
-        path: The file; where None, the working folder's pyproject.toml, if there is one.
-
-    Returns:
-        Its table `tool.flatsearch`, or all of it if it has no table `tool`.
+    Where no path is given, it is the working folder's pyproject.toml, if there is one.
 
     Raises:
         UsageError: If it cannot be read, or has a key that is no setting.
@@ -100,15 +96,9 @@ def read_config(path: str | None) -> ConfigFile:
 
 
 def resolve(command: Command, given: Mapping[str, Any], file: ConfigFile) -> dict[str, Held]:
-    """Decide what holds for a command.
+    """Return what holds for a command, by the names of its settings.
 
-    Args:
-        command: The command.
-        given: What is on the command line, as texts.
-        file: The configuration file.
-
-    Returns:
-        What holds, by the names of the command's settings.
+    What is given on the command line, as texts, wins over the configuration file.
 
     Raises:
         SettingsError: If a value on the command line is not accepted.

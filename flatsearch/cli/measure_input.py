@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flatsearch.errors import UsageError, unknown_name
-from flatsearch.export.checkpoint import load_model
-from flatsearch.export.programs import exported_card, load_exported
+from flatsearch.export.checkpoint import load_model, read_tensors
+from flatsearch.export.programs import load_exported
 from flatsearch.networks.inference import eval_mode
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def load_with_images(
         return Loaded(network, data, lambda s: (card.normalise(s.images), s.targets), card=card)
     note = ""
     if model.endswith(".pt2"):
-        network = load_exported(Path(model))
-        ours = exported_card(Path(model))
+        network, ours = load_exported(Path(model))
         if ours is not None:  # it takes pixels as they are stored
             data = images(image_size or ours.image_size)
             _try(network, data.probe.images[:2].float(), data, model)
@@ -160,12 +159,7 @@ def _with_state(name: str, path: Path) -> nn.Module:
     """Return a torchvision network with the weights of a state-dictionary file."""
     from torchvision import models
 
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way inside the unpickler
-        raise UsageError(
-            f"{str(path)!r} is not a file of weights: {type(error).__name__} while reading it"
-        ) from None
+    state = read_tensors(path, "a file of weights")
     # Training scripts wrap the weights beside the optimiser's state.
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

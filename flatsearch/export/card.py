@@ -77,14 +77,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str | bytes | None, path: Path) -> ModelCard:
-        """Return the card that `to_json` wrote.
-
-        Args:
-            text: From the file; None or empty where it has none.
-            path: Of the file, for messages.
-
-        Returns:
-            The card.
+        """Return the card that `to_json` wrote into a file; None or empty is no card.
 
         Raises:
             UsageError: If there is no card, it is damaged, or of a newer version.

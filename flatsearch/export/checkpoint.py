@@ -14,7 +14,7 @@ from flatsearch.export.card import VERSION, ModelCard
 from flatsearch.spaces.registry import load_space
 from flatsearch.spaces.space import Architecture, build_model
 
-__all__ = ["build_from_card", "load_model", "save_model"]
+__all__ = ["build_from_card", "load_model", "read_tensors", "save_model"]
 
 _FORMAT = "flatsearch-model"
 
@@ -34,13 +34,7 @@ def save_model(model: nn.Module, card: ModelCard, path: str | Path) -> None:
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
-    """Load a model that `save_model` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The model on the CPU in eval mode, and its card.
+    """Return the model that `save_model` wrote, on the CPU in eval mode, and its card.
 
     Raises:
         UsageError: If the file is missing, is not such a file, or is from a newer version.
@@ -50,15 +44,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
 
 
 def build_from_card(card: ModelCard, state: dict[str, Tensor], path: Path) -> nn.Module:
-    """Return the network that a card describes, with given weights.
-
-    Args:
-        card: The card.
-        state: Weights by name.
-        path: Where they are from, for the message.
-
-    Returns:
-        The model on the CPU in eval mode.
+    """Return the network that a card describes, with the weights of a file, in eval mode.
 
     Raises:
         SpaceError: If the search space is not installed or builds another model now.
@@ -87,15 +73,27 @@ def build_from_card(card: ModelCard, state: dict[str, Tensor], path: Path) -> nn
     return model.eval()
 
 
+def read_tensors(path: Path, what: str) -> Any:
+    """Return the tensors and plain values that `torch.save` wrote; no pickled code is run.
+
+    Raises:
+        UsageError: If it cannot be read: then the file is not `what` it should be.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way inside the unpickler
+        raise UsageError(
+            f"{str(path)!r} is not {what}: {type(error).__name__} while reading it"
+        ) from None
+
+
 def _read(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """Return a file's card and weights."""
-    what = f"{str(path)!r} is not a model saved by flatsearch"
+    ours = "a model saved by flatsearch"
+    what = f"{str(path)!r} is not {ours}"
     if not path.exists():
         raise UsageError(f"model file {str(path)!r} does not exist")
-    try:
-        fields: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way inside the unpickler
-        raise UsageError(f"{what}: {type(error).__name__} while reading it") from None
+    fields = read_tensors(path, ours)
     if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
         raise UsageError(what)
     version = fields.get("version")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from flatsearch.data.folder import read_image
 from flatsearch.errors import UsageError
 from flatsearch.export.card import METADATA, STATE_DICT, ModelCard
-from flatsearch.export.checkpoint import build_from_card, load_model
+from flatsearch.export.checkpoint import build_from_card, load_model, read_tensors
+from flatsearch.export.programs import read_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,37 +142,17 @@ def load(path: str | Path) -> Classifier:
     if not path.is_file():
         raise UsageError(f"model file {str(path)!r} does not exist")
     if path.suffix == ".pt2":
-        return _load_pt2(path)
+        module, text = read_program(path)
+        return Classifier(ModelCard.from_json(text, path), module, module)
     if path.suffix == ".onnx":
         return _load_onnx(path)
     if path.suffix == STATE_DICT:
-        card = ModelCard.from_json(_text(path.with_suffix(".json")), path.with_suffix(".json"))
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file can fail in any way inside the unpickler
-            raise UsageError(
-                f"{str(path)!r} is not a state dictionary: {type(error).__name__} while reading it"
-            ) from None
-        network = build_from_card(card, state, path)
+        beside = path.with_suffix(".json")
+        card = ModelCard.from_json(beside.read_text() if beside.is_file() else None, beside)
+        network = build_from_card(card, read_tensors(path, "a state dictionary"), path)
     else:
         network, card = load_model(path)
     return Classifier(card, lambda x: network(card.normalise(x)), network)
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text() if path.is_file() else None
-
-
-def _load_pt2(path: Path) -> Classifier:
-    extra = {METADATA: ""}
-    try:
-        module: nn.Module = torch.export.load(path, extra_files=extra).module()
-    except Exception as error:  # a damaged archive can fail in any way
-        raise UsageError(
-            f"{str(path)!r} is not a program saved by torch.export.save:"
-            f" {type(error).__name__} while reading it"
-        ) from None
-    return Classifier(ModelCard.from_json(extra[METADATA], path), module, module)
 
 
 def _load_onnx(path: Path) -> Classifier:

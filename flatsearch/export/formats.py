@@ -31,12 +31,7 @@ _CHECKED_IMAGES = 16
 
 
 class Deployed(nn.Module):
-    """A network with the normalisation of its images in front.
-
-    Args:
-        network: From normalised images to logits.
-        card: With the normalisation.
-    """
+    """A network with the normalisation of its images, as on its card, in front."""
 
     mean: Tensor
     std: Tensor
@@ -63,14 +58,7 @@ def random_images(card: ModelCard, n: int, seed: int = 0) -> Tensor:
 
 
 def choose_format(kind: str | None, out: str | Path | None) -> str:
-    """Return the format to export in.
-
-    Args:
-        kind: From `FORMATS`; where None, the one of the file's ending.
-        out: The file to write; where None, it gets the ending of the format.
-
-    Returns:
-        A format, "pt2" where nothing is given.
+    """Return the format to export in: as given, of the file's ending, or "pt2".
 
     Raises:
         UsageError: If the format or the ending is unknown, or they disagree.

@@ -14,31 +14,41 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["exported_card", "load_exported"]
+__all__ = ["load_exported", "read_program"]
 
 
-def load_exported(path: Path) -> nn.Module:
+def read_program(path: Path) -> tuple[Any, str]:
+    """Return a `.pt2` file's program as a module, and its card as JSON, if it has one.
+
+    Raises:
+        UsageError: If the file is missing or is something else.
+    """
+    if not path.is_file():
+        raise UsageError(f"model file {str(path)!r} does not exist")
+    extra = {METADATA: ""}
+    try:
+        return torch.export.load(path, extra_files=extra).module(), extra[METADATA]
+    except Exception as error:  # a damaged archive can fail in any way
+        raise UsageError(
+            f"{str(path)!r} is not a program saved by torch.export.save:"
+            f" {type(error).__name__} while reading it"
+        ) from None
+
+
+def load_exported(path: Path) -> tuple[nn.Module, ModelCard | None]:
     """Load an exported program as a model that can be measured.
 
     Args:
         path: A `.pt2` file of `torch.export.save`, with a dynamic batch dimension.
 
     Returns:
-        A module from images to logits, with the parameters' own names.
+        A module from images to logits, with the parameters' own names, and its card if flatsearch
+        exported it.
 
     Raises:
         UsageError: If the file is missing, is something else, or takes one batch size only.
     """
-    if not path.is_file():
-        raise UsageError(f"model file {str(path)!r} does not exist")
-    try:
-        program = torch.export.load(path)
-        module: Any = program.module()
-    except Exception as error:  # a damaged archive can fail in any way
-        raise UsageError(
-            f"{str(path)!r} is not a program saved by torch.export.save:"
-            f" {type(error).__name__} while reading it"
-        ) from None
+    module, text = read_program(path)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     shape: list[Any] = list(inputs[0].meta["val"].shape) if len(inputs) == 1 else []
     if len(shape) != 4:
@@ -52,11 +62,5 @@ def load_exported(path: Path) -> nn.Module:
     for node in list(module.graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             module.graph.erase_node(node)
-    return torch.fx.GraphModule(module, module.graph)
-
-
-def exported_card(path: Path) -> ModelCard | None:
-    """Return the card of a program that flatsearch exported; None of any other."""
-    extra = {METADATA: ""}
-    torch.export.load(path, extra_files=extra)
-    return ModelCard.from_json(extra[METADATA], path) if extra[METADATA] else None
+    plain = torch.fx.GraphModule(module, module.graph)
+    return plain, ModelCard.from_json(text, path) if text else None

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LARGE_BATCH",
     "count_flops",
-    "count_memory",
     "count_parameters",
     "excess",
     "measure_cost",
@@ -92,8 +91,7 @@ class _CostCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Views share a storage, and operations in place return one that is known.
         self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         formula = flop_registry.get(func.overloadpacket)
@@ -121,33 +119,14 @@ class _CostCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live -= size
 
 
-def count_memory(model: nn.Module, in_channels: int, image_size: int) -> int:
-    """Return the peak memory of the activations of one image's forward pass, in bytes.
-
-    The most bytes that the image and the results of operations take at one time in eval mode,
-    without gradients, each until nothing refers to it any more; what an operation needs
-    inside is not seen, but what it returns is, such as the indices of a max pool. Weights do not
-    count. Independent of machine and device.
-
-    Args:
-        model: On any device; its mode is restored.
-        in_channels: Channels of the image.
-        image_size: Height and width.
-
-    Returns:
-        Bytes.
-
-    Example:
-        Input and output of a convolution, 4 bytes each for (1 + 3) maps of 2x2 pixels:
-
-        >>> count_memory(torch.nn.Conv2d(1, 3, 1), 1, 2)
-        64
-    """
-    return _flops_and_memory(model, in_channels, image_size)[1]
-
-
 def _flops_and_memory(model: nn.Module, in_channels: int, image_size: int) -> tuple[int, int]:
-    """Count both in one forward pass."""
+    """Return the operations and the peak memory of one image's forward pass, in bytes.
+
+    Memory is the most bytes that the image and the results of operations take at one time in eval
+    mode, without gradients, each until nothing refers to it any more; what an operation needs
+    inside is not seen, but what it returns is, such as the indices of a max pool. Weights do not
+    count. Both are independent of machine and device.
+    """
     image = zero_images(model, in_channels, image_size)
     known = [*model.parameters(), *model.buffers(), image]
     with eval_mode(model), torch.no_grad(), _CostCounter(known) as live:
@@ -162,15 +141,6 @@ def measure_latency(
 
     The median of 25 passes after 5 to warm up, each with the device's queue empty before and
     after, in float32, where the model is.
-
-    Args:
-        model: On the device that is of interest.
-        in_channels: Channels of the images.
-        image_size: Height and width.
-        batch_size: Images at a time.
-
-    Returns:
-        Milliseconds.
 
     Example:
         >>> measure_latency(torch.nn.Conv2d(3, 8, 3), 3, 8) > 0
@@ -225,14 +195,7 @@ def measure_cost(
 
 
 def excess(cost: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
-    """Return how far a candidate is over each limit.
-
-    Args:
-        cost: From `measure_cost`.
-        limits: By the same names.
-
-    Returns:
-        cost / limit - 1 by name, at most 0 where the limit is kept.
+    """Return how far a candidate is over each limit: cost / limit - 1, at most 0 if it is kept.
 
     Example:
         >>> excess({"parameters": 150, "flops": 10}, {"parameters": 100, "flops": 20})
@@ -242,14 +205,7 @@ def excess(cost: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, 
 
 
 def over_limit(cost: Mapping[str, float], limits: Mapping[str, float]) -> str:
-    """Say which limit a candidate is most over; nothing if it keeps them all.
-
-    Args:
-        cost: From `measure_cost`.
-        limits: By the same names.
-
-    Returns:
-        One line, or an empty string.
+    """Return in one line which limit a candidate is most over; nothing if it keeps them all.
 
     Example:
         >>> over_limit({"parameters": 150}, {"parameters": 100})

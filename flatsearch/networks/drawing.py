@@ -17,14 +17,6 @@ _BAR = 32
 def draw(layers: Sequence[Layer], in_channels: int, image_size: int) -> list[str]:
     """Return a drawing of a network, a line per layer; bars are as long as maps have channels.
 
-    Args:
-        layers: From `executed_layers`.
-        in_channels: Channels of the image.
-        image_size: Height and width.
-
-    Returns:
-        Lines of text.
-
     Example:
         >>> for line in draw([Layer("conv 3x3", 8, 4, 4, 80, repeats=2)], 1, 4):
         ...     print(line)

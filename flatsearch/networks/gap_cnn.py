@@ -41,15 +41,7 @@ class GapCnn(nn.Module):
         return self.features(x)
 
     def forward_head(self, maps: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Return the logits (N, num_classes), or the pooled features (N, num_features).
-
-        Args:
-            maps: From `forward_features`.
-            pre_logits: Stop before the classifier.
-
-        Returns:
-            Logits or pooled features.
-        """
+        """Return the logits (N, num_classes) of maps; with `pre_logits` the pooled features."""
         pooled = self.pool(maps).flatten(1)
         return pooled if pre_logits else self.classifier(pooled)
 
@@ -59,14 +51,7 @@ class GapCnn(nn.Module):
 
 
 def he_initialise(features: nn.Module) -> nn.Module:
-    """He initialisation of the convolutions, for the forward pass of rectified networks.
-
-    Args:
-        features: Changed in place.
-
-    Returns:
-        The same module.
-    """
+    """Return features with He-initialised convolutions, for rectified networks, in place."""
     for module in features.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -29,14 +29,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def zero_images(model: nn.Module, in_channels: int, image_size: int, batch_size: int = 1) -> Tensor:
     """Return images of zeros of the model's precision, where the model is.
 
-    Args:
-        model: With parameters; without, the images are float32 on the CPU.
-        in_channels: Channels of the images.
-        image_size: Height and width.
-        batch_size: How many.
-
-    Returns:
-        Images (batch_size, in_channels, image_size, image_size).
+    Of a model without parameters they are float32, on the CPU.
     """
     parameter = next(model.parameters(), torch.empty(0))
     return torch.zeros(batch_size, in_channels, image_size, image_size).to(parameter)

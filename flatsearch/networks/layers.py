@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -67,13 +68,7 @@ def _kind(module: nn.Module) -> str | None:
 def executed_layers(model: nn.Module, in_channels: int, image_size: int) -> list[Layer]:
     """Return the convolutions, pools and linear layers of a forward pass, in its order.
 
-    Args:
-        model: Run on one image in eval mode; its mode is restored.
-        in_channels: Channels of the image.
-        image_size: Height and width.
-
-    Returns:
-        The layers; equal ones in a row are one entry.
+    The network is run on one image in eval mode; equal layers in a row are one entry.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), *(nn.Conv2d(2, 2, 1),) * 2)
@@ -97,15 +92,9 @@ def executed_layers(model: nn.Module, in_channels: int, image_size: int) -> list
 
     gates = [module for module in model.modules() if type(module).__name__ == _GATE]
     inside = {id(part) for gate in gates for part in gate.modules() if part is not gate}
-    hooks = [
-        module.register_forward_hook(partial(see, kind))
-        for module in model.modules()
-        if (kind := _kind(module)) is not None and id(module) not in inside
-    ]
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(zero_images(model, in_channels, image_size))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with eval_mode(model), torch.no_grad(), contextlib.ExitStack() as hooks:
+        for module in model.modules():
+            if (kind := _kind(module)) is not None and id(module) not in inside:
+                hooks.enter_context(module.register_forward_hook(partial(see, kind)))
+        model(zero_images(model, in_channels, image_size))
     return layers

@@ -33,24 +33,24 @@ _WORDS = {
     "loss_gap": "loss gap",
     "accuracy_gap": "accuracy gap",
 }
-_FLATNESS = ("relative_flatness", "relative_flatness_normalized", "noise_loss")
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
     """Return the tables of a comparison: the models, their layers, their differences."""
     names = _short_names([model.name for model in found.models])
+    flatness = tuple(next(iter(found.models[0].layers.values())))
     title = f"Means of {found.n_images} training images"
-    tables = [_models(found, names, title, ("loss", "accuracy", *_FLATNESS), sizes=True)]
+    tables = [_models(found, names, title, ("loss", "accuracy", *flatness), sizes=True)]
     if found.n_test is not None:
         title = f"Means of {found.n_test} test images"
         quantities = ("test_loss", "test_accuracy", "loss_gap", "accuracy_gap")
         tables.append(_models(found, names, title, quantities))
     rows = tuple(
-        (*(numbers[quantity].text for quantity in _FLATNESS), layer, names[model.name])
+        (*(numbers[quantity].text for quantity in flatness), layer, names[model.name])
         for model in found.models
         for layer, numbers in model.layers.items()
     )
-    tables.append(Table("By layer", (*(_WORDS[q] for q in _FLATNESS), "layer", "model"), rows))
+    tables.append(Table("By layer", (*(_WORDS[q] for q in flatness), "layer", "model"), rows))
     if found.differences:
         tables.append(_differences(found.differences, names))
     return tables

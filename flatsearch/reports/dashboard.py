@@ -38,11 +38,7 @@ def is_available() -> bool:
 
 
 def require() -> None:
-    """Refuse to go on without the packages.
-
-    Raises:
-        UsageError: If optuna-dashboard or plotly is not installed.
-    """
+    """Refuse to go on without optuna-dashboard or plotly."""
     if not is_available():
         raise UsageError(
             "the dashboard needs optuna-dashboard and plotly: pip install 'flatsearch[dashboard]'"
@@ -53,14 +49,7 @@ def publish(study: optuna.Study, summary: StudySummary) -> None:
     """Write notes and figures into a study, where optuna-dashboard shows them.
 
     The study gets a note and the figures, and every trial on the front a note. What somebody has
-    written in a note, above our part or before there was one, is kept.
-
-    Args:
-        study: The study; it may be running.
-        summary: Of it.
-
-    Raises:
-        UsageError: If optuna-dashboard or plotly is not installed.
+    written in a note, above our part or before there was one, is kept. The study may be running.
     """
     require()
     from optuna_dashboard import save_plotly_graph_object
@@ -116,12 +105,7 @@ class Publisher:
             self.now(study)
 
     def now(self, study: optuna.Study, summary: StudySummary | None = None) -> None:
-        """Publish, whenever the last time was; without the packages do nothing.
-
-        Args:
-            study: The study.
-            summary: Of it, if there is one already.
-        """
+        """Publish, whenever the last time was; without the packages do nothing."""
         if not is_available():
             return
         start = time.monotonic()
@@ -157,15 +141,9 @@ def serve(
     port: int,
     say: Callable[[str], None],
 ) -> None:
-    """Show a study in a browser until interrupted.
+    """Show a study and the others of its storage in a browser, until interrupted.
 
-    Args:
-        name: The study's name; the others of its storage can be looked at too.
-        storage: Database URL.
-        artifacts: Folder of the trials' files; they are not shown where None.
-        host: Name or address to listen on.
-        port: Number; 0 for any free one.
-        say: Told the address.
+    The trials' files are not shown where their folder is None. The address is said.
 
     Raises:
         UsageError: If optuna-dashboard is not installed, or nothing can listen there.

@@ -19,15 +19,7 @@ if TYPE_CHECKING:
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.record.trial import TrialRecord
 
-__all__ = [
-    "MOST_POINTS",
-    "axis_type",
-    "front",
-    "history",
-    "rounded",
-    "texts",
-    "thin",
-]
+__all__ = ["MOST_POINTS", "axis_type", "front", "history", "rounded", "texts", "thin"]
 
 _T = TypeVar("_T")
 MOST_POINTS = 2000
@@ -41,13 +33,6 @@ _WIDE = 8.0
 
 def thin(items: Sequence[_T], most: int) -> list[_T]:
     """Return the items, or so many of them, evenly spaced, with the first and the last.
-
-    Args:
-        items: In order.
-        most: How many at most.
-
-    Returns:
-        The items themselves where there are no more.
 
     Example:
         >>> thin(range(9), 3), thin(range(2), 3)
@@ -65,13 +50,6 @@ def rounded(numbers: Iterable[float]) -> list[float | None]:
 
 def axis_type(name: str, numbers: Iterable[float | None]) -> str:
     """Return plotly's type of axis that suits the values of a metric.
-
-    Args:
-        name: Of the metric.
-        numbers: Its values; None where there is none.
-
-    Returns:
-        "log" or "linear".
 
     Example:
         >>> axis_type("flatness", [0.1, 30.0]), axis_type("flatness", [-0.1, 30.0, None])
@@ -92,15 +70,7 @@ def _reached(trial: TrialRecord, names: Sequence[str]) -> list[float]:
 
 
 def texts(summary: StudySummary, trials: Sequence[TrialRecord]) -> list[str]:
-    """Return what is shown of trials under the mouse.
-
-    Args:
-        summary: The study.
-        trials: Of it.
-
-    Returns:
-        A text per trial, with its values and architecture; of very many only their numbers.
-    """
+    """Return what is shown of trials under the mouse: of very many only their numbers."""
     if len(trials) > _MOST_IN_WORDS:
         return [f"trial {trial.number}" for trial in trials]
     texts = []
@@ -155,15 +125,7 @@ def _groups(
 
 
 def front(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
-    """Draw the first objective against the second.
-
-    Args:
-        summary: The study.
-        own: Its trials, without those that were not trained.
-
-    Returns:
-        The figure; None without trials.
-    """
+    """Draw the first objective of trained trials against the second; nothing without trials."""
     import plotly.graph_objects as go
 
     names = summary.metric_names
@@ -201,15 +163,7 @@ def front(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
 
 
 def history(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
-    """Draw the only objective by trial, with the best so far.
-
-    Args:
-        summary: The study.
-        own: Its trials, without those that were not trained.
-
-    Returns:
-        The figure; None without trials.
-    """
+    """Draw the only objective by trained trial, with the best so far; nothing without trials."""
     import plotly.graph_objects as go
 
     name, groups = summary.metric_names[0], _groups(summary, own)

@@ -61,11 +61,6 @@ _MISSING = "This browser cannot draw the figures of this page; any from 2023 or 
 def write_page(summary: StudySummary, path: str | Path, *, force: bool = False) -> None:
     """Write a study as one self-contained HTML file of about two megabytes.
 
-    Args:
-        summary: The study.
-        path: The file to write.
-        force: Overwrite it.
-
     Raises:
         UsageError: If the file exists or has no folder, or plotly is not installed.
     """

@@ -47,14 +47,7 @@ def _section(table: Table) -> list[str]:
 
 
 def study_note(summary: StudySummary) -> str:
-    """Return what is said about a study: what was searched, the best, verdicts, settings.
-
-    Args:
-        summary: The study.
-
-    Returns:
-        Markdown that begins with `MARK`.
-    """
+    """Return what is said about a study, in Markdown that begins with `MARK`."""
     lines = [f"{MARK} {_plain(summary.name)}", "", _plain(searched(summary)), ""]
     lines += _section(tables.front(summary, MOST_TRIALS))
     lines += [_plain(best), ""] if (best := chosen(summary)) else []
@@ -67,15 +60,7 @@ def study_note(summary: StudySummary) -> str:
 
 
 def trial_note(summary: StudySummary, trial: TrialRecord) -> str:
-    """Return what is said about a trial that is on the front, or was once.
-
-    Args:
-        summary: The study.
-        trial: One of its complete trials.
-
-    Returns:
-        Markdown that begins with `MARK`.
-    """
+    """Return what is said about a trial that is on the front, or was once, likewise."""
     place = "on the Pareto front" if len(summary.metric_names) > 1 else "the best trial"
     if trial.number not in summary.front:
         place = f"no longer {place}"

@@ -70,8 +70,8 @@ class Progress:
         how = f"resuming study '{study.study_name}' (finished trials: {finished})"
         if not study.get_trials(deepcopy=False):
             how = f"new study '{study.study_name}'"
-        self._print(f"{how}: trials to go: {n_trials}")
-        self._print(
+        self.say(f"{how}: trials to go: {n_trials}")
+        self.say(
             f"data {data.name}: {len(data.train)} training and {len(data.validation)} validation"
             f" images {images}{note}, {data.num_classes} classes, on {device}"
         )
@@ -82,15 +82,7 @@ class Progress:
         if not self._console.is_terminal:
             yield
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[best]}"),
-        )
-        with Bar(*columns, console=self._console) as bar:
+        with _bar(self._console, "best") as bar:
             self._bar = bar
             self._task = bar.add_task("starting", total=n_trials, best=self._best_text())
             try:
@@ -113,7 +105,7 @@ class Progress:
             if trial.state != TrialState.FAIL:
                 return
         if line := self._line(trial):
-            self._print(line)
+            self.say(line)
 
     def _see(self, trial: optuna.trial.FrozenTrial) -> None:
         if TrialRecord(trial).complete:
@@ -152,10 +144,20 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._print(text)
-
-    def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _bar(console: Console, result: str) -> Bar:
+    """Return a bar that ends with a result, a field of its tasks."""
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn(f"{{task.fields[{result}]}}"),
+        console=console,
+    )
 
 
 @contextlib.contextmanager
@@ -174,15 +176,7 @@ def epochs_bar(console: Console, epochs: int | None = None) -> Iterator[Callable
             f"seed {seed} epoch {epoch}: training loss {loss:.4f}", highlight=False, markup=False
         )
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Bar(*columns, console=console) as bar:
+    with _bar(console, "loss") as bar:
         tasks: dict[int, TaskID] = {}
 
         def show(seed: int, epoch: int, loss: float) -> None:

@@ -57,13 +57,7 @@ def _rendered(table: tables.Table) -> Table:
 
 
 def print_summary(summary: StudySummary, console: Console, *, all_trials: bool = False) -> None:
-    """Print the trials, the Pareto front and what the signals and pruning did.
-
-    Args:
-        summary: The study.
-        console: The console to print on.
-        all_trials: Whether to list every trial, not just the best ones.
-    """
+    """Print the best trials, or all, the front and what the signals and pruning did."""
     counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.counts.items()))
     console.print(f"\nstudy [bold]{summary.name}[/]: {counts or 'no trials'}", highlight=False)
     trials = tables.all_trials(summary) if all_trials else tables.best_trials(summary, _MOST_ROWS)
@@ -83,12 +77,7 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
 
 
 def print_final(final: FinalTraining, console: Console) -> None:
-    """Print a final training: test accuracy with interval, confusions, calibration, flatness.
-
-    Args:
-        final: The training.
-        console: The console to print on.
-    """
+    """Print a final training: test accuracy with interval, confusions, calibration, flatness."""
     console.print(f"\n{tested(final)}", highlight=False, markup=False)
     if which := shipped(final):
         console.print(which, highlight=False, markup=False)
@@ -100,12 +89,7 @@ def print_final(final: FinalTraining, console: Console) -> None:
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
-    """Print networks side by side: the models, their layers, their differences.
-
-    Args:
-        found: The comparison.
-        console: Where to.
-    """
+    """Print networks side by side: the models, their layers, their differences."""
     for table in comparison_tables(found):
         console.print(_rendered(table))
     for note in found.notes:
@@ -114,12 +98,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
 
 
 def print_flatness(result: FlatnessResult, console: Console) -> None:
-    """Print a measurement, one row per layer, with bars where there are several.
-
-    Args:
-        result: The measurement.
-        console: Where to.
-    """
+    """Print a measurement, one row per layer, with bars where there are several."""
     several = len(result.layers) > 1
     variant = ", normalised inputs" if result.normalize else ""
     if result.classes is not None:

@@ -41,14 +41,7 @@ _FREE = [signal.label for signal in SIGNALS.values() if signal.group in {"traini
 
 
 def searched(summary: StudySummary) -> str:
-    """Return what was searched, for what, and how many trials came of it.
-
-    Args:
-        summary: The study.
-
-    Returns:
-        A few sentences on one line.
-    """
+    """Return what was searched, for what, and how many trials came of it, on one line."""
     settings = summary.settings or {}
     what = ""
     if settings:
@@ -108,14 +101,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def verdicts(summary: StudySummary) -> list[str]:
-    """Return what flatness and pruning did on a study, a sentence or two each.
-
-    Args:
-        summary: The study.
-
-    Returns:
-        Sentences; none with too few trials.
-    """
+    """Return what flatness and pruning did, a sentence or two each; none with too few trials."""
     found = []
     if summary.correlations:
         # Parameters are known before the first epoch, at epoch 0.

@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from flatsearch.errors import (
-    DivergedError,
-    FlatsearchError,
-    UsageError,
-)
+from flatsearch.errors import DivergedError, FlatsearchError, UsageError
 from flatsearch.training.trainer import Trainer, is_out_of_memory
 
 if TYPE_CHECKING:

@@ -58,16 +58,7 @@ def rank(networks: Sequence[Finished]) -> list[int]:
 
 
 def look_at(model: nn.Module, data: ImageData, layer: str) -> Finished:
-    """Return what a finished network may be judged by.
-
-    Args:
-        model: The network, in eval mode.
-        data: The images; its test split is not read.
-        layer: The convolution to measure.
-
-    Returns:
-        Its losses, hits and flatness.
-    """
+    """Return what a finished network may be judged by; the test split is not read."""
     found = per_image(model, data.validation.batches(EVALUATION_BATCH))
     assert found is not None  # noqa: S101 - a validation split has images
     losses, hits = (numbers.cpu().numpy() for numbers in found)

@@ -85,15 +85,9 @@ def default_epochs(study: optuna.Study) -> int:
 def load_images(
     study: optuna.Study, *, data: str | None = None, root: str | None = None
 ) -> ImageData:
-    """Load the images of a study.
+    """Return the images of a study, split as in the search.
 
-    Args:
-        study: The study.
-        data: Where they are, if not where the search was told.
-        root: Where torchvision data sets are, if not where the search was told.
-
-    Returns:
-        The images, split as in the search.
+    Of `data`, and torchvision's of `root`, if they are not where the search was told.
     """
     known = StudyRecord(study)
     settings, run = known.run_settings(), known.run or {}
@@ -225,18 +219,13 @@ def build_network(space: SearchSpace, trial: TrialRecord, seed: int, data: Image
         num_classes=data.num_classes,
         image_size=data.image_size,
     ).to(data.train.targets.device)
-    _check_size(model, trial)
-    return model
-
-
-def _check_size(model: nn.Module, trial: TrialRecord) -> None:
-    """Refuse a search space that builds another network than it did in the search."""
     known, built = trial.metrics.get("parameters"), count_parameters(model)
     if known is not None and known != built:
         raise UsageError(
             f"the search space has changed: it builds {built:,} parameters now, and built"
             f" {known:,.0f} for trial {trial.number}"
         )
+    return model
 
 
 def _of_seed(

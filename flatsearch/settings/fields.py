@@ -91,31 +91,12 @@ class Setting:
 
 
 def setting(default: Any, accepts: Accepts, help: str, **facts: Any) -> Any:  # noqa: A002
-    """Return a field for a `SettingsRecord`.
-
-    Args:
-        default: The default; `REQUIRED` if there is none.
-        accepts: The values that are accepted.
-        help: A noun phrase.
-        **facts: See `Setting`.
-
-    Returns:
-        The field.
-    """
+    """Return a field for a `SettingsRecord`; the arguments are `Setting`'s."""
     return _field(Setting(default, accepts, help, **facts))
 
 
 def same(record: type[SettingsRecord], name: str, **changed: Any) -> Any:
-    """Return a field for the setting of another record, the same or with other facts.
-
-    Args:
-        record: The other record.
-        name: The setting's name there.
-        **changed: See `Setting`.
-
-    Returns:
-        The field.
-    """
+    """Return a field for the setting of another record, the same or with other facts."""
     known = record.settings()[name]
     return _field(dataclasses.replace(known, **changed) if changed else known)
 

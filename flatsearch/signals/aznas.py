@@ -11,6 +11,7 @@ Gaussian noise, and normalisation uses the batch's statistics.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -47,31 +48,23 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def block_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Return the maps (N, C, h, w) that the blocks of a network give, with their graph.
+    """Return the maps (N, C, h, w) of a network's blocks in order, with their graph.
 
-    Args:
-        model: Put into train mode.
-        x: Images (N, C, H, W).
-
-    Returns:
-        One per block, in order of execution.
+    The network is put into train mode.
     """
     outputs: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        del module, args
+    def keep(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # A copy: what follows may work in place.
         output = output.clone()
         if output.dim() == 4:
             outputs.append(output)
         return output
 
-    hooks = [block.register_forward_hook(keep) for block in _blocks(model)]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for block in _blocks(model):
+            hooks.enter_context(block.register_forward_hook(keep))
         model.train()(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return outputs
 
 
@@ -81,13 +74,8 @@ def entropy(maps: Tensor) -> float:
         sum_i -v_i log v_i,   v the eigenvalues of the channels' covariance over images and
                               positions, divided by their sum
 
-    between 0 (one direction) and log C (isotropic). Equations 2 and 3 of the paper.
-
-    Args:
-        maps: (N, C, h, w).
-
-    Returns:
-        The entropy; 0 for a constant map.
+    between 0 (one direction, or a constant map) and log C (isotropic). Equations 2 and 3 of the
+    paper. The maps are (N, C, h, w).
 
     Example:
         >>> maps = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -113,34 +101,23 @@ def _entropies(model: nn.Module, x: Tensor) -> list[float]:
         return [entropy(maps) for maps in block_outputs(model, _noise(x))]
 
 
-def expressivity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
+def expressivity(model: nn.Module, x: Tensor, _: Tensor | None = None) -> float:
     """Return the sum of the blocks' entropies, equation 4.
 
-        sum_l S_l,   S_l the `entropy` of the map of block l
+        sum_l S_l
 
-    Args:
-        model: Put into train mode.
-        x: Images, whose shape alone matters.
-        y: Not looked at.
+    with S_l the `entropy` of the map of block l.
     """
-    del y
     return sum(_entropies(model, x))
 
 
-def progressivity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
+def progressivity(model: nn.Module, x: Tensor, _: Tensor | None = None) -> float:
     """Return the smallest growth of the entropy from one block to the next, equation 5.
 
-        min_l ( S_l - S_{l-1} ),   S_l the `entropy` of the map of block l
+        min_l ( S_l - S_{l-1} )
 
-    Args:
-        model: Put into train mode.
-        x: Images, whose shape alone matters.
-        y: Not looked at.
-
-    Returns:
-        The least growth; 0 with a single block.
+    with S_l the `entropy` of the map of block l; 0 with a single block.
     """
-    del y
     values = _entropies(model, x)
     return min((b - a for a, b in pairwise(values)), default=0.0)
 
@@ -166,23 +143,15 @@ def _isometry(before: Tensor, after: Tensor) -> float:
     return -largest - 1 / (largest + 1e-6) + 2
 
 
-def trainability(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
+def trainability(model: nn.Module, x: Tensor, _: Tensor | None = None) -> float:
     """Return how near the blocks' Jacobians are to isometries, equations 6 to 8.
 
         mean_l ( 2 - s_l - 1 / s_l ),   s_l = | E[ (J_l^T e) e^T ] |, the spectral norm
 
     e of random signs, the mean over images and positions; at most 0, which is best. A block that
-    hands everything or nothing on makes it -inf.
-
-    Args:
-        model: Put into train mode.
-        x: Images, whose shape alone matters.
-        y: Not looked at.
-
-    Returns:
-        The mean over the blocks but the first whose positions fit those of the one before.
+    hands everything or nothing on makes it -inf. The mean is over the blocks but the first whose
+    positions fit those of the one before.
     """
-    del y
     outputs = block_outputs(model, _noise(x))
     scores = [_isometry(before, after) for before, after in pairwise(outputs)]
     known = [score for score in scores if not math.isnan(score)]

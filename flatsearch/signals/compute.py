@@ -49,15 +49,10 @@ def initial_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def measure(names: Iterable[str], given: ProxyInput) -> dict[str, float]:
-    """Return the values of proxies, by the names under which they are recorded.
+    """Return the values of some of `PROXIES`, by the names under which they are recorded.
 
-    Args:
-        names: Names of `PROXIES`.
-        given: The network and images, of which the first are taken.
-
-    Returns:
-        The values; infinite where nothing gets through a network, NaN where a proxy cannot be
-        computed for it.
+    They are infinite where nothing gets through a network, NaN where a proxy cannot be computed
+    for it. Of the images the first are taken.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(2, 2))

@@ -8,6 +8,7 @@ linear module; of deeper networks the first 128 layers are looked at.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,7 @@ def _add(layer: nn.Module, scale: Tensor) -> Callable[..., Tensor]:
     direction.bias = None  # type: ignore[assignment]
     nn.init.zeros_(direction.weight).view(-1)[0] = 1  # type: ignore[arg-type]
 
-    def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        del module
+    def add(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         # A layer is linear in its weights.
         change: Tensor = direction(*args)
         return output + scale.view(-1, *[1] * (change.dim() - 1)) * change
@@ -48,15 +48,11 @@ def _jacobian(model: nn.Module, x: Tensor) -> Tensor:
     model.eval().requires_grad_(False)
     layers = _layers(model)[:_MOST_LAYERS]
     scales = [torch.zeros(len(x), device=x.device, dtype=x.dtype) for _ in layers]
-    hooks = [
-        layer.register_forward_hook(_add(layer, scale.requires_grad_()))
-        for layer, scale in zip(layers, scales, strict=True)
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer, scale in zip(layers, scales, strict=True):
+            add = _add(layer, scale.requires_grad_())
+            hooks.enter_context(layer.register_forward_hook(add))
         logits = model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     columns = [
         torch.autograd.grad(logits[:, c].sum(), scales, retain_graph=True, allow_unused=True)
         for c in range(logits.shape[1])
@@ -72,14 +68,8 @@ def fisher_information(model: nn.Module, x: Tensor) -> Tensor:
         F = mean_n J_n' ( diag p_n - p_n p_n' ) J_n
 
     with p_n (C) the probabilities of image n and J_n (C, L) the derivatives of its logits in the
-    first weight of each of the L layers: the covariance of the derivatives of log p.
-
-    Args:
-        model: Put into eval mode, and its parameters fixed.
-        x: Images (N, C, H, W).
-
-    Returns:
-        F in float64, (L, L).
+    first weight of each of the L layers: the covariance of the derivatives of log p. F is (L, L),
+    in float64. The network is put into eval mode, and its parameters are fixed.
     """
     jacobian = _jacobian(model, x).double()
     probabilities = model(x).double().softmax(1).unsqueeze(2)
@@ -88,23 +78,15 @@ def fisher_information(model: nn.Module, x: Tensor) -> Tensor:
     return rows.T @ rows / len(x)
 
 
-def vkdnw_entropy(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
+def vkdnw_entropy(model: nn.Module, x: Tensor, _: Tensor | None = None) -> float:
     """Return the entropy of the deciles of the Fisher information's eigenvalues, equation 11.
 
         - sum_k l_k log l_k,   l_k = d_k / sum_j d_j,   k = 1, ..., 9
 
     d_k the k-th decile of the eigenvalues of `fisher_information`. At most log 9, where the
-    weights of all layers are equally well determined; it says nothing about size.
-
-    Args:
-        model: Put into eval mode.
-        x: Images, whose shape alone matters.
-        y: Not looked at.
-
-    Returns:
-        The entropy; 0 if no weight changes the predictions.
+    weights of all layers are equally well determined; 0 if no weight changes the predictions. It
+    says nothing about size.
     """
-    del y
     noise = torch.randn(_IMAGES, *x.shape[1:], device=x.device, dtype=x.dtype)
     values = torch.linalg.eigvalsh(fisher_information(model, noise)).clamp(min=0)
     deciles = values.quantile(torch.arange(1, 10).to(values) / 10)
@@ -112,13 +94,8 @@ def vkdnw_entropy(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float
     return float(torch.special.entr(deciles / total).sum()) if total > 0 else 0.0
 
 
-def vkdnw(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
+def vkdnw(model: nn.Module, x: Tensor, _: Tensor | None = None) -> float:
     """Return the number of layers plus the entropy, equation 12: the paper's score for ranking.
-
-    Args:
-        model: Put into eval mode.
-        x: Images, whose shape alone matters.
-        y: Not looked at.
 
     Example:
         Of a single layer all deciles are the same:
@@ -128,4 +105,4 @@ def vkdnw(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
         >>> round(vkdnw(model, torch.ones(1, 1, 2, 2)), 6) == round(1 + log(9), 6)
         True
     """
-    return len(_layers(model)) + vkdnw_entropy(model, x, y)
+    return len(_layers(model)) + vkdnw_entropy(model, x)

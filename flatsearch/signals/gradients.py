@@ -49,27 +49,19 @@ def snip(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return sum(float((w.detach().double() * g.double()).abs().sum()) for w, g in pairs)
 
 
-def zico(model: nn.Module, x: Tensor, y: Tensor, batches: int = 2) -> float:
+def zico(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return the inverse coefficient of variation of the gradients between batches.
 
         sum_l log( sum_{w in l} E|g_w| / sqrt(Var |g_w|) )
 
-    with mean and (population) variance over the batches; weights whose gradient does not vary
-    are left out. Li et al., "ZiCo", ICLR 2023, arXiv 2301.11300, equation 17.
-
-    Args:
-        model: In any mode.
-        x: Images, split into `batches` equal parts.
-        y: Their classes.
-        batches: At least 2.
-
-    Returns:
-        The value; 0 if no gradient varies.
+    with mean and (population) variance over two batches, halves of the images; weights whose
+    gradient does not vary are left out. Li et al., "ZiCo", ICLR 2023, arXiv 2301.11300, equation
+    17.
     """
-    size = len(y) // batches
+    size = len(y) // 2
     if size < 2:
         return math.nan
-    parts = [slice(i * size, (i + 1) * size) for i in range(batches)]
+    parts = slice(size), slice(size, 2 * size)
     rows = zip(*(_gradients(model, x[part], y[part]) for part in parts), strict=True)
     total = 0.0
     for row in rows:

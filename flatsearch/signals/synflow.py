@@ -23,24 +23,16 @@ def _without_norms(module: nn.Module) -> None:
         _without_norms(child)
 
 
-def synflow(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
+def synflow(model: nn.Module, x: Tensor, _: Tensor | None = None) -> float:
     """Return the logarithm of the synaptic flow, and change the model while at it.
 
         log sum_w |w| dR/d|w|,   R = sum of the logits of an image of ones with all weights |w|
 
     Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic
     flow", NeurIPS 2020, arXiv 2006.05467, equation 1, over kernels and matrices, normalisations
-    left out as in Abdelfattah et al. 2021; in float64, where deep networks do not overflow.
-
-    Args:
-        model: A copy: its normalisations are taken out and its parameters made positive.
-        x: Images (N, C, H, W), whose shape alone matters.
-        y: Not looked at.
-
-    Returns:
-        The value; -inf if nothing gets through.
+    left out as in Abdelfattah et al. 2021; in float64, where deep networks do not overflow. It is
+    -inf if nothing gets through.
     """
-    del y
     _without_norms(model)
     model = model.double().eval()
     with torch.no_grad():

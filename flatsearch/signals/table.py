@@ -143,10 +143,7 @@ PROXIES: Mapping[str, Signal] = {_asked_for(row.name): row for row in _ROWS if r
 
 
 def signals_table() -> list[dict[str, str]]:
-    """Return the table as texts, for documentation.
-
-    Returns:
-        Per signal: "signal", "what", "known", "better", "prior", "cost" and "source".
+    """Return the table as texts, for documentation: a dictionary of columns per signal.
 
     Example:
         >>> signals_table()[1]["better"], signals_table()[1]["known"]

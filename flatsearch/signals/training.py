@@ -24,13 +24,7 @@ def weight_movement(given: ProxyInput) -> float:
 
     over the parameters of two or more dimensions that did not begin as zeros. Distance from
     initialisation: Nagarajan and Kolter, "Generalization in Deep Networks: The Role of Distance
-    from Initialization", 2019, arXiv 1901.01672.
-
-    Args:
-        given: The network, with its initial parameters.
-
-    Returns:
-        The mean over the layers; 0 without any.
+    from Initialization", 2019, arXiv 1901.01672. It is 0 without any.
 
     Raises:
         SettingsError: If the initial parameters are not those of the same network.
@@ -60,12 +54,6 @@ def gradient_norm(given: ProxyInput) -> float:
     """Return |dL/dw|, the Euclidean norm over all weights of the mean cross-entropy's gradient.
 
     Of the network as it predicts, in eval mode, with biases and normalisations.
-
-    Args:
-        given: The network and images.
-
-    Returns:
-        The norm.
 
     Example:
         >>> from flatsearch.signals.compute import ProxyInput

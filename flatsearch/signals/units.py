@@ -10,13 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["nwot"]
 
-_aten = torch.ops.aten
 # Units that are "on" where their input is positive.
-_UNITS = {
-    _aten.relu, _aten.relu_, _aten.leaky_relu, _aten.leaky_relu_, _aten.silu, _aten.silu_,
-    _aten.gelu, _aten.gelu_, _aten.hardswish, _aten.hardswish_, _aten.hardtanh, _aten.hardtanh_,
-    _aten.elu, _aten.elu_, _aten.mish, _aten.mish_, _aten.threshold, _aten.threshold_,
-}  # fmt: skip
+_NAMES = ("relu", "leaky_relu", "silu", "gelu", "hardswish", "hardtanh", "elu", "mish", "threshold")
+_UNITS = {getattr(torch.ops.aten, name + inplace) for name in _NAMES for inplace in ("", "_")}
 
 
 class _Codes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -27,8 +23,7 @@ class _Codes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._n = n
         self.kernel: Tensor | None = None
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in _UNITS and args[0].shape[:1] == (self._n,):
             on = (args[0].detach() > 0).flatten(1).to(torch.float64)
             # on on' + off off', with off = 1 - on, from one product.
@@ -38,22 +33,15 @@ class _Codes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def nwot(model: nn.Module, x: Tensor, y: Tensor | None = None) -> float:
+def nwot(model: nn.Module, x: Tensor, _: Tensor | None = None) -> float:
     """Return log |det K| with K_ij the number of units that are on or off for both images i, j.
 
     Mellor et al., "Neural Architecture Search without Training", ICML 2021, arXiv 2006.04647,
     equation 2. A unit is an element of the input of an activation function, however it is called
-    in the network; it is on where it is positive (for ReLU the paper's definition).
-
-    Args:
-        model: In any mode; batch norm uses the batch's own statistics, as in the paper's code.
-        x: Images (N, C, H, W).
-        y: Not looked at.
-
-    Returns:
-        The value; -inf if two images have the same code everywhere, or there are no units.
+    in the network; it is on where it is positive (for ReLU the paper's definition). Batch norm uses
+    the batch's own statistics, as in the paper's code. It is -inf if two images have the same code
+    everywhere, or there are no units.
     """
-    del y
     model.train()
     with torch.no_grad(), _Codes(len(x)) as codes:
         model(x)

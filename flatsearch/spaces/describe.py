@@ -54,16 +54,14 @@ def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any
         drawn.add(suggest_checked(space, trial))
         for name, distribution in trial.distributions.items():
             parameters[name] = _text(distribution)
-    sized = []
-    for architecture in drawn:
-        model = build_model(space, architecture, **_IMAGES)
-        sized.append((count_parameters(model), architecture.to_json(), architecture, model))
+    models = {architecture: build_model(space, architecture, **_IMAGES) for architecture in drawn}
+    by_size = sorted(drawn, key=lambda a: (count_parameters(models[a]), a.to_json()))
     low, high = (
-        {**measure_cost(model, 3, 32), "architecture": dict(architecture.values)}
-        for _, _, architecture, model in (min(sized, key=_size), max(sized, key=_size))
+        {**measure_cost(models[end], 3, 32), "architecture": dict(end.values)}
+        for end in (by_size[0], by_size[-1])
     )
     example = min(drawn, key=lambda architecture: architecture.key)
-    layers = executed_layers(build_model(space, example, **_IMAGES), 3, 32)
+    layers = executed_layers(models[example], 3, 32)
     return {
         "parameters": dict(sorted(parameters.items())),
         "architectures": count,
@@ -128,14 +126,9 @@ def _choices(distribution: BaseDistribution) -> int | None:
 
 
 def count_architectures(space: SearchSpace, most: int = _MOST_COUNTED) -> int | None:
-    """Count a space's different architectures by trying every parameter setting.
+    """Return a space's number of different architectures, by trying every parameter setting.
 
-    Args:
-        space: The search space.
-        most: Parameter settings to try.
-
-    Returns:
-        The number; None if there are more settings, or infinitely many.
+    None if there are more than `most` settings, or infinitely many.
 
     Example:
         >>> from flatsearch.spaces.registry import load_space
@@ -160,18 +153,11 @@ def count_architectures(space: SearchSpace, most: int = _MOST_COUNTED) -> int | 
 
 
 def estimate_settings(space: SearchSpace, samples: int = _ESTIMATES) -> float | None:
-    """Estimate how many settings the parameters of a space have.
+    """Return about how many settings a space's parameters have; None with a continuous one.
 
     Parameters that depend on earlier ones make a tree; the product of the numbers of choices along
     a random path is an unbiased estimate of its number of leaves (Knuth, "Estimating the efficiency
     of backtrack programs", 1975). Several settings may be the same architecture.
-
-    Args:
-        space: The search space.
-        samples: Random paths.
-
-    Returns:
-        The estimate; None with a continuous parameter.
 
     Example:
         >>> from flatsearch.spaces.registry import load_space
@@ -187,10 +173,6 @@ def estimate_settings(space: SearchSpace, samples: int = _ESTIMATES) -> float | 
             return None
         total += math.prod(float(count or 1) for count in trial.counts)
     return total / samples
-
-
-def _size(entry: tuple[int, str, object, object]) -> tuple[int, str]:
-    return entry[:2]
 
 
 def _text(distribution: BaseDistribution) -> str:

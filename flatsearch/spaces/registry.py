@@ -87,11 +87,7 @@ def _attribute(module: object, name: str, where: str) -> Any:
 def space_identity(reference: str) -> tuple[str, str | None]:
     """Return what tells one search space from another, however it was referred to.
 
-    Args:
-        reference: See `load_space`.
-
-    Returns:
-        The reference without folders, and for a file the first digits of its content's SHA-256.
+    That is the reference without folders, and for a file the first digits of its SHA-256.
     """
     name, _, attribute = reference.rpartition(":")
     if not name.endswith(".py"):

@@ -128,12 +128,6 @@ class Architecture:
     def from_json(cls, text: str) -> Architecture:
         """Return the architecture that `to_json` wrote.
 
-        Args:
-            text: Canonical JSON.
-
-        Returns:
-            The architecture.
-
         Raises:
             SpaceError: If the text is not such JSON.
         """
@@ -201,11 +195,7 @@ class SearchSpace(Protocol):
 
 
 class OnceTrial:
-    """A trial that refuses a name that has been used: Optuna would give the same value again.
-
-    Args:
-        trial: The trial that is asked.
-    """
+    """A trial that refuses a name that has been used: Optuna would give the same value again."""
 
     def __init__(self, trial: optuna.trial.BaseTrial) -> None:
         self._trial = trial
@@ -227,21 +217,10 @@ class OnceTrial:
 
 @contextlib.contextmanager
 def blaming(where: str) -> Iterator[None]:
-    """Name the class and method of a search space in whatever goes wrong inside.
-
-    Args:
-        where: Class and method.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        OptunaError: As it came: a storage that is lost, or the space's own TrialPruned.
-        SpaceError: For every other exception.
-    """
+    """Name where, class and method of a search space, in whatever goes wrong inside."""
     try:
         yield
-    except OptunaError:
+    except OptunaError:  # a storage that is lost, or the space's own TrialPruned
         raise
     except SpaceError as error:
         raise SpaceError(f"{where}: {error}") from error
@@ -250,14 +229,7 @@ def blaming(where: str) -> Iterator[None]:
 
 
 def suggest_checked(space: SearchSpace, trial: optuna.trial.BaseTrial) -> Architecture:
-    """Ask a space for an architecture, and check that it keeps to the rules.
-
-    Args:
-        space: The search space.
-        trial: An Optuna trial.
-
-    Returns:
-        The architecture.
+    """Return the architecture of a trial, of a space that keeps to the rules.
 
     Raises:
         SpaceError: If the space fails, uses a parameter name twice or returns something else;
@@ -281,18 +253,9 @@ def build_model(
     image_size: int,
     check: bool = True,
 ) -> nn.Module:
-    """Build a network and check that it is a classifier of the asked shape.
+    """Return a network on the CPU, in training mode; it is a classifier of the asked shape.
 
-    Args:
-        space: The search space.
-        architecture: From the space's `suggest`.
-        in_channels: Channels of the images.
-        num_classes: Length of the logits.
-        image_size: Height and width of the images.
-        check: Whether to run it; False if the same network has been checked.
-
-    Returns:
-        The model, on the CPU, in training mode.
+    That is not checked again if the same network has been, see `check`.
 
     Raises:
         SpaceError: If building or one forward pass fails, or the logits have another shape;

@@ -25,7 +25,6 @@ from scipy import stats
 
 from flatsearch.analysis.intervals import (
     MIN_TRIALS,
-    bootstrap,
     bootstrap_weights,
     percentiles,
     weighted_taus,
@@ -66,7 +65,9 @@ def interval_given(x: np.ndarray, y: np.ndarray, covariates: np.ndarray) -> list
         return [np.nan] * 3
     columns = np.column_stack([x, y, covariates])[known]
     scores = np.stack([Reference(column).score(column) for column in columns.T], 1)
-    return list(bootstrap(tau_given, scores[:, 0], scores[:, 1], scores[:, 2:], times=RESAMPLES))
+    return list(
+        tables.bootstrap(tau_given, scores[:, 0], scores[:, 1], scores[:, 2:], times=RESAMPLES)
+    )
 
 
 def top(x: np.ndarray, y: np.ndarray) -> list[float]:

@@ -17,7 +17,6 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.model_selection import KFold, cross_val_predict
 
 from flatsearch.analysis.intervals import (
-    bootstrap,
     bootstrap_weights,
     percentiles,
     weighted_taus,
@@ -98,7 +97,7 @@ def judged(score: np.ndarray, accuracy: np.ndarray, *, whole: bool = False) -> d
     taus = weighted_taus(score, accuracy, bootstrap_weights(np.ones(len(score)), RESAMPLES))
     found = {"tau": [float(taus[0]), *percentiles(taus[1:])]}
     for name in ("ndcg", "regret"):
-        found[name] = list(bootstrap(STATISTICS[name], score, accuracy, times=RESAMPLES))
+        found[name] = list(tables.bootstrap(STATISTICS[name], score, accuracy, times=RESAMPLES))
     return {name: [round(v, 3) for v in values] for name, values in found.items()}
 
 

@@ -47,7 +47,6 @@ from optuna.pruners import (
 )
 
 import flatsearch
-from flatsearch.analysis.intervals import bootstrap
 from flatsearch.record import write_trial
 from flatsearch.settings import RunSettings
 from flatsearch.signals.table import FLATNESS, SIGNALS
@@ -268,7 +267,7 @@ def replay(job) -> dict[str, list[float]]:
 
 def interval(values: np.ndarray, statistic=np.mean) -> list[float]:
     """Return [value, low, high], a percentile bootstrap over studies."""
-    return list(bootstrap(statistic, values, times=RESAMPLES))
+    return list(tables.bootstrap(statistic, values, times=RESAMPLES))
 
 
 def reached(regrets: np.ndarray, goal: np.ndarray) -> float:
@@ -291,7 +290,7 @@ def summarise(studies: list[dict[str, list[float]]]) -> dict[str, dict[str, list
     for label, values in stacked.items():
         result[label] = {
             "time to the unpruned regret": list(
-                bootstrap(reached, values[:, :n], goal, times=RESAMPLES)
+                tables.bootstrap(reached, values[:, :n], goal, times=RESAMPLES)
             ),
             "regret at a third": interval(values[:, third]),
             "regret at the end": interval(values[:, n - 1]),

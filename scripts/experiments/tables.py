@@ -12,10 +12,15 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flatsearch.analysis.intervals import percentiles, resamples
 from flatsearch.signals import table as signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FOLDER = Path(os.environ.get("CURVES", Path(__file__).resolve().parents[1] / "results" / "curves"))
 # Everything that was chosen (features, prior, limits) was chosen on these alone.
@@ -28,6 +33,15 @@ COLUMNS = {
     "flatness_all": "kappa_all",
     "hessian_trace_all": "trace_all",
 }
+
+
+def bootstrap(
+    statistic: Callable[..., float], *columns: np.ndarray, times: int
+) -> tuple[float, float, float]:
+    """Return a statistic of columns with its 95% percentile bootstrap interval over their rows."""
+    chosen = resamples(len(columns[0]), times)
+    values = np.array([statistic(*(column[rows] for column in columns)) for rows in chosen])
+    return float(statistic(*columns)), *percentiles(values)
 
 
 def column_of(signal: signals.Signal) -> str:

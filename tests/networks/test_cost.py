@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from flatsearch.networks.cost import (
     count_flops,
-    count_memory,
     excess,
     measure_cost,
     measure_latency,
@@ -19,6 +18,10 @@ from flatsearch.networks.cost import (
 from flatsearch.networks.gap_cnn import GapCnn
 from flatsearch.spaces.registry import load_space, space_names
 from flatsearch.spaces.space import build_model, suggest_checked
+
+
+def count_memory(model: nn.Module, in_channels: int, image_size: int) -> int:
+    return int(measure_cost(model, in_channels, image_size)["memory"])
 
 
 def maps(*channels: int) -> int:
