@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import StudyOptions
+from flatsearch.cli.shared import StudyOptions, as_told
 from flatsearch.errors import Range, UsageError
-from flatsearch.settings import RunOptions, same, setting
+from flatsearch.settings import setting
 from flatsearch.settings.values import Text
 
 __all__ = ["COMMAND"]
@@ -19,13 +19,7 @@ __all__ = ["COMMAND"]
 class _Options(StudyOptions):
     """What `flatsearch dashboard` is told."""
 
-    artifacts: str | None = same(
-        RunOptions,
-        "artifacts",
-        default=None,
-        unset="as the search was told",
-        help="where the search saved its models",
-    )
+    artifacts: str | None = as_told("artifacts", help="where the search saved its models")
     host: str = setting("localhost", Text(), "name or address to listen on")
     port: int = setting(
         8080, Range(least=0, below=2**16, whole=True), "port to listen on; 0 for any", metavar="N"

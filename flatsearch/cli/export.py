@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import Printing, TrialOptions, print_json
-from flatsearch.settings import RunOptions, same, setting
+from flatsearch.cli.shared import Printing, TrialOptions, as_told, print_json
+from flatsearch.settings import setting
 from flatsearch.settings.values import Switch, Text
 
 __all__ = ["COMMAND"]
@@ -25,13 +25,7 @@ class _Options(TrialOptions, Printing):
         None, Text(), "where to", unset="STUDY-trial-N.ENDING", metavar="FILE"
     )
     model: str | None = setting(None, Text(), "a model file, instead of a study's", metavar="FILE")
-    artifacts: str | None = same(
-        RunOptions,
-        "artifacts",
-        default=None,
-        unset="as the search was told",
-        help="where the search saved its models",
-    )
+    artifacts: str | None = as_told("artifacts", help="where the search saved its models")
     force: bool = setting(False, Switch(), "overwrite what is there")
 
 

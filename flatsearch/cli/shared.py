@@ -18,11 +18,17 @@ __all__ = [
     "Printing",
     "StudyOptions",
     "TrialOptions",
+    "as_told",
     "layers_of",
     "make_console",
     "print_json",
     "storage_option",
 ]
+
+
+def as_told(name: str, **changed: Any) -> Any:
+    """Return a field for an option of a run, which holds as the search was told if not given."""
+    return same(RunOptions, name, default=None, unset="as the search was told", **changed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import Printing, TrialOptions, make_console, print_json, storage_option
+from flatsearch.cli.shared import (
+    Printing,
+    TrialOptions,
+    as_told,
+    make_console,
+    print_json,
+    storage_option,
+)
 from flatsearch.errors import COUNT
 from flatsearch.settings import RunOptions, RunSettings, same, setting
 from flatsearch.settings.values import Switch, Text
@@ -50,16 +57,8 @@ class _Options(TrialOptions, Printing):
         None, Text(), "where to", unset=f"{_MODELS}/STUDY-trial-N, -trials-A-B-C", metavar="DIR"
     )
     force: bool = setting(False, Switch(), "overwrite what is there")
-    data: str | None = same(
-        RunOptions,
-        "data",
-        default=None,
-        help="where the study's images are",
-        unset="as the search was told",
-    )
-    data_root: str | None = same(
-        RunOptions, "data_root", default=None, unset="as the search was told"
-    )
+    data: str | None = as_told("data", help="where the study's images are")
+    data_root: str | None = as_told("data_root")
     space: str | None = same(
         RunOptions, "space", default=None, help="the study's search space, if it has moved"
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import StudyOptions
+from flatsearch.cli.shared import StudyOptions, as_told
 from flatsearch.errors import Range
 from flatsearch.settings import RunOptions, same, setting
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "run_here"]
 
-_AS_TOLD = "as the search was told"
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(StudyOptions):
@@ -31,15 +29,9 @@ class _Options(StudyOptions):
 
     device: str = same(RunOptions, "device")
     timeout: float | None = same(RunOptions, "timeout")
-    data: str | None = same(
-        RunOptions,
-        "data",
-        default=None,
-        unset=_AS_TOLD,
-        help="where the same data are on this machine",
-    )
-    data_root: str | None = same(RunOptions, "data_root", default=None, unset=_AS_TOLD)
-    artifacts: str | None = same(RunOptions, "artifacts", default=None, unset=_AS_TOLD)
+    data: str | None = as_told("data", help="where the same data are on this machine")
+    data_root: str | None = as_told("data_root")
+    artifacts: str | None = as_told("artifacts")
     index: int | None = setting(
         None, Range(least=0, whole=True), "this worker's place among those of a run", hidden=True
     )
