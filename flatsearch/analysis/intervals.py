@@ -54,13 +54,8 @@ def weighted_taus(x: _Array, y: _Array, weights: _Array) -> _Array:
         tau = sum_ij w_i w_j sgn(x_i - x_j) sgn(y_i - y_j)
               / sqrt( sum_ij w_i w_j [x_i != x_j]  sum_ij w_i w_j [y_i != y_j] )
 
-    Args:
-        x: (n,), where infinite values are the largest or smallest.
-        y: (n,), in the same way.
-        weights: (m, n).
-
-    Returns:
-        (m,); NaN where all x or all y are the same.
+    The values are (n,), where infinite ones are the largest or smallest, and the weights (m, n).
+    Tau is (m,); NaN where all x or all y are the same.
 
     Example:
         >>> x, y = np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])

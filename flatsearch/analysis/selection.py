@@ -93,13 +93,6 @@ def choose_best(summary: StudySummary, prefer: str | None = None) -> Choice:
     or n is not on record, the loss decides between equally good trials only; where the loss of the
     best is not on record, it decides nothing.
 
-    Args:
-        summary: The study.
-        prefer: The objective whose best trial is wanted instead of the knee.
-
-    Returns:
-        The choice.
-
     Raises:
         UsageError: If no trial is complete and keeps all constraints.
     """

@@ -236,11 +236,7 @@ def outcome(trial: TrialRecord) -> str:
 
 
 def require_complete(summary: StudySummary) -> None:
-    """Refuse a study that nothing has come of.
-
-    Raises:
-        FlatsearchError: If no trial is complete; says why the last one is not.
-    """
+    """Refuse a study without a complete trial, and say why the last one is not."""
     if "COMPLETE" not in summary.counts:
         reasons = [trial.failure for trial in summary.trials if trial.failure]
         last = f"; the last one: {reasons[-1]}" if reasons else ""

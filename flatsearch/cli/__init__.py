@@ -78,14 +78,7 @@ def make_parser(*, complete: bool = False) -> tuple[Parser, dict[str, Parser]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: Arguments; those of the process where None.
-
-    Returns:
-        The exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted.
-    """
+    """Return the exit code of a command: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     try:
         return _main(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse exits by itself for --help and wrong use

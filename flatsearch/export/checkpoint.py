@@ -20,13 +20,7 @@ _FORMAT = "flatsearch-model"
 
 
 def save_model(model: nn.Module, card: ModelCard, path: str | Path) -> None:
-    """Save weights and card to one file of tensors and plain values, without pickled code.
-
-    Args:
-        model: The trained model.
-        card: How to rebuild it.
-        path: The file to write.
-    """
+    """Save weights and card to one file of tensors and plain values, without pickled code."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     fields = {"format": _FORMAT, "version": VERSION, "card": asdict(card), "state_dict": state}

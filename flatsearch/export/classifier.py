@@ -103,14 +103,7 @@ class Classifier:
         return torch.stack([read_image(str(file), gray, card.image_size) for file in files])
 
     def predict(self, images: Any) -> list[Prediction]:
-        """Classify images.
-
-        Args:
-            images: Image files, or pixel values as for calling.
-
-        Returns:
-            One prediction each.
-        """
+        """Return a prediction for each of image files, or of pixel values as for calling."""
         if isinstance(images, (list, tuple)) and all(isinstance(i, (str, Path)) for i in images):
             images = self.read(images)
         found = []
@@ -123,16 +116,10 @@ class Classifier:
 
 
 def load(path: str | Path) -> Classifier:
-    """Load a model that flatsearch saved or exported.
+    """Return a model that flatsearch saved or exported, ready to use.
 
     `.pt2` and `.onnx` files need nothing else. A model file of a search or a final training, and a
     `.pth` state dictionary with its `.json` beside it, are rebuilt by their search space.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The model, ready to use.
 
     Raises:
         UsageError: If the file is missing, damaged, of a newer version, or not one of these; also

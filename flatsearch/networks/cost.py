@@ -43,15 +43,7 @@ def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
     """Return the floating-point operations of one image's forward pass.
 
     Matrix products and convolutions, two operations per multiply-add, as PyTorch's own counter
-    counts them.
-
-    Args:
-        model: On any device; measured in eval mode, its mode is restored.
-        in_channels: Channels of the image.
-        image_size: Height and width.
-
-    Returns:
-        The count.
+    counts them. The model is measured in eval mode, and its mode restored.
 
     Example:
         A 1x1 convolution from 1 to 1 channel on 2x2 pixels is four multiply-adds:
@@ -166,17 +158,10 @@ def measure_latency(
 def measure_cost(
     model: nn.Module, in_channels: int, image_size: int, timed: Iterable[str] = ()
 ) -> dict[str, float | int]:
-    """Return what a model costs, by the names of the objectives.
+    """Return what a model costs on its device, by the names of the objectives.
 
-    Args:
-        model: The candidate, on its device.
-        in_channels: Channels of the images.
-        image_size: Height and width.
-        timed: Which of "latency" and "batch_latency" to measure; other names are ignored.
-
-    Returns:
-        "parameters", and for one image "flops" and "memory" in bytes; where asked for "latency" of
-        one image and "batch_latency" of 64, in milliseconds.
+    "parameters", and for one image "flops" and "memory" in bytes; where `timed` has them, the
+    "latency" of one image and the "batch_latency" of 64, in milliseconds.
 
     Example:
         >>> measure_cost(torch.nn.Conv2d(1, 1, 1), 1, 2)

@@ -26,14 +26,8 @@ def network_key(model: nn.Module, in_channels: int, image_size: int) -> str | No
     machines agree but for rare ties. Networks that compute the same with other modules, such as
     mirrored cells, have different keys.
 
-    Args:
-        model: On the CPU, built under one seed of torch's generator for all candidates; its
-            weights, buffers and mode are left alone.
-        in_channels: Channels of an image.
-        image_size: Height and width.
-
-    Returns:
-        Twelve hex digits; None if the logits are not finite and nothing can be said.
+    The model is on the CPU, built under one seed of torch's generator for all candidates, and is
+    left as it is. None if its logits are not finite and nothing can be said.
 
     Example:
         >>> def key(activation):

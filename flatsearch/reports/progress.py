@@ -164,10 +164,6 @@ def _bar(console: Console, result: str) -> Bar:
 def epochs_bar(console: Console, epochs: int | None = None) -> Iterator[Callable[..., None]]:
     """Show the epochs of a final training: a bar on a terminal, a line each elsewhere.
 
-    Args:
-        console: On standard error.
-        epochs: Per network, if it is known.
-
     Yields:
         What is to be called with (seed, epoch, training loss) after every epoch.
     """

@@ -180,31 +180,31 @@ def seeds(final: FinalTraining) -> Table:
     behind the best, and the trial where there are several.
     """
     several = len({seed.trial for seed in final.seeds}) > 1
-    heads: tuple[str, ...]
-    title = ""
-    heads = ("accuracy", "loss", "calibration error", "flatness", "noise loss", "model")
-    if final.seeds[0].validation is not None:
-        heads = ("validation loss", "behind", "flatness", "noise loss", "test accuracy",
-                 "test loss", "calibration error", "model")  # fmt: skip
-        title = f"Networks in {PurePath(final.model).parent}, best first"
-    return Table(
-        title,
-        (*(("trial",) if several else ()), "seed", *heads),
-        tuple((*((str(s.trial),) if several else ()), str(s.seed), *_seed(s)) for s in final.seeds),
-    )
+    rows = [_seed(seed, several=several) for seed in final.seeds]
+    ranked = final.seeds[0].validation is not None
+    title = f"Networks in {PurePath(final.model).parent}, best first" if ranked else ""
+    return Table(title, tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
 
 
-def _seed(seed: SeedResult) -> tuple[str, ...]:
-    """Return a network's numbers; with validation loss, in the order of ranked ones."""
-    flatness = _measured(seed.flatness, seed.flatness_error)
-    noise = _measured(seed.noise_loss, seed.noise_loss_error)
-    accuracy, loss = f"{seed.test.accuracy:.4f}", f"{seed.test.loss:.4f}"
-    error, found = f"{seed.test.calibration_error:.4f}", seed.validation
+def _seed(seed: SeedResult, *, several: bool) -> dict[str, str]:
+    """Return a network's cells by the heads of their columns, in order."""
+    found, test = seed.validation, "" if seed.validation is None else "test "
+    first = {"trial": str(seed.trial)} if several else {}
+    first["seed"] = str(seed.seed)
+    scores = {
+        f"{test}accuracy": f"{seed.test.accuracy:.4f}",
+        f"{test}loss": f"{seed.test.loss:.4f}",
+        "calibration error": f"{seed.test.calibration_error:.4f}",
+    }
+    measured = {
+        "flatness": _measured(seed.flatness, seed.flatness_error),
+        "noise loss": _measured(seed.noise_loss, seed.noise_loss_error),
+    }
     if found is None:
-        return accuracy, loss, error, flatness, noise, seed.file
+        return {**first, **scores, **measured, "model": seed.file}
     behind = "" if found.behind is None else found.behind.text
-    name = PurePath(seed.file).name
-    return found.loss.text, behind, flatness, noise, accuracy, loss, error, name
+    ranked = {"validation loss": found.loss.text, "behind": behind}
+    return {**first, **ranked, **measured, **scores, "model": PurePath(seed.file).name}
 
 
 def _measured(number: float | None, error: float | None) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -182,7 +183,7 @@ def retrain(
             )
             run.resume()
             label = f"{seed} of trial {trial.number}" if several else seed
-            final = run.run(None if on_epoch is None else _of_seed(on_epoch, label))
+            final = run.run(None if on_epoch is None else partial(on_epoch, label))
             file = folder / f"{name}.pt"
             save_model(final, card, file)
             trained.append(_Trained(chosen, seed, final, run, file))
@@ -226,12 +227,6 @@ def build_network(space: SearchSpace, trial: TrialRecord, seed: int, data: Image
             f" {known:,.0f} for trial {trial.number}"
         )
     return model
-
-
-def _of_seed(
-    on_epoch: Callable[[int | str, int, float], None], seed: int | str
-) -> Callable[..., None]:
-    return lambda epoch, loss: on_epoch(seed, epoch, loss)
 
 
 def _finish(

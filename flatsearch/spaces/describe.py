@@ -77,9 +77,7 @@ def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any
 class _PathTrial(optuna.trial.FixedTrial):
     """A trial that takes a given choice of each parameter in turn, then the first of the others.
 
-    Args:
-        path: The number of the choice of each parameter.
-        generator: Draws the other choices, in place of the first.
+    A generator draws the other choices, in place of the first.
 
     Attributes:
         path: The number of the choice of every parameter that was asked for.
