@@ -84,6 +84,8 @@ def print_final(final: FinalTraining, console: Console) -> None:
     console.print(_rendered(tables.seeds(final)))
     console.print("flatness and noise loss of one convolution; ±: standard errors", style="dim")
     console.print(_rendered(tables.confusions(final)))
+    for network in final.diverged:
+        console.print(f"left out: {network}", highlight=False, markup=False)
     if final.earlier:
         console.print(tested_before(final), highlight=False, markup=False)
 

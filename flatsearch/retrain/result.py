@@ -74,6 +74,7 @@ class FinalTraining:
             them: no test result has a say.
         class_names: One per class.
         earlier: Earlier looks at the test split on this study, as (trial, accuracy).
+        diverged: Networks whose training left the finite numbers, a line each.
     """
 
     trial: int
@@ -87,6 +88,7 @@ class FinalTraining:
     seeds: tuple[SeedResult, ...]
     class_names: tuple[str, ...]
     earlier: tuple[tuple[int, float], ...]
+    diverged: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:

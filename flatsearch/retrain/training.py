@@ -21,7 +21,7 @@ import torch
 from flatsearch.analysis.paired import estimate, fraction, paired
 from flatsearch.analysis.selection import Choice
 from flatsearch.data.loading import load_data
-from flatsearch.errors import COUNT, UsageError
+from flatsearch.errors import COUNT, DivergedError, UsageError
 from flatsearch.export.card import ModelCard
 from flatsearch.export.checkpoint import save_model
 from flatsearch.networks.cost import count_parameters
@@ -132,7 +132,7 @@ def retrain(
         Test results and files.
 
     Raises:
-        DivergedError: If training leaves the finite numbers.
+        DivergedError: If the training of every network leaves the finite numbers.
         FlatsearchError: If memory is used up.
         UsageError: If the folder holds a finished training or another one's checkpoint, the data
             are other images, a trial is given twice, nothing could rank several trials, or a number
@@ -162,7 +162,9 @@ def retrain(
             for old in (*folder.glob(f"{stem}.pt"), *folder.glob(f"{stem}.checkpoint")):
                 old.unlink()
     images = data if hold_out else data.merged()
-    trained = []
+    trained: list[_Trained] = []
+    diverged: list[str] = []
+    checkpoints = []
     for chosen in choices:
         trial, several = chosen.trial, len(choices) > 1
         settings = dataclasses.replace(search, **{**trial.recipe, "epochs": epochs})
@@ -181,13 +183,23 @@ def retrain(
                 json.dumps([*facts, "held out"] if hold_out else facts),
                 2 if trial.halved else 1,
             )
+            checkpoints.append(run.checkpoint)
             run.resume()
             label = f"{seed} of trial {trial.number}" if several else seed
-            final = run.run(None if on_epoch is None else partial(on_epoch, label))
+            try:
+                final = run.run(None if on_epoch is None else partial(on_epoch, label))
+            except DivergedError as error:  # the others are none the worse for it
+                diverged.append(f"trial {trial.number}, seed {seed}: {error}")
+                continue
             file = folder / f"{name}.pt"
             save_model(final, card, file)
             trained.append(_Trained(chosen, seed, final, run, file))
-    return _finish(study, data, folder, trained, ranked=hold_out)
+    if not trained:
+        raise DivergedError("; ".join(diverged))
+    final_training = _finish(study, data, folder, trained, tuple(diverged), ranked=hold_out)
+    for checkpoint in checkpoints:
+        checkpoint.unlink(missing_ok=True)
+    return final_training
 
 
 def _holds_out(choices: Sequence[Choice], seeds: int, hold_out: bool | None) -> bool:
@@ -234,10 +246,11 @@ def _finish(
     data: ImageData,
     folder: Path,
     trained: list[_Trained],
+    diverged: tuple[str, ...],
     *,
     ranked: bool,
 ) -> FinalTraining:
-    """Rank the networks, then test them, record it, and clear the checkpoints away."""
+    """Rank the networks, then test them, and record it."""
     looks = [look_at(t.model, data, t.run.settings.layer) for t in trained]
     order = rank(looks) if ranked else list(range(len(trained)))
     best = trained[order[0]]
@@ -276,12 +289,11 @@ def _finish(
         seeds=seeds,
         class_names=data.class_names,
         earlier=tuple((test.trial, test.accuracy) for test in earlier),
+        diverged=diverged,
     )
     part = folder / "results.part"
     part.write_text(json.dumps(asdict(final), indent=1) + "\n")
     part.replace(folder / "results.json")
-    for network in trained:
-        network.run.checkpoint.unlink(missing_ok=True)
     return final
 
 

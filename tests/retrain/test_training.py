@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import flatsearch
@@ -19,6 +21,7 @@ from flatsearch import FlatnessObjective, RunSettings, UsageError, record
 from flatsearch.analysis.selection import choose
 from flatsearch.analysis.summary import summarise
 from flatsearch.errors import DivergedError, FlatsearchError
+from flatsearch.reports.terminal import print_final
 from flatsearch.reports.verdicts import shipped
 from flatsearch.retrain.checkpoint import SeedTraining
 from flatsearch.retrain.ranking import Finished, rank
@@ -305,6 +308,28 @@ def test_several_trials_are_ranked(digits: ImageData, tmp_path: Path) -> None:
         retrain(study, choices, digits, tmp_path / "b", hold_out=False)
     with pytest.raises(UsageError, match="trial 1 is given twice"):
         retrain(study, [choices[1]] * 2, digits, tmp_path / "b")
+
+
+def test_a_network_that_diverges_is_told_and_left_out(
+    study: optuna.Study,
+    choice: Choice,
+    digits: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    epoch = SeedTraining._epoch
+    monkeypatch.setattr(
+        SeedTraining,
+        "_epoch",
+        lambda self: float("nan") if "seed-0" in str(self.checkpoint) else epoch(self),
+    )
+    final = retrain(study, choice, digits, tmp_path, epochs=1, seeds=2)
+    assert [seed.seed for seed in final.seeds] == [1]
+    assert final.diverged == ("trial 0, seed 0: training diverged in epoch 1",)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["results.json", "seed-1.pt"]
+    out = io.StringIO()
+    print_final(final, Console(file=out, width=100))
+    assert "left out: trial 0, seed 0: training diverged in epoch 1" in out.getvalue()
 
 
 def test_one_criterion_ranks() -> None:
