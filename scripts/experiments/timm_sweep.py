@@ -2,13 +2,14 @@
 
 Protocol. Of every module of timm's models in turn the next network, those that are called small
 first, up to --per-module of each. Left out are those with fewer than three 2d convolutions or more
-than --most-parameters parameters. Random weights, three classes, batch statistics of random images,
-two random images of 64x64, or as small as the network takes. `relative_flatness` with
-layers="all", skip_unsupported=True, in float64; every measured layer is compared with
-tests/flatness/oracle.py (autograd's kernel gradients of each logit of each image, and the K x K
-Hessian of the cross-entropy; each image beside a copy of itself). The networks' own results are
-compared before and after, to the bit. The networks are examined in a process of their own, which is
-killed after --seconds of the processor's time on one.
+than --most-parameters parameters. Random weights, no parameter a constant (many start with whole
+branches multiplied by 0), three classes, batch statistics of random images, logits with a spread of
+1, two random images of 64x64, or as small as the network takes. `relative_flatness` with
+layers="all", skip_unsupported=True, in float64, where a network's own casts to float32 are casts to
+float64; every measured layer is compared with tests/flatness/oracle.py (autograd's kernel gradients
+of each logit of each image, and the K x K Hessian of the cross-entropy; each image beside a copy of
+itself). The networks' own results are compared before and after, to the bit. The networks are
+examined in a process of their own, which is killed after --seconds of the processor's time on one.
 
 Writes one row per network to --out as soon as it is done; networks that have a row are left out,
 so the script can be stopped at any time and goes on where it was. timm is no dependency:
@@ -16,11 +17,11 @@ so the script can be stopped at any time and goes on where it was. timm is no de
     pip install --no-deps timm huggingface_hub safetensors pyyaml
     python scripts/experiments/timm_sweep.py --out scripts/results/timm-sweep.csv
 
-Columns: `model`; `module` of timm; `parameters`; `size` of the images; `layers` measured;
-`skipped` layers; `kind`; `error`, the largest relative deviation of a layer's trace or kappa (of
-kappa relative to the trace times the kernel's square where its terms cancel to less than 1e-6 of
-that); `same`, whether the network gives the same bits afterwards; `reason` of a refusal, or of
-what was skipped, or the exception; `seconds`.
+Columns: `model`; `module` of timm; `parameters`; `size` of the images; `layers` measured; `zero`,
+those of them without any curvature; `skipped` layers; `kind`; `error`, the largest relative
+deviation of a layer's trace or kappa (of kappa relative to the trace times the kernel's square
+where its terms cancel to less than 1e-6 of that); `same`, whether the network gives the same bits
+afterwards; `reason` of a refusal, or of what was skipped, or the exception; `seconds`.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ from flatsearch import UnsupportedModelError, relative_flatness  # noqa: E402
 from tests.flatness import oracle  # noqa: E402
 
 COLUMNS = (
-    "model", "module", "parameters", "size", "layers", "skipped", "kind", "error", "same", "reason",
-    "seconds",
+    "model", "module", "parameters", "size", "layers", "zero", "skipped", "kind", "error", "same",
+    "reason", "seconds",
 )  # fmt: skip
 CLASSES = 3
 # Words of names, and modules without convolutional networks.
@@ -129,6 +130,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
         try:
             options = {"img_size": size} if fixed and size != own else {}
             model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **options)
+            fill(model)
             images = torch.randn(4, channels, size, size, dtype=torch.float64)
             with torch.no_grad():
                 model.double().eval()(images[:2])
@@ -146,7 +148,24 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
             for norm in norms:
                 nn.init.normal_(norm.running_mean, 0, 0.3)
                 nn.init.uniform_(norm.running_var, 0.5, 2)
-    return model.eval(), images[:2]
+    calm(model.eval(), images[:2])
+    return model, images[:2]
+
+
+def fill(model: nn.Module) -> None:
+    """Give parameters that start as a constant random values: many start with branches of 0."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.uniform_(0.2, 1)
+
+
+def calm(model: nn.Module, x: Tensor) -> None:
+    """Make the logits' spread 1, so that no probability is 0 or 1 to rounding."""
+    with torch.no_grad():
+        spread = model(x).std()
+        for parameter in model.get_classifier().parameters():  # type: ignore[operator]
+            parameter /= spread.clamp(min=1e-30)
 
 
 def deviation(model: nn.Module, x: Tensor, layers: Any) -> float:
@@ -200,6 +219,7 @@ def examine(name: str, most: float) -> dict[str, Any] | None:
     with torch.no_grad():
         row["same"] = bool(torch.equal(before, model(x)))
     if "layers" in row:
+        row["zero"] = sum(layer.hessian_trace == 0 for layer in result.layers.values())
         row["error"] = f"{deviation(model, x, result.layers):.1e}"
     return row
 
@@ -207,6 +227,7 @@ def examine(name: str, most: float) -> dict[str, Any] | None:
 def work(most: float) -> None:
     """Answer each name on standard input with a row as one line of JSON."""
     torch.set_num_threads(1)
+    Tensor.float = Tensor.double  # type: ignore[method-assign]
     for line in sys.stdin:
         try:
             row = examine(line.strip(), most)

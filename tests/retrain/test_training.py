@@ -321,7 +321,7 @@ def test_a_network_that_diverges_is_told_and_left_out(
     monkeypatch.setattr(
         SeedTraining,
         "_epoch",
-        lambda self: float("nan") if "seed-0" in str(self.checkpoint) else epoch(self),
+        lambda self: epoch(self) * (float("nan") if "seed-0" in str(self.checkpoint) else 1),
     )
     final = retrain(study, choice, digits, tmp_path, epochs=1, seeds=2)
     assert [seed.seed for seed in final.seeds] == [1]
