@@ -45,7 +45,6 @@ __all__ = [
     "compare",
     "compare_networks",
     "require_different",
-    "require_same",
     "trained_elsewhere",
 ]
 
@@ -206,7 +205,7 @@ def _contender(
     if not isinstance(test, bool):
         raise UsageError("`test` must be True or False where `data` are loaded images")
     if card is not None:
-        require_same(name, card, data)
+        card.require_fit(name, data)
 
     def prepared(split: Split) -> _Pair:
         return split.tensors() if card is None else (card.normalise(split.images), split.targets)
@@ -228,18 +227,6 @@ def require_different(names: Sequence[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             raise UsageError(f"model {name!r} is given twice")
-
-
-def require_same(name: str, card: ModelCard, data: ImageData) -> None:
-    """Refuse a model that is for other images or classes."""
-    takes = (card.in_channels, card.image_size, card.num_classes)
-    has = (data.in_channels, data.image_size, data.num_classes)
-    if takes != has:
-        words = "{} channels, {} pixels a side and {} classes"
-        raise UsageError(
-            f"{name!r} is for images of {words.format(*takes)}, but data {data.name!r} has"
-            f" {words.format(*has)}"
-        )
 
 
 def _split(pair: _Pair) -> Iterable[_Pair]:

@@ -65,12 +65,7 @@ def _compare(options: _Options) -> None:
 
 def _contenders(options: _Options, device: torch.device) -> dict[str, Contender]:
     """Return the models with the images; all must take the same ones."""
-    from flatsearch.analysis.comparison import (
-        Contender,
-        require_different,
-        require_same,
-        trained_elsewhere,
-    )
+    from flatsearch.analysis.comparison import Contender, require_different, trained_elsewhere
     from flatsearch.cli.measure_input import load_with_images
     from flatsearch.data.loading import load_data
     from flatsearch.errors import UsageError
@@ -97,7 +92,7 @@ def _contenders(options: _Options, device: torch.device) -> dict[str, Contender]
         loaded = load_with_images(model, images, image_size=options.image_size, seed=options.seed)
         data, prepare = loaded.images, loaded.prepare
         if loaded.card is not None:
-            require_same(model, loaded.card, data)
+            loaded.card.require_fit(model, data)
         sizes[model] = data.image_size
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name!r} {size}" for name, size in sizes.items())

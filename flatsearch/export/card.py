@@ -71,6 +71,17 @@ class ModelCard:
             pixels=data.pixels,
         )
 
+    def require_fit(self, name: str, data: ImageData) -> None:
+        """Refuse data of other images or classes than the model, whose name is given, is for."""
+        takes = (self.in_channels, self.image_size, self.num_classes)
+        has = (data.in_channels, data.image_size, data.num_classes)
+        if takes != has:
+            words = "{} channels, {} pixels a side and {} classes"
+            raise UsageError(
+                f"{name!r} is for images of {words.format(*takes)}, but data {data.name!r} has"
+                f" {words.format(*has)}"
+            )
+
     def to_json(self) -> str:
         """Return the card as exported files hold it."""
         return json.dumps({"format": _CARD_FORMAT, "version": VERSION, "card": asdict(self)})
