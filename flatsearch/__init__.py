@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from flatsearch.export.checkpoint import load_model, save_model
     from flatsearch.export.classifier import Classifier, load
     from flatsearch.export.formats import export_model
-    from flatsearch.flatness import FlatnessResult, LayerFlatness, relative_flatness
+    from flatsearch.flatness import (
+        FlatnessMeter,
+        FlatnessResult,
+        LayerFlatness,
+        relative_flatness,
+    )
     from flatsearch.networks.cost import count_flops, count_parameters
     from flatsearch.networks.gap_cnn import GapCnn
     from flatsearch.pruners.combined import AnyPruner
@@ -59,6 +64,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "FlatSearchClassifier",
+    "FlatnessMeter",
     "FlatnessObjective",
     "FlatnessPruner",
     "FlatnessResult",
@@ -115,7 +121,7 @@ _HOME = {
     "export.checkpoint": {"load_model", "save_model"},
     "export.classifier": {"Classifier", "load"},
     "export.formats": {"export_model"},
-    "flatness": {"FlatnessResult", "LayerFlatness", "relative_flatness"},
+    "flatness": {"FlatnessMeter", "FlatnessResult", "LayerFlatness", "relative_flatness"},
     "networks.cost": {"count_flops", "count_parameters"},
     "networks.gap_cnn": {"GapCnn"},
     "pruners.combined": {"AnyPruner"},

@@ -25,7 +25,7 @@ from flatsearch.analysis.paired import (
 from flatsearch.data.splits import ImageData
 from flatsearch.errors import NonFiniteError, UnsupportedModelError, UsageError
 from flatsearch.export.checkpoint import load_model
-from flatsearch.flatness.measure import accumulate
+from flatsearch.flatness.meter import FlatnessMeter
 from flatsearch.networks.cost import count_parameters
 from flatsearch.networks.inference import eval_mode
 from flatsearch.training.evaluation import EVALUATION_BATCH, per_image
@@ -265,10 +265,12 @@ class _Measured:
     def __init__(self, name: str, given: Contender, layers: str | Sequence[str]) -> None:
         network = given.network
         try:
-            plain = accumulate(network, given.images, layers, skip_unsupported=True)
+            meter = FlatnessMeter(network, layers, skip_unsupported=True)
+            plain = meter.accumulate(given.images, keep=False)
             result = plain.result(None)
             found = tuple(result.layers)
-            scaled = accumulate(network, given.images, found, "input")
+            meter = FlatnessMeter(network, found, "input")
+            scaled = meter.accumulate(given.images, keep=False)
             scaled.result("input")
         except (UnsupportedModelError, NonFiniteError) as error:
             raise type(error)(f"model {name!r}: {error}") from error

@@ -31,20 +31,23 @@ class Augmentation:
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return a randomly cropped and mirrored copy of normalised images (N, C, H, W).
 
-        Random numbers are drawn on the CPU, so that every device sees the same ones.
+        Random numbers are drawn where the generator is.
         """
         n, _, height, width = x.shape
+        where = generator.device
         if self.padding:
             padded = torch.nn.functional.pad(x, [self.padding] * 4)
-            top, left = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator)
-            rows = (top[:, None] + torch.arange(height)).to(x.device)
-            columns = (left[:, None] + torch.arange(width)).to(x.device)
+            top, left = torch.randint(
+                0, 2 * self.padding + 1, (2, n), generator=generator, device=where
+            )
+            rows = (top[:, None] + torch.arange(height, device=where)).to(x.device)
+            columns = (left[:, None] + torch.arange(width, device=where)).to(x.device)
             samples = torch.arange(n, device=x.device)
             x = padded.permute(0, 2, 3, 1)[
                 samples[:, None, None], rows[:, :, None], columns[:, None, :]
             ].permute(0, 3, 1, 2)
         if self.flip:
-            mirrored = (torch.rand(n, generator=generator) < 0.5).to(x.device)
+            mirrored = (torch.rand(n, generator=generator, device=where) < 0.5).to(x.device)
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         return x.contiguous()
 
@@ -92,7 +95,8 @@ class Split:
         n = len(self)
         order = None
         if generator is not None:
-            order = torch.randperm(n, generator=generator).to(self.targets.device)
+            order = torch.randperm(n, generator=generator, device=generator.device)
+            order = order.to(self.targets.device)
         for start in range(0, n, batch_size):
             index = (
                 slice(start, start + batch_size) if order is None else order[start:][:batch_size]

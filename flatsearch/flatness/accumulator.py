@@ -23,7 +23,14 @@ from flatsearch.flatness.forward import Layer, Network, Pass, forward
 from flatsearch.flatness.gauss_newton import backpropagate, sample_coupling
 from flatsearch.flatness.normalise import scale_input, scale_kernel
 from flatsearch.flatness.proof import Proof, examine
-from flatsearch.flatness.result import FlatnessResult, Kind, LayerSamples, summarise
+from flatsearch.flatness.result import (
+    FlatnessResult,
+    Kind,
+    LayerSamples,
+    Reduced,
+    reduce,
+    summarise,
+)
 from flatsearch.flatness.softmax import SampledRoot, SoftmaxRoot
 from flatsearch.flatness.tail import differentiate_tail
 
@@ -140,6 +147,7 @@ class Accumulator:
         self._targets: list[Tensor] = []
         self._coupling: list[Tensor] = []
         self._classes = 0
+        self._read: Reduced | None = None
 
     def _kernel(self, name: str, groups: int = 1) -> Tensor:
         W = self._weights[name]
@@ -263,17 +271,15 @@ class Accumulator:
 
     def uncertain(self) -> list[str]:
         """Return the layers whose numbers have lost too many digits, or overflow."""
-        return [
-            name
-            for name, samples in self._samples.items()
-            if not samples.reduced(second=self._hessian).rounding <= _MOST_ROUNDING
-        ]
+        reduced = self._reduced()
+        return [name for name in self._samples if not reduced.rounding(name) <= _MOST_ROUNDING]
 
     def replace(self, other: Accumulator) -> None:
         """Take over another's numbers of the layers that it has measured, on the same samples."""
         n, m = (sum(map(len, measured._losses)) for measured in (self, other))
         if n == m and (other._hessian or not self._hessian):
             self._samples |= other._samples
+            self._read = None
 
     def samples(self) -> dict[str, LayerSamples]:
         """Return the numbers of every sample, by layer."""
@@ -283,31 +289,37 @@ class Accumulator:
         """Return every sample's cross-entropy and whether it is classified correctly, (N,)."""
         return torch.cat(self._losses), torch.cat(self._hits)
 
+    def _reduced(self) -> Reduced:
+        """Return what is read from the device, once."""
+        if self._read is None:
+            targets, losses = torch.cat(self._targets), torch.cat(self._losses)
+            none = losses.new_zeros(())
+            coupling = torch.stack(self._coupling).max() if self._coupling else none
+            checks = [targets.min(), targets.max(), losses.isfinite().all(), coupling]
+            self._read = reduce(self.samples(), losses, torch.cat(self._hits), checks)
+        return self._read
+
     def result(self, normalize: Literal["input"] | None) -> FlatnessResult:
         """Judge the checks, and reduce."""
-        targets, losses = torch.cat(self._targets), torch.cat(self._losses)
-        low, high = int(targets.min()), int(targets.max())
+        reduced = self._reduced()
+        low, high, finite, coupling = reduced.checks
         if low < 0 or high >= self._classes:
             raise ValueError(
                 f"targets must be in [0, {self._classes - 1}], the model's classes,"
-                f" but range from {low} to {high}"
+                f" but range from {low:.0f} to {high:.0f}"
             )
-        if not bool(losses.isfinite().all()):
+        if not finite:
             raise NonFiniteError("the model gives NaN or infinite logits on these data")
-        self._judge_coupling(torch.finfo(losses.dtype).eps)
-        layers = self.samples()
+        self._judge_coupling(coupling)
         kind: Kind = "hessian" if self._hessian else "gauss-newton"
         classes = self._most if self._sampled else None
-        result = summarise(layers, losses, torch.cat(self._hits), kind, normalize, classes)
+        result = summarise(reduced, self.samples(), kind, normalize, classes)
         return replace(result, skipped=self._found.skipped)
 
-    def _judge_coupling(self, eps: float) -> None:
-        if not self._coupling:
-            return
-        coupling = float(torch.stack(self._coupling).max())
+    def _judge_coupling(self, coupling: float) -> None:
         if coupling != coupling:
             raise NonFiniteError("the model has NaN derivatives on these data")
-        if coupling > _COUPLING_TOLERANCE * eps:
+        if coupling > _COUPLING_TOLERANCE * torch.finfo(self._losses[0].dtype).eps:
             raise UnsupportedModelError(
                 "the model mixes samples: the logits of one depend on others of its batch"
             )

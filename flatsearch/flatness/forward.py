@@ -15,10 +15,13 @@ from flatsearch.flatness.convolutions import leaf_users, problem, used_once
 from flatsearch.flatness.geometry import ConvGeometry, recorded_geometry
 from flatsearch.flatness.graph import ACCUMULATE, match_layouts, name_of, ordered
 from flatsearch.flatness.operations import PASSIVE
+from flatsearch.flatness.program import Program
 from flatsearch.flatness.watch import without_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from flatsearch.flatness.state import State
 
 __all__ = [
     "CHANGED_IN_PLACE",
@@ -75,6 +78,8 @@ class Network:
         hooks: Whether the model puts hooks on tensors on the way, which are left out.
         head: Whether the classifier's kernel is measured.
         keeping: Told of every tensor that the graph keeps.
+        born: What the copy was before it was run, if what is proved of it holds for any weights.
+        follow: Given what every pass of a batch has called.
     """
 
     model: nn.Module
@@ -84,6 +89,8 @@ class Network:
     hooks: bool = False
     head: bool = False
     keeping: Callable[[Tensor], None] | None = None
+    born: State | None = None
+    follow: Callable[[Program], None] | None = None
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -95,6 +102,18 @@ class Network:
                 stack.enter_context(without_hooks())
             stack.enter_context(torch.enable_grad())
             yield
+
+    def run(self, x: Tensor) -> Tensor:
+        """Return a batch's logits with the recorded graph, and hand on what was called."""
+        with self.recording():
+            if self.follow is None or self.born is None:
+                return call(self.model, x)
+            program = Program(self.born.tensors)
+            program.start(x)
+            with program:
+                logits = call(self.model, x)
+        self.follow(program)
+        return logits
 
     def _keep(self, tensor: Tensor) -> tuple[Tensor, int]:
         kept = tensor.detach().clone() if self.copies else tensor
@@ -238,8 +257,7 @@ def forward(network: Network, x: Tensor, layers: Sequence[Layer], classifier: st
     Raises:
         UnsupportedModelError: If the forward pass differs from the one that was probed.
     """
-    with network.recording():
-        logits = call(network.model, x)
+    logits = network.run(x)
     features = logits
     if classifier is not None:
         head = classifier_input(logits)

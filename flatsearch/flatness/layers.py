@@ -18,7 +18,6 @@ from flatsearch.flatness.forward import (
     CHANGED_IN_PLACE,
     Layer,
     Network,
-    call,
     disagree,
     forward,
 )
@@ -28,6 +27,8 @@ from flatsearch.flatness.main_path import last_of_main_path
 from flatsearch.flatness.pooling import pooling
 from flatsearch.flatness.probe import Probe
 from flatsearch.flatness.replica import changed, replicate
+from flatsearch.flatness.samplewise import contrasting, refuse_mixed_samples
+from flatsearch.flatness.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from flatsearch.flatness.watch import RandomState
 
 __all__ = ["Located", "locate"]
-
-_PROBED = 64
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,8 @@ class Located:
         graph_bytes: What the recorded graph keeps, per sample.
         map_bytes: What a forward pass holds beside it at any moment, per sample, about.
         factor_bytes: Memory of the measured convolutions' outputs, per sample.
+        structural: Whether all that was found out holds for any weights: nothing of it was tried
+            with numbers.
         skipped: Layers that should be measured and are not covered, with the reasons.
     """
 
@@ -61,6 +62,7 @@ class Located:
     graph_bytes: int
     map_bytes: int
     factor_bytes: int
+    structural: bool
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -163,7 +165,15 @@ def _network(
     }
     for kernel in (*kernels.values(), *others.values()):
         kernel.requires_grad_()
-    return Network(twin, kernels, others, copies=copies, hooks=probe.watch.left_out, head=head)
+    return Network(
+        twin,
+        kernels,
+        others,
+        copies=copies,
+        hooks=probe.watch.left_out,
+        head=head,
+        born=State(twin) if share and probe.is_structural() else None,
+    )
 
 
 def _memory(
@@ -180,17 +190,6 @@ def _memory(
 
     run = forward(replace(network, keeping=count), x, layers, classifier)
     return run.logits.detach(), sum(kept.values()) // len(x)
-
-
-def _refuse_mixed_samples(network: Network, x: Tensor, logits: Tensor) -> None:
-    """Check that a sample's logits are the same in another batch, with the others elsewhere."""
-    places = [len(x) - 1, 0, 0]
-    with network.recording(), torch.no_grad():
-        others = call(network.model, x[places])
-    if bool(disagree(others, logits[places])):
-        raise UnsupportedModelError(
-            "the model mixes samples: the logits of one depend on others of its batch"
-        )
 
 
 def _bytes(convolution: Convolution) -> int:
@@ -246,9 +245,7 @@ def _locate(
     *,
     copies: bool,
 ) -> tuple[Network, Located]:
-    # Of the first images the two with most contrast: blank ones would prove nothing.
-    x = x[:_PROBED]
-    x = x[x.flatten(1).std(1, correction=0).topk(min(2, len(x))).indices]
+    x = contrasting(x)
     probe = Probe(model, dtype, x, copies=copies, random=random)
     chosen, head = _choose(probe, layers)
     chosen, skipped = _covered(chosen, skip=skip)
@@ -260,7 +257,7 @@ def _locate(
     logits, graph = _memory(network, x, found, probe.classifier)
     if bool(disagree(logits, probe.logits.detach())):
         raise UnsupportedModelError("the model gives different logits for the same images")
-    _refuse_mixed_samples(network, x, logits)
+    refuse_mixed_samples(network, x, logits)
     return network, Located(
         found,
         probe.classifier,
@@ -269,5 +266,6 @@ def _locate(
         # At any moment some of the largest maps are alive beside what the graph keeps.
         map_bytes=4 * probe.watch.largest // len(x),
         factor_bytes=sum(_bytes(convolution) for convolution in chosen) // len(x),
+        structural=network.born is not None,
         skipped=skipped,
     )

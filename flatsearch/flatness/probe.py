@@ -120,6 +120,11 @@ class Probe:
         called = self.watch.convolutions
         return max((i for i, other in enumerate(called) if other is parameter), default=-1)
 
+    def is_structural(self) -> bool:
+        """Return whether nothing has to be tried with numbers, which may be others next time."""
+        tried = self.watch.cut or self.watch.left_out or handwritten(self.nodes) or self.unseen()
+        return not (tried or modules_with_gradient_hooks(self._original))
+
     def prove_head(self) -> None:
         """Refuse a classifier whose kernel something else uses, too."""
         if not used_once(self.nodes, self._head):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.autograd.graph import GradientEdge
 
-__all__ = ["Proof", "examine"]
+__all__ = ["Proof", "examine", "keep_samples"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,26 @@ def _keeps_samples(node: Any, reach: _Reach, n: int) -> bool:
     if name in ops.RESHAPING or name in {"BmmBackward0", "NativeGroupNormBackward0"}:
         return True
     return same_rank and (name in ops.KINKED | ops.CURVED | ops.BROADCASTING)
+
+
+def keep_samples(logits: Tensor, images: Any) -> bool:
+    """Return whether every operation from the images to the logits works within each sample.
+
+    Args:
+        logits: (N, K), with a graph that is recorded from the images on.
+        images: The leaf of the images, (N, ...), at least two of them.
+
+    Returns:
+        False too where the logits do not depend on the images.
+    """
+    reach = _Reach({images: 1})
+    for node in ordered(logits.grad_fn):
+        if node is images:
+            continue
+        reach[node] = reach.into(node)
+        if reach[node] and not _keeps_samples(node, reach, logits.shape[0]):
+            return False
+    return bool(reach[logits.grad_fn])
 
 
 def _is_linear_head(logits: Any, features: Any, reach: _Reach) -> bool:

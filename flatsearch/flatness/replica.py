@@ -30,12 +30,25 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from flatsearch.errors import UnsupportedModelError
 
-__all__ = ["changed", "modules_with_gradient_hooks", "replicate"]
+__all__ = [
+    "CONSTANTS",
+    "DEEP",
+    "changed",
+    "is_foreign",
+    "modules_with_gradient_hooks",
+    "replicate",
+]
 
 _HOOKS_ON_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")
-_CONSTANTS = (type(None), bool, int, float, str, type, enum.Enum, types.ModuleType, torch.dtype)
-_DEEP = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
+CONSTANTS = (type(None), bool, int, float, str, type, enum.Enum, types.ModuleType, torch.dtype)
+DEEP = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
 _FOREIGN = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
+
+
+def is_foreign(value: Any) -> bool:
+    """Return whether an object stays as it is: no class of the user's, or nothing to change."""
+    foreign = type(value).__module__.partition(".")[0] in _FOREIGN
+    return foreign or not getattr(value, "__dict__", None)
 
 
 def modules_with_gradient_hooks(model: nn.Module) -> list[str]:
@@ -86,7 +99,7 @@ class _Copier:
         self._copies: dict[int, tuple[Any, Any]] = {}  # with the originals, to keep them alive
 
     def __call__(self, value: Any) -> Any:
-        if isinstance(value, _CONSTANTS):
+        if isinstance(value, CONSTANTS):
             return value
         if id(value) in self._copies:
             return self._copies[id(value)][1]
@@ -110,7 +123,7 @@ class _Copier:
         if isinstance(value, torch.Generator):
             twin = torch.Generator(value.device)
             return self._keep(value, twin.set_state(value.get_state()))
-        if isinstance(value, _DEEP):
+        if isinstance(value, DEEP):
             return self._keep(value, copy.deepcopy(value))
         return self._object(value)
 
@@ -219,8 +232,7 @@ class _Copier:
     def _object(self, value: Any) -> Any:
         """Return a copy of an object of the user's classes that has something to change."""
         kind = type(value)
-        foreign = kind.__module__.partition(".")[0] in _FOREIGN
-        if foreign or not getattr(value, "__dict__", None):
+        if is_foreign(value):
             return value
         try:
             twin = copy.copy(value)

@@ -20,6 +20,7 @@ the loss (nats), and a sum over layers.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -31,9 +32,18 @@ from flatsearch.errors import NonFiniteError
 from flatsearch.notebooks import card
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Flatness", "FlatnessResult", "Kind", "LayerFlatness", "summarise"]
+__all__ = [
+    "Flatness",
+    "FlatnessResult",
+    "Kind",
+    "LayerFlatness",
+    "LayerSamples",
+    "Reduced",
+    "reduce",
+    "summarise",
+]
 
 Kind = Literal["hessian", "gauss-newton"]
 
@@ -161,27 +171,98 @@ class LayerSamples:
     errors: Tensor
     fan_in: int
 
-    @property
-    def rounding(self) -> float:
-        """The largest relative error of the three means."""
+    def reduced(self) -> Tensor:
+        """Return the numbers of a `Row`, (7,), still on the device."""
+        n = self.numbers.shape[1]
+        means = self.numbers.mean(1)
+        deviation = self.numbers.std(1) if n > 1 else torch.full_like(means, math.nan)
         wrong, right = self.errors.sum(1), self.numbers.sum(1).abs()
-        return float(torch.where(wrong == 0, wrong, wrong / right).max())
+        rounding = torch.where(wrong == 0, wrong, wrong / right).max()
+        return torch.stack([
+            means[0],
+            means[1],
+            deviation[0] / math.sqrt(n),
+            means[2],
+            deviation[2] / math.sqrt(n),
+            rounding,
+            self.numbers.isinf().any().to(means.dtype),
+        ])
 
 
-def summarise(
-    samples: Mapping[str, LayerSamples],
-    losses: Tensor,
-    hits: Tensor,
-    kind: Kind,
-    normalize: Literal["input"] | None,
-    classes: int | None,
-) -> FlatnessResult:
-    """Reduce numbers per sample to means and standard errors.
+# The numbers of `Flatness` in their order, and more than 0 where one sample's is infinite: they are
+# read in one go, so that a device is waited for once.
+Row = tuple[float, float, float, float, float, float, float]
+_NUMBERS = 7
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What is read from the device: everything that a result consists of.
+
+    Attributes:
+        checks: Numbers to be judged first.
+        loss: Mean cross-entropy.
+        accuracy: Fraction of the samples classified correctly.
+        total: All layers together.
+        layers: Every layer, by its name.
+    """
+
+    checks: list[float]
+    loss: float
+    accuracy: float
+    total: Row
+    layers: dict[str, Row]
+
+    def rounding(self, name: str) -> float:
+        """Return the largest relative error of a layer's three means."""
+        return self.layers[name][-2]
+
+
+def reduce(
+    samples: Mapping[str, LayerSamples], losses: Tensor, hits: Tensor, checks: Sequence[Tensor]
+) -> Reduced:
+    """Reduce numbers per sample to means and standard errors; waits for the device once.
 
     Args:
         samples: The numbers of every sample, by layer.
         losses: Each sample's cross-entropy, (N,).
         hits: Whether each sample is classified correctly, (N,).
+        checks: Scalars to read with them.
+
+    Returns:
+        The numbers.
+    """
+    total = torch.zeros(3, len(losses), dtype=torch.float64, device=losses.device)
+    errors = torch.zeros_like(total)
+    for layer in samples.values():
+        total, errors = total + layer.numbers, errors + layer.errors
+    rows = [LayerSamples(total, errors, 0), *samples.values()]
+    scalars = [*checks, losses.double().mean(), hits.double().mean()]
+    first = torch.stack([scalar.double() for scalar in scalars])
+    numbers = torch.cat([first, *(row.reduced() for row in rows)]).tolist()
+    *judged, loss, accuracy = numbers[: len(first)]
+    found = iter(numbers[len(first) :])
+    total_row, *others = (_row(itertools.islice(found, _NUMBERS)) for _ in rows)
+    return Reduced(judged, loss, accuracy, total_row, dict(zip(samples, others, strict=True)))
+
+
+def _row(numbers: Iterable[float]) -> Row:
+    kappa, trace, error, nu, nu_error, rounding, infinite = numbers
+    return kappa, trace, error, nu, nu_error, rounding, infinite
+
+
+def summarise(
+    reduced: Reduced,
+    samples: Mapping[str, LayerSamples],
+    kind: Kind,
+    normalize: Literal["input"] | None,
+    classes: int | None,
+) -> FlatnessResult:
+    """Make the result of what has been read.
+
+    Args:
+        reduced: The numbers.
+        samples: What they were reduced from.
         kind: What the numbers are of.
         normalize: The variant.
         classes: How many columns were drawn, if any.
@@ -193,35 +274,24 @@ def summarise(
         NonFiniteError: If any of it is NaN or infinite.
     """
     results: dict[str, LayerFlatness] = {}
-    zeros = torch.zeros(3, len(losses), dtype=torch.float64, device=losses.device)
-    total = LayerSamples(zeros, zeros, 0)
-    for name, layer in samples.items():
-        results[name] = LayerFlatness(*_reduce(layer), fan_in=layer.fan_in)
-        total = LayerSamples(total.numbers + layer.numbers, total.errors + layer.errors, 0)
+    for name, (*numbers, infinite) in reduced.layers.items():
+        results[name] = LayerFlatness(*reduced.layers[name][:-1], fan_in=samples[name].fan_in)
         # Products of an infinity with a number that has vanished are NaN.
-        if bool(layer.numbers.isinf().any()):
+        if infinite:
             raise NonFiniteError(
                 f"layer {name!r}: the measure overflows; dtype=torch.float64 may help"
             )
-        if bool(layer.numbers.isnan().any()):
+        if any(map(math.isnan, (numbers[0], numbers[1], numbers[3]))):
             raise NonFiniteError(
                 f"layer {name!r}: its input or the derivatives of the layers after it are NaN"
             )
     return FlatnessResult(
-        *_reduce(total),
-        loss=float(losses.double().mean()),
-        accuracy=float(hits.double().mean()),
-        n_samples=len(losses),
+        *reduced.total[:-1],
+        loss=reduced.loss,
+        accuracy=reduced.accuracy,
+        n_samples=next(iter(samples.values())).numbers.shape[1],
         kind=kind,
         normalize=normalize,
         classes=classes,
         layers=results,
     )
-
-
-def _reduce(samples: LayerSamples) -> tuple[float, float, float, float, float, float]:
-    """Return what `Flatness` consists of, in its order."""
-    n = samples.numbers.shape[1]
-    kappa, trace, nu = samples.numbers.mean(1).tolist()
-    errors = samples.numbers.std(1) / math.sqrt(n) if n > 1 else torch.full((3,), math.nan)
-    return kappa, trace, float(errors[0]), nu, float(errors[2]), samples.rounding

@@ -94,6 +94,9 @@ class RandomState:
     They are the process's, so they are set back only if the model is seen to draw: other threads
     draw too.
 
+    Attributes:
+        drawn: Whether it has been seen to.
+
     Args:
         device: The model's.
     """
@@ -101,7 +104,7 @@ class RandomState:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._first = self.current()
-        self._drawn = False
+        self.drawn = False
 
     def current(self) -> list[Tensor]:
         """Return the states."""
@@ -113,11 +116,11 @@ class RandomState:
     def notice(self, before: list[Tensor]) -> None:
         """Note whether something has been drawn since."""
         pairs = zip(before, self.current(), strict=True)
-        self._drawn = self._drawn or not all(torch.equal(a, b) for a, b in pairs)
+        self.drawn = self.drawn or not all(torch.equal(a, b) for a, b in pairs)
 
     def restore(self) -> None:
         """Set the states back to those of the beginning, if the model has drawn."""
-        if self._drawn:
+        if self.drawn:
             torch.set_rng_state(self._first[0])
             if self._device.type == "cuda":
                 torch.cuda.set_rng_state(self._first[1], self._device)

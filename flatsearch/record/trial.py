@@ -99,6 +99,10 @@ class TrialRecord(Record):
         measured: The name of the convolution whose flatness was measured after every epoch.
         layers: The relative flatness of every convolution by name, in order of execution, where it
             was measured last.
+        computation: The precision and the memory format that it was trained with; empty where that
+            is not on record.
+        schedule: On how many images and after which epochs flatness was measured, and at what share
+            of the training; empty where that is not on record.
         artifact: The identifier of the saved model in the artifact store, if any.
         failure: Why the trial came to no result, where it was not the pruner.
         traceback: The traceback of the exception that it failed with.
@@ -138,6 +142,8 @@ class TrialRecord(Record):
         _flat_numbers, encode=to_numbers, decode=from_numbers, public=dict, adds=True
     )
     measured = Fact[str | None]()
+    computation = Fact[Mapping[str, str]](lambda _: {})
+    schedule = Fact[Mapping[str, Any]](lambda _: {})
     layers = Fact[Mapping[str, float]](
         lambda _: {},
         encode=lambda values: to_numbers({name: float(f"{v:.6g}") for name, v in values.items()}),

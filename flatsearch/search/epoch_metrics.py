@@ -5,22 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flatsearch.errors import UnsupportedModelError
-from flatsearch.flatness import relative_flatness
+from flatsearch.flatness import FlatnessMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor, nn
 
     from flatsearch.flatness import FlatnessResult
+    from flatsearch.search.measuring import Schedule
+    from flatsearch.settings import RunSettings
     from flatsearch.training.trainer import EpochResult
 
-__all__ = ["measure_all", "metrics_of"]
-
-# All convolutions together take a backward pass per class; this many images times classes are about
-# a thousand images of training.
-_IMAGES_BY_CLASSES = 1280
-_LEAST_IMAGES = 16
+__all__ = ["Measuring", "metrics_of", "metrics_of_all"]
 
 
 def metrics_of(epoch: EpochResult, flatness: FlatnessResult) -> dict[str, float]:
@@ -46,35 +41,55 @@ def metrics_of(epoch: EpochResult, flatness: FlatnessResult) -> dict[str, float]
     }
 
 
-def measure_all(
-    model: nn.Module, probe: tuple[Tensor, Tensor], num_classes: int, *, needed: bool = False
-) -> tuple[dict[str, float], Mapping[str, float]]:
-    """Measure all convolutions together.
-
-    Args:
-        model: The network.
-        probe: Images and targets; the first of them are taken, fewer with more classes.
-        num_classes: The number of classes.
-        needed: Whether one of the metrics is an objective.
-
-    Returns:
-        The metrics, and the relative flatness of every convolution by name; both are empty if one
-        of the convolutions is not covered. (The last one is, or the trial would have failed.)
-
-    Raises:
-        UnsupportedModelError: If one of the convolutions is not covered, but the metrics are
-            needed.
-    """
-    few = max(_LEAST_IMAGES, _IMAGES_BY_CLASSES // num_classes)
-    try:
-        every = relative_flatness(model, (probe[0][:few], probe[1][:few]), layers="all")
-    except UnsupportedModelError:
-        if needed:
-            raise
-        return {}, {}
-    metrics = {
+def metrics_of_all(every: FlatnessResult) -> dict[str, float]:
+    """Return the metrics of all convolutions together."""
+    return {
         "flatness_all": every.relative_flatness,
         "hessian_trace_all": every.hessian_trace,
         "noise_loss_all": every.noise_loss(),
     }
-    return metrics, {name: layer.relative_flatness for name, layer in every.layers.items()}
+
+
+class Measuring:
+    """Measures one candidate while it is trained.
+
+    Args:
+        model: The network.
+        probe: Images and targets; the first of them are taken.
+        settings: The settings of the run.
+        schedule: On how many images, and after which epochs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: tuple[Tensor, Tensor],
+        settings: RunSettings,
+        schedule: Schedule,
+    ) -> None:
+        self._probe, self._schedule, self._settings = probe, schedule, settings
+        self._one = FlatnessMeter(model, settings.layer)
+        self._all = FlatnessMeter(model, "all")
+
+    def one(self) -> FlatnessResult:
+        """Return the flatness of one convolution."""
+        return self._one(self._first(self._schedule.images))
+
+    def every(self, epoch: int) -> FlatnessResult | None:
+        """Return that of all convolutions; None if it is not its turn, or one is not covered.
+
+        Raises:
+            UnsupportedModelError: If one of them is not covered, but an objective is of all.
+        """
+        if epoch not in self._schedule.epochs_of_all:
+            return None
+        try:
+            return self._all(self._first(self._schedule.images_of_all))
+        except UnsupportedModelError:
+            # The last one is covered, or the trial would have failed.
+            if self._settings.needs_all:
+                raise
+            return None
+
+    def _first(self, count: int) -> tuple[Tensor, Tensor]:
+        return self._probe[0][:count], self._probe[1][:count]

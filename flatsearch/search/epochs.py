@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flatsearch.flatness import relative_flatness
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report, should_prune
 from flatsearch.record import clear_steps, write_trial
 from flatsearch.search.checkpoints import Checkpoint, random_state, set_random_state
-from flatsearch.search.epoch_metrics import measure_all, metrics_of
+from flatsearch.search.epoch_metrics import Measuring, metrics_of, metrics_of_all
+from flatsearch.search.measuring import Schedule
 from flatsearch.search.own_training import OwnTraining
 from flatsearch.search.parking import note_turn_over, report_again, steps_of
 from flatsearch.signals.compute import ProxyInput, initial_weights, measure
@@ -98,6 +98,7 @@ class Epochs:
         self._every_epoch = [n for n in settings.signals if PROXIES[n].first == "epoch"]
         self._probe = data.probe.tensors()
         self._device = self._probe[1].device
+        self._schedule = Schedule.of(settings, data)
 
     def least_accuracy(self) -> float | None:
         """Return the accuracy below which a trial is on no front; None if accuracy is all."""
@@ -138,25 +139,28 @@ class Epochs:
         keeps = self._parking.keeps(trial.study)
         name = self._parking.begin(trial) if keeps else ""
         metrics: Mapping[str, float] = {}
-        first = True
         if start.checkpoint is not None:
             metrics = self._go_on(trial, model, trainer, start.checkpoint)
             # Its process may have ended before it was decided how it goes on.
             if reason := self._stops(trial, trainer.epochs_done, metrics, keeps=keeps):
                 return Trained(model, metrics, reason)
+        began = trainer.epochs_done + 1
+        measuring = Measuring(model, self._probe, settings, self._schedule)
+        facts: dict[str, Any] = {"schedule": self._schedule.to_dict()}
+        if isinstance(trainer, Trainer):
+            facts["computation"] = trainer.computation.to_dict()
         for epoch in trainer.results():
-            flatness = relative_flatness(model, self._probe, settings.layer)
-            if first:
-                write_trial(trial, measured=next(iter(flatness.layers)))
-                first = False
+            flatness, every = self._measure(measuring, epoch.epoch)
             metrics = metrics_of(epoch, flatness)
             metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
-            if settings.measures_all(epoch.epoch):
-                every, layers = measure_all(
-                    model, self._probe, self._data.num_classes, needed=settings.needs_all
-                )
-                write_trial(trial, layers=layers or None)
-                metrics |= every
+            if every is not None:
+                metrics |= metrics_of_all(every)
+                facts["layers"] = {n: one.relative_flatness for n, one in every.layers.items()}
+            if epoch.epoch == began:
+                facts["measured"] = next(iter(flatness.layers))
+            if facts:
+                write_trial(trial, **facts)
+                facts = {}
             report(trial, epoch.epoch - 1, **metrics, **fixed, train_seconds=epoch.seconds)
             if self._on_epoch is not None:
                 self._on_epoch(trial, epoch, flatness)
@@ -185,6 +189,12 @@ class Epochs:
             accumulate=accumulate,
             on_batch=check,
         )
+
+    def _measure(
+        self, measuring: Measuring, epoch: int
+    ) -> tuple[FlatnessResult, FlatnessResult | None]:
+        """Return the flatness of one convolution, and of all where it is their turn."""
+        return measuring.one(), measuring.every(epoch)
 
     def _stops(
         self, trial: optuna.Trial, epoch: int, metrics: Mapping[str, float], *, keeps: bool

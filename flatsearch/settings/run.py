@@ -60,6 +60,36 @@ class RunSettings(Limits):
         more="auto is what suits the data set",
         group=_TRAINING,
     )
+    precision: str = setting(
+        "auto",
+        Choice("precision", ("auto", "float32", "bfloat16")),
+        "numbers that networks are trained with",
+        more="auto is bfloat16 where the device computes it natively and a network has enough"
+        " arithmetic for it; weights and the measure are float32 in any case",
+        group=_TRAINING,
+    )
+    memory_format: str = setting(
+        "auto",
+        Choice("memory format", ("auto", "contiguous", "channels_last")),
+        "layout of maps in memory",
+        more="auto is channels_last for networks whose convolutions are mostly wide",
+        group=_TRAINING,
+    )
+    cuda_graphs: bool = setting(
+        False,
+        Switch(),
+        "replay every training step as one CUDA graph, or as before where it cannot be captured",
+        group=_TRAINING,
+    )
+    flatness_share: float = setting(
+        0.05,
+        Range(above=0),
+        "share of a candidate's training time that measuring flatness may take",
+        more="Counted in forward passes, not by a clock: images of the probe, and epochs in which"
+        " all convolutions are measured, are left out until it fits",
+        group=_MEASURING,
+        metavar="X",
+    )
     probe_size: int = setting(
         256, COUNT, "training images the flatness is measured on", group=_MEASURING, metavar="N"
     )

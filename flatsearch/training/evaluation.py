@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
+
+from flatsearch.training.computation import Computation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -131,34 +132,33 @@ def score(model: nn.Module, split: Split) -> Scores:
 EVALUATION_BATCH = 512
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Half precision where it pays: on CUDA."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.autocast(device.type, dtype=half)
-
-
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH
+    model: nn.Module,
+    split: Split,
+    batch_size: int = EVALUATION_BATCH,
+    computation: Computation | None = None,
 ) -> tuple[float, float]:
     """Return (mean cross-entropy, accuracy) in eval mode; leaves the model in eval mode.
+
+    The device is waited for once.
 
     Args:
         model: On the split's device.
         split: Images and targets.
         batch_size: Images per forward pass.
+        computation: How the network is computed; in its own precision where None.
 
     Returns:
         Loss in nats and accuracy in [0, 1].
     """
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=split.targets.device)
-    right = torch.zeros((), dtype=torch.int64, device=split.targets.device)
+    computation = computation or Computation()
+    sums = torch.zeros(2, dtype=torch.float64, device=split.targets.device)
     for x, y in split.batches(batch_size):
-        with autocast(x.device):
-            logits = model(x)
-        loss += F.cross_entropy(logits.float(), y, reduction="sum").double()
-        right += (logits.argmax(1) == y).sum()
-    return float(loss) / len(split), float(right) / len(split)
+        with computation.autocast(x.device):
+            logits = model(computation.lay_out(x))
+        sums[0] += F.cross_entropy(logits.float(), y, reduction="sum")
+        sums[1] += (logits.argmax(1) == y).sum()
+    loss, right = sums.tolist()
+    return loss / len(split), right / len(split)

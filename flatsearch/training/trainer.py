@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from flatsearch.errors import DivergedError
-from flatsearch.training.evaluation import EVALUATION_BATCH, autocast, evaluate
+from flatsearch.training.computation import choose_computation
+from flatsearch.training.evaluation import EVALUATION_BATCH, evaluate
+from flatsearch.training.graphs import GraphedStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,12 +66,16 @@ class Trainer:
     """Trains a model epoch by epoch, and can be stopped and gone on with after each.
 
     SGD with Nesterov momentum, weight decay and a one-cycle learning rate over all epochs
-    (Smith and Topin, "Super-Convergence", arXiv 1708.07120); mixed precision on CUDA.
+    (Smith and Topin, "Super-Convergence", arXiv 1708.07120), with the precision and the layout in
+    memory that `choose_computation` decides on. Images stay on the device as they are stored;
+    batches are cut, normalised and augmented there with random numbers that are drawn there. An
+    epoch waits for the device once, and its validation once more, however many batches there are.
 
     Args:
         model: On the data's device; changed in place.
         data: Its training split is trained on.
-        settings: Epochs, batch size, learning rate, weight decay, momentum, augmentation.
+        settings: Epochs, batch size, learning rate, weight decay, momentum, augmentation,
+            precision, memory format, CUDA graphs.
         seed: Of batch order and augmentation.
         accumulate: Parts a batch is split into, whose gradients are added up: the same step with
             less memory, but for batch norm, which sees the parts.
@@ -80,6 +86,8 @@ class Trainer:
 
     Attributes:
         epochs_done: How many epochs have been trained.
+        computation: How the network is computed.
+        graph: The step that is replayed as a CUDA graph; None where it is not asked for.
     """
 
     def __init__(
@@ -99,14 +107,25 @@ class Trainer:
         self._accumulate, self._smoothing = accumulate, label_smoothing
         self._on_batch, self._on_step = on_batch, on_step
         self._device = data.train.targets.device
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(self._device).manual_seed(seed)
         self._augment = data.augmentation(settings.augment)
+        self.computation = choose_computation(
+            model,
+            data.in_channels,
+            data.image_size,
+            precision=settings.precision,
+            memory_format=settings.memory_format,
+        )
+        self.computation.convert(model)
+        cuda = self._device.type == "cuda"
         self._optimizer = torch.optim.SGD(
             model.parameters(),
-            lr=settings.lr,
+            # A tensor, so that a captured step reads what the schedule writes.
+            lr=torch.full((), settings.lr, device=self._device) if cuda else settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             nesterov=settings.momentum > 0,
+            fused=self._device.type in {"cuda", "cpu"},
         )
         # The last batch is kept unless it is one image, on which batch norm cannot train.
         self._batch_size = min(settings.batch_size, len(data.train))
@@ -118,8 +137,11 @@ class Trainer:
             total_steps=settings.epochs * self.steps_per_epoch + 1,
             cycle_momentum=False,
         )
-        half_without_range = self._device.type == "cuda" and not torch.cuda.is_bf16_supported()
-        self._scaler = torch.amp.GradScaler(enabled=half_without_range)
+        self._scaler = torch.amp.GradScaler(
+            self._device.type, enabled=self.computation.precision == "float16"
+        )
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        self.graph = GraphedStep(self._step) if cuda and settings.cuda_graphs else None
         self.epochs_done = 0
 
     def epoch(self) -> tuple[float, float]:
@@ -130,8 +152,7 @@ class Trainer:
             label smoothing, if any) in nats, and the accuracy. NaN if training has diverged.
         """
         self._model.train()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        right = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._sums.zero_()
         seen = 0
         batches = self._split.batches(
             self._batch_size, generator=self._generator, augment=self._augment
@@ -141,25 +162,30 @@ class Trainer:
                 self._on_batch()
             if len(y) < 2:
                 continue
-            self._optimizer.zero_grad(set_to_none=True)
-            # No part of one image, on which batch norm cannot train.
-            parts = min(self._accumulate, len(y) // 2)
-            for images, targets in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
-                with autocast(self._device):
-                    logits = self._model(images)
-                    loss = F.cross_entropy(logits, targets, label_smoothing=self._smoothing)
-                share = len(targets) / len(y)
-                self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-                loss_sum += loss.detach().double() * len(targets)
-                right += (logits.argmax(1) == targets).sum()
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
+            (self.graph or self._step)(self.computation.lay_out(x), y)
             self._schedule.step()
             if self._on_step is not None:
                 self._on_step()
             seen += len(y)
         self.epochs_done += 1
-        return float(loss_sum) / seen, float(right) / seen
+        loss, right = self._sums.tolist()
+        return loss / seen, right / seen
+
+    def _step(self, x: Tensor, y: Tensor) -> None:
+        """Take one step, and add what it did to the sums of the epoch."""
+        self._optimizer.zero_grad(set_to_none=True)
+        # No part of one image, on which batch norm cannot train.
+        parts = min(self._accumulate, len(y) // 2)
+        for images, targets in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+            with self.computation.autocast(self._device):
+                logits = self._model(images)
+                loss = F.cross_entropy(logits, targets, label_smoothing=self._smoothing)
+            share = len(targets) / len(y)
+            self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            self._sums[0] += loss.detach().double() * len(targets)
+            self._sums[1] += (logits.argmax(1) == targets).sum()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
 
     def results(self) -> Iterator[EpochResult]:
         """Train to the last epoch, and validate the model after every one.
@@ -174,7 +200,7 @@ class Trainer:
             started = time.perf_counter()
             train_loss, train_accuracy = self.epoch()
             batch_size = EVALUATION_BATCH // self._accumulate
-            loss, accuracy = evaluate(self._model, self._validation, batch_size)
+            loss, accuracy = evaluate(self._model, self._validation, batch_size, self.computation)
             if not (math.isfinite(train_loss) and math.isfinite(loss)):
                 raise DivergedError(
                     f"training diverged in epoch {self.epochs_done}: training loss"
@@ -207,7 +233,11 @@ class Trainer:
         self._schedule.load_state_dict(state["schedule"])
         if state["scaler"]:  # empty where it was not needed
             self._scaler.load_state_dict(state["scaler"])
-        self._generator.set_state(state["generator"].cpu())
+        generator = state["generator"].cpu()
+        if len(generator) != len(self._generator.get_state()):
+            # Of a version that drew its numbers on the CPU: it goes on with them.
+            self._generator = torch.Generator()
+        self._generator.set_state(generator)
 
 
 def train(

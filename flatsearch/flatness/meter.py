@@ -1,0 +1,370 @@
+"""`FlatnessMeter`: the measure of one network, again and again while it is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flatsearch.errors import UnsupportedModelError
+from flatsearch.flatness.accumulator import Accumulator
+from flatsearch.flatness.batches import (
+    MOST_SAMPLES,
+    Data,
+    as_batches,
+    iterate,
+    memory_budget,
+    most_samples,
+)
+from flatsearch.flatness.layers import locate
+from flatsearch.flatness.normalise import input_scales
+from flatsearch.flatness.precision import exact_arithmetic
+from flatsearch.flatness.samplewise import is_samplewise, refuse_mixed_samples
+from flatsearch.flatness.state import State
+from flatsearch.flatness.watch import keep_random_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flatsearch.flatness.forward import Network
+    from flatsearch.flatness.layers import Located
+    from flatsearch.flatness.program import Program
+    from flatsearch.flatness.result import FlatnessResult
+    from flatsearch.flatness.watch import RandomState
+
+__all__ = ["FlatnessMeter", "Normalize"]
+
+Normalize = Literal["input"]
+Programs = dict[Any, list[Any]]
+
+
+@dataclass
+class _Prepared:
+    """What has been proved of a model, and is believed while nothing of it changes.
+
+    Attributes:
+        network: The copy of the model.
+        found: What is measured.
+        state: What the model was.
+        copied: The copy's tensors that do not share storage with the model's, and their places.
+        programs: What passes were like, by the shape of the batch.
+        samplewise: Whether the operations prove that samples do not mix; None where it has not been
+            asked yet.
+    """
+
+    network: Network
+    found: Located
+    state: State
+    copied: list[tuple[int, Tensor]]
+    programs: Programs
+    samplewise: bool | None = None
+
+    @torch.no_grad()
+    def refresh(self, now: State) -> None:
+        """Give the copy the model's values."""
+        if self.copied:
+            places, twins = zip(*self.copied, strict=True)
+            torch._foreach_copy_(list(twins), [now.tensors[place].detach() for place in places])
+
+
+class _ChangedError(Exception):
+    """A pass is not what it was when the model was proved."""
+
+
+class FlatnessMeter:
+    """Measures one network again and again, exactly as `relative_flatness` does, for less.
+
+    What is proved of a model from what it calls holds for any weights, so it is proved once. Every
+    call then looks whether the model is still made of the same modules, hooks and numbers, takes
+    over its weights and buffers, and follows every forward pass: if a call differs in anything from
+    what was proved, the model is proved anew. What depends on the images or on the weights (the
+    recorded graph of every batch, finite numbers, rounding) is judged on every batch. A model of
+    which not everything can be followed (random numbers, gradients by hand, state that its forward
+    pass changes) is proved on every call.
+
+    Not to be called from several threads at the same time.
+
+    Args:
+        model: See `flatsearch.relative_flatness`, as for all arguments.
+        layers: The convolutions to measure.
+        normalize: None or "input".
+        dtype: The precision.
+        batch_size: The most samples at a time.
+        classes: The most backward passes per batch.
+        skip_unsupported: Whether layers that are not covered are left out.
+
+    Attributes:
+        proofs: How often the model has been proved.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(1, 2))
+        >>> meter = FlatnessMeter(net)
+        >>> images = torch.ones(2, 1, 1, 1), torch.tensor([0, 1])
+        >>> before = meter(images)
+        >>> with torch.no_grad():
+        ...     _ = net[0].weight.mul_(2)
+        >>> meter(images) != before, meter.proofs
+        (True, 1)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | Sequence[str] = "last",
+        normalize: Normalize | None = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int | None = None,
+        classes: int | None = None,
+        *,
+        skip_unsupported: bool = False,
+    ) -> None:
+        if normalize not in {None, "input"}:
+            raise ValueError(f"`normalize` must be None or 'input' but got {normalize!r}")
+        for name, value in (("batch_size", batch_size), ("classes", classes)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be at least 1 but got {value!r}")
+        if not (isinstance(layers, (str, Sequence)) and layers) or not all(
+            isinstance(name, str) for name in layers
+        ):
+            raise ValueError(
+                f"`layers` must be 'last', 'main', 'all', 'head', or names but got {layers!r}"
+            )
+        self._given, self._layers, self._normalize = model, layers, normalize
+        self._dtype, self._batch_size, self._classes = dtype, batch_size, classes
+        self._skip = skip_unsupported
+        self._prepared: dict[Any, _Prepared] = {}
+        self.proofs = 0
+
+    def __call__(self, data: Data) -> FlatnessResult:
+        """Measure the model as it is now.
+
+        Args:
+            data: A pair (inputs, integer targets) of tensors, or an iterable of such batches.
+
+        Returns:
+            What `relative_flatness` returns.
+
+        Raises:
+            UnsupportedModelError: If the derivation does not cover the model; names the layer.
+            NonFiniteError: If the logits are NaN or infinite.
+            ValueError: If the data are empty or malformed.
+            TypeError: If the inputs are not floating-point tensors.
+        """
+        return self.accumulate(data).result(self._normalize)
+
+    def accumulate(self, data: Data, *, keep: bool = True) -> Accumulator:
+        """Return the numbers of every sample, which a result reduces.
+
+        Args:
+            data: The images.
+            keep: Whether what is proved is kept for another call.
+
+        Returns:
+            The numbers.
+        """
+        model = _unwrapped(self._given)
+        device, dtype = _device_and_dtype(model, self._dtype)
+        batches = as_batches(data, twice=self._normalize is not None)
+        with exact_arithmetic(device), keep_random_state(device) as random:
+            run = _Run(
+                self, model, batches, random, keep=keep and not isinstance(batches, Iterator)
+            )
+            measured = run.measure(self._layers, dtype, self._batch_size)
+            uncertain = measured.uncertain()
+            if uncertain and dtype == torch.float32 and not isinstance(batches, Iterator):
+                size = None if self._batch_size is None else max(1, self._batch_size // 2)
+                # Not every model and device can: then it is left at saying so, in `rounding`.
+                with contextlib.suppress(RuntimeError, TypeError, UnsupportedModelError):
+                    measured.replace(run.measure(uncertain, torch.float64, size))
+        return measured
+
+
+class _Run:
+    """One call of a meter."""
+
+    def __init__(
+        self,
+        meter: FlatnessMeter,
+        model: nn.Module,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        random: RandomState,
+        *,
+        keep: bool,
+    ) -> None:
+        self._meter, self._model, self._batches = meter, model, batches
+        self._random, self._keep = random, keep
+        self._device = next(model.parameters()).device
+        self._now = State(model) if keep else None
+
+    def measure(
+        self, layers: str | Sequence[str], dtype: torch.dtype, batch_size: int | None
+    ) -> Accumulator:
+        """Measure some layers in a precision, with what is prepared for them if it still holds."""
+        key = (layers if isinstance(layers, str) else tuple(layers), dtype)
+        prepared = self._meter._prepared.pop(key, None)
+        if self._now is not None and prepared is not None and prepared.state.same(self._now):
+            # Whatever is wrong now shows again below, and is said there.
+            with contextlib.suppress(Exception):
+                measured = self._again(prepared, dtype, batch_size)
+                self._meter._prepared[key] = prepared
+                return measured
+        return self._anew(key, layers, dtype, batch_size)
+
+    def _again(
+        self, prepared: _Prepared, dtype: torch.dtype, batch_size: int | None
+    ) -> Accumulator:
+        assert self._now is not None  # noqa: S101 - what is prepared is used only where it is kept
+        prepared.refresh(self._now)
+        source = iterate(self._batches, self._device, dtype, MOST_SAMPLES)
+        first = _first_samples(source)
+        network, x = prepared.network, first[0]
+        if prepared.samplewise is None:
+            prepared.samplewise = is_samplewise(network, x)
+        if not prepared.samplewise:
+            refuse_mixed_samples(network, x)
+        known = prepared.programs
+
+        def check(program: Program) -> None:
+            if not program.followed or known.get(program.steps[0]) != program.steps:
+                raise _ChangedError
+
+        return self._accumulate(
+            replace(network, follow=check), prepared.found, first, source, dtype, batch_size
+        )
+
+    def _anew(
+        self,
+        key: Any,
+        layers: str | Sequence[str],
+        dtype: torch.dtype,
+        batch_size: int | None,
+    ) -> Accumulator:
+        meter = self._meter
+        meter.proofs += 1
+        source = iterate(self._batches, self._device, dtype, MOST_SAMPLES)
+        first = _first_samples(source)
+        network, found = locate(
+            self._model,
+            dtype,
+            first[0],
+            layers,
+            skip_unsupported=meter._skip,
+            random=self._random,
+        )
+        programs: Programs = {}
+        followed = [found.structural and self._now is not None]
+
+        def note(program: Program) -> None:
+            same = programs.setdefault(program.steps[0], program.steps) == program.steps
+            followed.append(program.followed and same)
+
+        watched = replace(network, follow=note) if followed[0] else network
+        measured = self._accumulate(watched, found, first, source, dtype, batch_size)
+        if all(followed) and self._now is not None:
+            prepared = _prepare(network, found, self._now, programs)
+            if prepared is not None and not self._random.drawn:
+                meter._prepared[key] = prepared
+        return measured
+
+    def _accumulate(
+        self,
+        network: Network,
+        found: Located,
+        first: tuple[Tensor, Tensor],
+        source: Any,
+        dtype: torch.dtype,
+        batch_size: int | None,
+    ) -> Accumulator:
+        meter, device = self._meter, self._device
+        # A third for the graph, a quarter for the factors: what is freed between is not at once
+        # used again, and backward passes hold maps of their own.
+        budget = memory_budget(device)
+        weights = sum(parameter.nbytes for parameter in network.model.parameters())
+        size = batch_size or most_samples(
+            budget // 3, found.graph_bytes, found.map_bytes, weights, device
+        )
+        scales: dict[str, Tensor] = {}
+        chunks = _resume(first, source, size)
+        if meter._normalize == "input":
+            # One pass after the other: some loaders have only one iterator.
+            source.close()
+            again = iterate(self._batches, device, dtype, size)
+            scales = input_scales(network, found.names, again)
+            chunks = iterate(self._batches, device, dtype, size)
+        measured = Accumulator(network, found, scales, budget // 4, meter._classes)
+        for x, y in chunks:
+            measured.add(x, y)
+        return measured
+
+
+def _prepare(
+    network: Network, found: Located, state: State, programs: Programs
+) -> _Prepared | None:
+    """Return what can be used again; None if the copy has changed by being run."""
+    born, now = network.born, State(network.model)
+    if born is None or not born.untouched(now) or len(now.tensors) != len(state.tensors):
+        return None
+    pairs = list(zip(now.tensors, state.tensors, strict=True))
+    if any(twin.shape != own.shape for twin, own in pairs):
+        return None
+    copied = [
+        (place, twin)
+        for place, (twin, own) in enumerate(pairs)
+        if twin.data_ptr() != own.data_ptr()
+    ]
+    return _Prepared(network, found, state, copied, programs)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    compiled: Any = getattr(model, "_orig_mod", None)
+    if isinstance(compiled, nn.Module):
+        model = compiled
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model
+
+
+def _device_and_dtype(
+    model: nn.Module, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise UnsupportedModelError("the model has no parameters")
+    devices = sorted({str(p.device) for p in model.parameters()})
+    if len(devices) > 1:
+        raise UnsupportedModelError(f"the model is spread over several devices: {devices}")
+    if dtype is None:
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    if dtype not in {torch.float32, torch.float64}:
+        raise ValueError(f"`dtype` must be torch.float32 or torch.float64 but got {dtype}")
+    return parameter.device, dtype
+
+
+def _first_samples(source: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the first batch, of two samples where there are two: one alone cannot be mixed up."""
+    first = next(source, None)
+    if first is None:
+        raise ValueError("`data` has no samples")
+    if len(first[0]) == 1:
+        second = next(source, None)
+        if second is not None and second[0].shape[1:] == first[0].shape[1:]:
+            first = torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+        elif second is not None:
+            raise ValueError(f"inputs have several shapes: {first[0].shape}, {second[0].shape}")
+    return first
+
+
+def _resume(
+    first: tuple[Tensor, Tensor], rest: Iterable[tuple[Tensor, Tensor]], size: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield batches of at most `size` samples."""
+    for x, y in itertools.chain([first], rest):
+        yield from zip(torch.split(x, size), torch.split(y, size), strict=True)

@@ -1,0 +1,99 @@
+"""What a forward pass calls: the operations in order, with their arguments and who gets what.
+
+Two passes with the same program are the same function of the weights, buffers and images, so that
+what has been proved of the one holds for the other. Numbers that a model takes out of tensors, to
+decide on them or to compute with them in Python, are part of its program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from flatsearch.flatness.replica import CONSTANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Program"]
+
+_PLACE = "_flatsearch_place"
+_VALUES = (
+    *CONSTANTS, torch.device, torch.layout, torch.memory_format, slice, range, complex, type(...),
+)  # fmt: skip
+
+
+class Program(TorchFunctionMode):
+    """Follows a forward pass.
+
+    Attributes:
+        steps: What was called; to be compared with that of another pass.
+        followed: Whether all of it can be compared: no argument or result that is of an unknown
+            kind, no tensor that comes from nowhere.
+
+    Args:
+        own: The tensors that belong to the model, in a fixed order.
+    """
+
+    def __init__(self, own: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.steps: list[Any] = []
+        self.followed = True
+        self._own = {id(tensor): -1 - place for place, tensor in enumerate(own)}
+        self._count = 0
+
+    def start(self, x: Tensor) -> None:
+        """Note the tensor that the pass begins with."""
+        self.steps.append((x.dtype, x.device, tuple(x.shape), x.stride(), self._number(x)))
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what the function returns."""
+        given = self._read(args), self._read(kwargs or {})
+        result = function(*args, **(kwargs or {}))
+        self.steps.append((function, given, self._written(result)))
+        return result
+
+    def _number(self, tensor: Tensor) -> int:
+        self._count += 1
+        setattr(tensor, _PLACE, (id(self), self._count))
+        return self._count
+
+    def _place(self, tensor: Tensor) -> int | None:
+        own = self._own.get(id(tensor))
+        if own is not None:
+            return own
+        run, place = getattr(tensor, _PLACE, (0, 0))
+        return place if run == id(self) else None
+
+    def _read(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            place = self._place(value)
+            self.followed = self.followed and place is not None
+            return place
+        return self._plain(value, self._read)
+
+    def _written(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            known = self._place(value)
+            return self._number(value) if known is None else known
+        return self._plain(value, self._written)
+
+    def _plain(self, value: Any, inside: Callable[[Any], Any]) -> Any:
+        if isinstance(value, (tuple, list)):
+            return type(value), [inside(item) for item in value]
+        if isinstance(value, Mapping):
+            return [(name, inside(item)) for name, item in value.items()]
+        if not isinstance(value, _VALUES):
+            self.followed = False
+            return None
+        return type(value), value

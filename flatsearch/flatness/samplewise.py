@@ -1,0 +1,114 @@
+"""Whether the logits of a sample depend on that sample alone, from the images on.
+
+`proof` sees the operations behind the measured convolutions. What comes in front of them is not
+recorded, so it is tried: a sample's logits have to be the same in another batch. That holds for the
+weights it was tried with. Where the same graph is recorded from the images on, once, it proves it
+for any weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from flatsearch.errors import UnsupportedModelError
+from flatsearch.flatness.forward import call, disagree
+from flatsearch.flatness.proof import keep_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flatsearch.flatness.forward import Network
+
+__all__ = ["contrasting", "is_samplewise", "refuse_mixed_samples"]
+
+_PROBED = 64
+# They say something of a tensor that is no number in it.
+_METADATA = {
+    "__get__",
+    "__len__",
+    "dim",
+    "is_complex",
+    "is_contiguous",
+    "is_floating_point",
+    "numel",
+    "size",
+    "stride",
+}
+
+
+class _Cuts(TorchFunctionMode):
+    """Sees whether anything is computed from the images that autograd does not follow."""
+
+    cut = False
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what the function returns."""
+        result = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") not in _METADATA and _depends((args, kwargs)):
+            self.cut = self.cut or not _depends(result)
+        elif function == Tensor.data.__get__ and _depends(args):  # type: ignore[attr-defined]
+            self.cut = True
+        return result
+
+
+def _depends(value: object) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(value))
+
+
+def contrasting(x: Tensor) -> Tensor:
+    """Return the two with most contrast of the first images: blank ones would prove nothing."""
+    x = x[:_PROBED]
+    return x[x.flatten(1).std(1, correction=0).topk(min(2, len(x))).indices]
+
+
+def is_samplewise(network: Network, x: Tensor) -> bool:
+    """Return whether the recorded operations prove that samples do not mix, for any weights.
+
+    Args:
+        network: What is run.
+        x: Some images.
+
+    Returns:
+        False where it is not proved.
+    """
+    images = contrasting(x).detach().requires_grad_()
+    if len(images) < 2:
+        return False
+    with network.recording(), _Cuts() as seen:
+        logits = call(network.model, images)
+    return not seen.cut and keep_samples(logits, get_gradient_edge(images).node)
+
+
+def refuse_mixed_samples(network: Network, x: Tensor, logits: Tensor | None = None) -> None:
+    """Check that a sample's logits are the same in another batch, with the others elsewhere.
+
+    Args:
+        network: What is run.
+        x: Some images; those with contrast where the logits are not given.
+        logits: Their logits.
+
+    Raises:
+        UnsupportedModelError: If they are not.
+    """
+    with network.recording(), torch.no_grad():
+        if logits is None:
+            x = contrasting(x)
+            logits = call(network.model, x)
+        places = [len(x) - 1, 0, 0]
+        others = call(network.model, x[places])
+    if bool(disagree(others, logits[places])):
+        raise UnsupportedModelError(
+            "the model mixes samples: the logits of one depend on others of its batch"
+        )

@@ -1,0 +1,163 @@
+"""How a network is computed while it is trained: precision, and the layout of maps in memory.
+
+Both are decided by a rule that looks at the network and the device only, never at a clock, so that
+a seed gives the same numbers again.
+
+*Precision.* bfloat16 where the device multiplies it natively: on CUDA, and on CPUs with AMX or
+AVX512-BF16 for networks with enough arithmetic. Weights, their updates, losses and the measure stay
+in float32.
+
+*Layout.* Convolutions of many channels read channels that lie side by side faster; those of few, or
+of one for each filter (depthwise), do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from flatsearch.networks.inference import eval_mode, zero_images
+
+__all__ = ["Computation", "choose_computation", "computes_bfloat16"]
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Layout = Literal["contiguous", "channels_last"]
+
+# A convolution is wide from this many channels on, on both sides.
+_WIDE = 16
+# Least share of the multiply-adds that are in wide convolutions.
+_MOSTLY = 0.5
+_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How a network is computed.
+
+    Attributes:
+        precision: Of convolutions and matrix products.
+        memory_format: The layout of weights and maps.
+    """
+
+    precision: Precision = "float32"
+    memory_format: Layout = "contiguous"
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        """Return the context to call the network in."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=getattr(torch, self.precision))
+
+    def lay_out(self, images: Tensor) -> Tensor:
+        """Return images in this layout."""
+        return images.contiguous(memory_format=_FORMATS[self.memory_format])
+
+    def convert(self, model: nn.Module) -> None:
+        """Lay a network's weights out, in place."""
+        model.to(memory_format=_FORMATS[self.memory_format])
+
+    def to_dict(self) -> dict[str, str]:
+        """Return what is stored with a trial."""
+        return asdict(self)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 natively."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu: Any = torch.cpu
+    known = [getattr(cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
+    return device.type == "cpu" and any(ask is not None and ask() for ask in known)
+
+
+class _Look(TorchFunctionMode):
+    """Sees what a network calls.
+
+    Attributes:
+        multiply_adds: Those of all convolutions, for one image.
+        wide: Those of wide ones.
+        unsuited: Whether torch's gradients are wrong on a CPU where channels lie side by side
+            (docs/torch-batch-norm.md): in batch norms of maps of one row or column, but for those
+            of one position, and in instance norms.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiply_adds = self.wide = 0
+        self.unsuited = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Return what the function returns."""
+        result = function(*args, **(kwargs or {}))
+        if function is torch.conv2d and len(args) > 1:
+            x, weight = args[:2]
+            cost = weight.numel() * math.prod(result.shape[2:])
+            self.multiply_adds += cost
+            if x.shape[1] == weight.shape[1] >= _WIDE <= weight.shape[0]:
+                self.wide += cost
+        elif function in {F.batch_norm, torch.batch_norm} and result.dim() == 4:
+            rows, columns = result.shape[2:]
+            self.unsuited |= min(rows, columns) == 1 < max(rows, columns)
+        elif function in {F.instance_norm, torch.instance_norm}:
+            self.unsuited = True
+        return result
+
+
+def _look(model: nn.Module, in_channels: int, image_size: int) -> _Look:
+    with eval_mode(model), torch.no_grad(), _Look() as seen:
+        model(zero_images(model, in_channels, image_size))
+    return seen
+
+
+def choose_computation(
+    model: nn.Module,
+    in_channels: int,
+    image_size: int,
+    *,
+    precision: str = "auto",
+    memory_format: str = "auto",
+) -> Computation:
+    """Decide how a network is computed.
+
+    Args:
+        model: The network, on its device; it is run on one image.
+        in_channels: The channels of an image.
+        image_size: Its height and width.
+        precision: "float32", "bfloat16", or "auto".
+        memory_format: "contiguous", "channels_last", or "auto". It is contiguous in any case where
+            gradients would be wrong otherwise.
+
+    Returns:
+        The same for the same network on devices of the same kind.
+
+    Example:
+        >>> def net(width):
+        ...     return nn.Sequential(nn.Conv2d(width, width, 3), nn.Flatten(), nn.Linear(width, 2))
+        >>> choose_computation(net(32), 32, 3).memory_format
+        'channels_last'
+        >>> choose_computation(net(4), 4, 3).memory_format
+        'contiguous'
+    """
+    device = next(model.parameters()).device
+    seen = _look(model, in_channels, image_size)
+    wide = seen.wide >= _MOSTLY * max(1, seen.multiply_adds)
+    if precision == "auto":
+        native = computes_bfloat16(device)
+        if device.type == "cuda":
+            precision = "bfloat16" if native else "float16"
+        else:
+            precision = "bfloat16" if native and wide else "float32"
+    if memory_format == "auto":
+        memory_format = "channels_last" if wide or device.type == "cuda" else "contiguous"
+    if device.type == "cpu" and seen.unsuited:
+        memory_format = "contiguous"
+    return Computation(precision, memory_format)  # type: ignore[arg-type]

@@ -1,0 +1,291 @@
+"""Everything that a GPU is needed for, measured in less than ten minutes.
+
+    python scripts/benchmarks/gpu.py --data FOLDER --out scripts/results/gpu.json
+    python scripts/benchmarks/gpu.py --device cpu --quick       # shows that it runs
+
+Parts, each of which can be chosen by --parts:
+
+*numbers*   what only a real device shows: the measure is that of the CPU in float64, whatever is
+            allowed of TF32, of the same kind (so the proof knows the device's operations), and the
+            same again; a seed gives the same training again.
+*step*      images a second in training, without and with CUDA graphs, by precision and layout.
+*measure*   relative flatness, first and again (`FlatnessMeter`), over a forward pass, beside
+            torch.func and BackPACK.
+*search*    candidates an hour beside plain loops: `search.py`.
+*workers*   candidates an hour with one process and with several.
+*accuracy*  a good resnet_small candidate to 90% on the images of --data, and how long that takes.
+
+Nothing it prints is a claim about another device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import measure
+import optuna
+import search
+import torch
+from peers import METHODS
+
+from flatsearch import FlatnessMeter, RunSettings, load_data, load_space, relative_flatness
+from flatsearch.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from flatsearch import ImageData
+
+# A good one of a search on CIFAR-10, wide enough for the accuracy that is asked for.
+GOOD = {
+    "stem_width": 32, "stages": 3, "blocks_1": 2, "blocks_2": 2, "widen_2": 2.0, "blocks_3": 2,
+    "widen_3": 2.0, "block": "basic", "kernel": 3, "activation": "relu", "pre_activation": True,
+    "squeeze_excitation": False,
+}  # fmt: skip
+PEERS = ("torch.func vmap(jacrev)", "BackPACK DiagGGNExact")
+
+
+def wait(device: str) -> None:
+    """Wait until the device has nothing left to do."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def seconds(call: Callable[[], object], device: str, repeats: int = 3) -> float:
+    """Return the least time that a call took."""
+    times = []
+    for _ in range(repeats):
+        wait(device)
+        started = time.perf_counter()
+        call()
+        wait(device)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def images(options: argparse.Namespace) -> ImageData:
+    """Return the images of --data, or those that come with scikit-learn at 32x32."""
+    data = load_data(options.data or "digits", image_size=None if options.data else 32)
+    return search.shortened(data, 256, 128) if options.quick else data
+
+
+def candidate(data: ImageData, device: str) -> nn.Module:
+    """Return the good candidate with its first weights."""
+    space = load_space("resnet_small")
+    torch.manual_seed(0)
+    architecture = space.suggest(optuna.trial.FixedTrial(GOOD))
+    net: nn.Module = space.build(
+        architecture, in_channels=data.in_channels, num_classes=data.num_classes
+    )
+    return net.to(device)
+
+
+def numbers(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the measure with the CPU's in float64, and two trainings with each other."""
+    data, found = images(options), dict[str, Any]()
+    few = tuple(part[:32] for part in data.probe.tensors())
+    net = candidate(data, "cpu").eval()
+    exact = relative_flatness(copy.deepcopy(net).double(), few, "all", dtype=torch.float64)
+    moved, probe = copy.deepcopy(net).to(options.device), [p.to(options.device) for p in few]
+    for tf32 in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        meter = FlatnessMeter(moved, "all")
+        first, again = meter(tuple(probe)), meter(tuple(probe))
+        error = abs(again.relative_flatness / exact.relative_flatness - 1)
+        found[f"relative_error, TF32 {'allowed' if tf32 else 'not allowed'}"] = error
+    found |= {"kind": again.kind, "kind_on_cpu": exact.kind, "proofs": meter.proofs}
+    found["again_is_the_same"] = first == again
+    settings, losses = RunSettings(epochs=1), []
+    for _ in range(2):
+        trainer = Trainer(
+            candidate(data, options.device), data.to(options.device), settings, seed=0
+        )
+        losses.append(trainer.epoch()[0])
+    found["same_seed_same_loss"] = losses[0] == losses[1]
+    return found
+
+
+def step(options: argparse.Namespace) -> dict[str, Any]:
+    """Time an epoch of the good candidate in every way."""
+    data, rows = images(options).to(options.device), []
+    for precision, memory_format, graphs in (
+        ("float32", "contiguous", False),
+        ("float32", "channels_last", False),
+        ("bfloat16", "channels_last", False),
+        ("bfloat16", "channels_last", True),
+    ):
+        settings = RunSettings(
+            epochs=100, precision=precision, memory_format=memory_format, cuda_graphs=graphs,
+            batch_size=64 if options.quick else 256,
+        )  # fmt: skip
+        trainer = Trainer(candidate(data, options.device), data, settings, seed=0)
+        trainer.epoch()  # warms up, and captures
+        took = seconds(trainer.epoch, options.device, repeats=1 if options.quick else 2)
+        row = {"precision": precision, "memory_format": memory_format, "graphs": graphs}
+        row["images_per_second"] = len(data.train) / took
+        if trainer.graph is not None:
+            row |= {"replays": trainer.graph.replays, "failure": trainer.graph.failure}
+        rows.append(row)
+    return {"rows": rows}
+
+
+def time_measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the measure, first and again, beside two peers."""
+    rows = []
+    size = {"samples": 8 if options.quick else 256, "device": options.device}
+    for name in list(measure.NETS)[: 1 if options.quick else None]:
+        for layers in ("last", "all"):
+            net, x, y = measure.prepare(name, argparse.Namespace(**size))
+            meter = FlatnessMeter(net, layers)
+            meter((x, y))
+            with torch.no_grad():
+                forward = seconds(lambda: net(x), options.device)  # noqa: B023
+            row: dict[str, Any] = {"net": name, "layers": layers, "forward_seconds": forward}
+            first = seconds(lambda: relative_flatness(net, (x, y), layers), options.device)  # noqa: B023
+            again = seconds(lambda: meter((x, y)), options.device)  # noqa: B023
+            row |= {"first": first / forward, "again": again / forward, "proofs": meter.proofs}
+            row["floor"] = measure.floor(net, measure.NETS[name].size, layers)
+            few = [(x[:8], y[:8])]
+            each = forward * len(few[0][0]) / len(x)
+            rows.append(row | {p: time_peer(p, net, layers, few, options, each) for p in PEERS})
+    return {"rows": rows}
+
+
+def time_peer(
+    peer: str,
+    net: nn.Sequential,
+    layers: str,
+    data: list[tuple[Tensor, Tensor]],
+    options: argparse.Namespace,
+    forward: float,
+) -> float | str:
+    """Return how many forward passes a peer takes, or why it does not."""
+    try:
+        problem = measure.pose(net, layers)
+        return seconds(lambda: METHODS[peer](problem, data), options.device, 1) / forward
+    except Exception as error:  # it may not be installed, or have no memory
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+
+
+def run_search(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare whole searches."""
+    given = argparse.Namespace(
+        space="resnet_small",
+        data=options.data or "digits",
+        data_root="data",
+        image_size=None if options.data else 16,
+        images=128 if options.quick else 10_000,
+        validation=128 if options.quick else 2_000,
+        candidates=1 if options.quick else 6,
+        epochs=1 if options.quick else 4,
+        batch_size=64,
+        layers=None,
+        device=options.device,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        summary: dict[str, Any] = search.compare(given, folder)["summary"]
+        return summary
+
+
+def workers(options: argparse.Namespace) -> dict[str, Any]:
+    """Time `flatsearch run` with one process and with several."""
+    found = {}
+    for count in (1, 2 if options.quick else 8):
+        trials = 2 if options.quick else 16
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                sys.executable, "-m", "flatsearch", "run", "--space", "plain_cnn",
+                "--device", options.device, "--workers", count, "--trials", trials,
+                "--epochs", 1 if options.quick else 8, "--sampler", "random", "--pruner", "none",
+            ]  # fmt: skip
+            started = time.perf_counter()
+            subprocess.run(list(map(str, command)), cwd=folder, check=True, capture_output=True)
+            found[count] = 3600 * trials / (time.perf_counter() - started)
+    return {"candidates_per_hour": found}
+
+
+def accuracy(options: argparse.Namespace) -> dict[str, Any]:
+    """Train the good candidate, and say when it was how good on the test images."""
+    data = images(options).to(options.device)
+    settings = RunSettings(
+        epochs=1 if options.quick else 16,
+        batch_size=256,
+        lr=0.2,
+        cuda_graphs=options.device != "cpu",
+        augment="auto",
+    )
+    whole = data.merged()
+    trainer = Trainer(
+        candidate(data, options.device), dataclasses.replace(whole, validation=data.test),
+        settings, seed=0, label_smoothing=0.1,
+    )  # fmt: skip
+    wait(options.device)
+    started = time.perf_counter()
+    epochs = []
+    for result in trainer.results():
+        took = time.perf_counter() - started
+        epochs.append({"seconds": round(took, 2), "test_accuracy": result.accuracy})
+    return {"epochs": epochs, "target": "0.90 in 60 s", **trainer.computation.to_dict()}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "numbers": numbers,
+    "step": step,
+    "measure": time_measure,
+    "search": run_search,
+    "workers": workers,
+    "accuracy": accuracy,
+}
+
+
+def main() -> None:
+    """Run the parts; one that fails does not end the others."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--data", help="CIFAR-10, as `flatsearch run` takes it")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--out", type=Path, help="write everything as JSON")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    found: dict[str, Any] = {
+        "environment": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": platform.machine()
+            if options.device == "cpu"
+            else torch.cuda.get_device_name(),
+            "quick": options.quick,
+        }
+    }
+    failed = False
+    for part in options.parts.split(","):
+        started = time.perf_counter()
+        try:
+            found[part] = PARTS[part](options)
+        except Exception as error:
+            found[part], failed = {"error": f"{type(error).__name__}: {error}"}, True
+        found[part]["part_seconds"] = round(time.perf_counter() - started, 1)
+        print(part, json.dumps(found[part], indent=1), flush=True)
+        if options.out is not None:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""How many candidates a search trains in an hour, beside plain loops over the same candidates.
+
+Three ways train the same networks for the same epochs on the same images, with the same recipe
+(SGD with Nesterov momentum, one cycle of the learning rate, random crops and mirrored images):
+
+*plain*      Optuna, a `DataLoader` over images and torchvision's transforms, an eager loop: what
+             Optuna's example for PyTorch does.
+*tuned*      the same with bfloat16 autocast, channels last in memory, and workers.
+*flatsearch* `FlatnessObjective` with its defaults, flatness and storage included.
+
+They take turns on every candidate, so that what else the machine does hits all of them. Times are
+of the wall and of the processor (of workers, too); ratios are of sums over the candidates. What
+flatsearch's share of each phase is, is measured in the same run.
+
+    python scripts/benchmarks/search.py --data digits --out scripts/results/search-digits-cpu.json
+    python scripts/benchmarks/search.py --data FOLDER --image-size 32 --images 2000
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import pkgutil
+import platform
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import optuna
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from flatsearch import FlatnessObjective, load_data, load_space
+from flatsearch.settings import RunSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+    from flatsearch.data.splits import ImageData, Split
+    from flatsearch.spaces.space import SearchSpace
+
+# Where flatsearch's time goes: what is timed, by the phase. Time inside of another phase is its
+# own.
+PHASES = {
+    "build": [
+        "flatsearch.search.candidates.Candidates.build",
+        "flatsearch.search.candidates.Candidates.key",
+        "flatsearch.search.objective.FlatnessObjective._cost",
+    ],
+    "train": ["flatsearch.training.trainer.Trainer.epoch"],
+    "validate": ["flatsearch.training.trainer.evaluate"],
+    "measure": ["flatsearch.search.epochs.Epochs._measure"],
+    "storage": [
+        "flatsearch.search.objective.write_trial",
+        "flatsearch.search.epochs.write_trial",
+        "flatsearch.search.epochs.report",
+        "flatsearch.search.trial_files.TrialFiles.save",
+    ],
+}
+
+
+class Images(Dataset[tuple["Tensor", int]]):
+    """A split as a data set of single images, as torchvision's data sets are."""
+
+    def __init__(self, split: Split, change: Callable[[Tensor], Tensor]) -> None:
+        self.images, self.targets, self.change = split.images, split.targets.tolist(), change
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.change(self.images[index]), self.targets[index]
+
+
+def plain(
+    space: SearchSpace, data: ImageData, settings: RunSettings, device: str, *, tuned: bool
+) -> Callable[[optuna.Trial], float]:
+    """Return the objective that a user writes: a data loader, an eager loop."""
+    augmentation = data.augmentation(settings.augment)
+    mean, std = (value.flatten().tolist() for value in (data.train.mean, data.train.std))
+    scale = data.train.images.dtype == torch.uint8
+    if scale:  # v2 scales integers to [0, 1]
+        mean, std = ([value / 255 for value in part] for part in (mean, std))
+    always = [v2.ToDtype(torch.float32, scale=scale), v2.Normalize(mean, std)]
+    random: list[Any] = []
+    if augmentation is not None:
+        random = [v2.RandomCrop(data.image_size, padding=augmentation.padding)]
+        random += [v2.RandomHorizontalFlip()] if augmentation.flip else []
+    options: dict[str, Any] = {"batch_size": settings.batch_size}
+    if tuned:
+        options |= {"num_workers": 1, "persistent_workers": True}
+        options |= {"pin_memory": device != "cpu"}
+    training = Images(data.train, v2.Compose([*random, *always]))
+    validation = Images(data.validation, v2.Compose(always))
+    layout = torch.channels_last if tuned else torch.contiguous_format
+
+    def cast() -> Any:
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=tuned)
+
+    def objective(trial: optuna.Trial) -> float:
+        torch.manual_seed(trial.number)
+        model: nn.Module = space.build(
+            space.suggest(trial), in_channels=data.in_channels, num_classes=data.num_classes
+        ).to(device, memory_format=layout)
+        batches = DataLoader(training, shuffle=True, **options)
+        held_out = DataLoader(validation, **options)
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=True,
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=settings.lr,
+            total_steps=settings.epochs * len(batches) + 1,
+            cycle_momentum=False,
+        )
+        accuracy = 0.0
+        for epoch in range(settings.epochs):
+            model.train()
+            for x, y in batches:
+                images = x.to(device, memory_format=layout, non_blocking=True)
+                optimizer.zero_grad()
+                with cast():
+                    loss = F.cross_entropy(model(images), y.to(device, non_blocking=True))
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            model.eval()
+            right = 0
+            with torch.no_grad():
+                for x, y in held_out:
+                    with cast():
+                        logits = model(x.to(device, memory_format=layout))
+                    right += int((logits.argmax(1) == y.to(device)).sum())
+            accuracy = right / len(validation)
+            trial.report(accuracy, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return accuracy
+
+    return objective
+
+
+class Clock:
+    """Seconds by phase; those of a phase inside of another one count for the inner one only."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]
+
+    def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that is timed."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.process_time()
+            self._inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent = time.process_time() - started
+                self.seconds[phase] += spent - self._inner.pop()
+                self._inner[-1] += spent
+
+        return call
+
+    def watch(self) -> Iterator[Any]:
+        """Yield patches that time what is listed in `PHASES`."""
+        for phase, targets in PHASES.items():
+            for target in targets:
+                holder, _, name = target.rpartition(".")
+                owner = pkgutil.resolve_name(holder)
+                yield mock.patch.object(owner, name, self.timed(phase, getattr(owner, name)))
+
+
+def spent() -> tuple[float, float]:
+    """Return the time of the wall, and that of the processor with finished child processes."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter(), time.process_time() + children.ru_utime + children.ru_stime
+
+
+def prepare(options: argparse.Namespace) -> tuple[ImageData, RunSettings]:
+    """Return some of the images, and the settings that all share."""
+    settings = RunSettings(
+        objectives=("accuracy", "flatness"),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        image_size=options.image_size,
+        duplicates="retrain",
+        **({"layers": options.layers} if options.layers else {}),
+    )
+    data = load_data(options.data, **settings.data_options(), root=options.data_root)
+    if options.images:
+        data = shortened(data, options.images, options.validation)
+    return data, settings
+
+
+def shortened(data: ImageData, images: int, validation: int) -> ImageData:
+    """Return the data with fewer training and validation images."""
+
+    def some(split: Split, count: int) -> Split:
+        chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count]
+        return dataclasses.replace(
+            split, images=split.images[chosen], targets=split.targets[chosen]
+        )
+
+    return dataclasses.replace(
+        data, train=some(data.train, images), validation=some(data.validation, validation)
+    )
+
+
+def draw(space: SearchSpace, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return the parameters of random candidates."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    drawn = []
+    for _ in range(count):
+        trial = study.ask()
+        space.suggest(trial)
+        drawn.append(trial.params)
+    return drawn
+
+
+def compare(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Let every way train every candidate, in turns."""
+    space = load_space(options.space)
+    data, settings = prepare(options)
+    objectives: dict[str, Any] = {
+        "plain": plain(space, data, settings, options.device, tuned=False),
+        "tuned": plain(space, data, settings, options.device, tuned=True),
+        "flatsearch": FlatnessObjective(space, data, settings=settings, device=options.device),
+    }
+    studies = {
+        name: optuna.create_study(
+            storage=f"sqlite:///{folder}/{name}.db",
+            directions=getattr(objective, "directions", ["maximize"]),
+            sampler=optuna.samplers.RandomSampler(seed=0),
+            pruner=optuna.pruners.NopPruner(),
+        )
+        for name, objective in objectives.items()
+    }
+    clock = Clock()
+    rows: list[dict[str, Any]] = []
+    for turn, parameters in enumerate([*draw(space, 1, 1), *draw(space, options.candidates, 0)]):
+        row: dict[str, Any] = {"parameters": parameters}
+        order = [list(objectives), list(objectives)[::-1]][turn % 2]
+        for name in order:
+            study, objective = studies[name], objectives[name]
+            study.enqueue_trial(parameters)
+            before = spent()
+            if name == "flatsearch" and turn:
+                patches = list(clock.watch())
+                for patch in patches:
+                    patch.start()
+                study.optimize(objective, n_trials=1)
+                for patch in patches:
+                    patch.stop()
+            else:
+                study.optimize(objective, n_trials=1)
+            if options.device != "cpu":
+                torch.cuda.synchronize()
+            wall, processor = (b - a for a, b in zip(before, spent(), strict=True))
+            trial = study.get_trials(deepcopy=False)[-1]
+            accuracy = trial.values[0] if trial.values else math.nan
+            row[name] = {"wall": wall, "processor": processor, "accuracy": accuracy}
+        if turn:  # the first one warms up
+            rows.append(row)
+            shown = (f"{name} {row[name]['processor']:.1f} s" for name in objectives)
+            print(f"{turn:3d}  {', '.join(shown)}", flush=True)
+    return {"summary": summarise(rows, list(objectives), clock.seconds), "rows": rows}
+
+
+def summarise(rows: list[dict[str, Any]], names: list[str], phases: Any) -> dict[str, Any]:
+    """Return candidates per hour, accuracies, and the seconds of each phase."""
+    n, summary = len(rows), dict[str, Any]()
+    for name in names:
+        total = {kind: sum(row[name][kind] for row in rows) for kind in ("wall", "processor")}
+        accuracies = [row[name]["accuracy"] for row in rows]
+        difference = [row[name]["accuracy"] - row["plain"]["accuracy"] for row in rows]
+        error = statistics.stdev(difference) / math.sqrt(n) if n > 1 else math.nan
+        summary[name] = {
+            "candidates_per_hour": 3600 * n / total["wall"],
+            "candidates_per_processor_hour": 3600 * n / total["processor"],
+            "over_plain": sum(row["plain"]["processor"] for row in rows) / total["processor"],
+            "over_plain_wall": sum(row["plain"]["wall"] for row in rows) / total["wall"],
+            "accuracy": statistics.fmean(accuracies),
+            "accuracy_minus_plain": statistics.fmean(difference),
+            "standard_error": error,
+        }
+    own = sum(row["flatsearch"]["processor"] for row in rows)
+    seconds = {phase: phases[phase] / n for phase in PHASES}
+    summary["phases"] = {**seconds, "rest": own / n - sum(seconds.values())}
+    return summary
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--space", default="resnet_small")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--data-root", default="data")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--images", type=int, help="training images; all where not given")
+    parser.add_argument("--validation", type=int, default=500, help="validation images then")
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--layers", help="flatsearch's setting; its default where not given")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="write the rows and the environment as JSON")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(options.threads)
+    environment = {
+        "torch": torch.__version__,
+        "optuna": optuna.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if options.device != "cpu" else platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        **{key: value for key, value in vars(options).items() if key not in {"out", "data_root"}},
+        "data": Path(options.data).name,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        result = {"environment": environment, **compare(options, folder)}
+    print(json.dumps(result["summary"], indent=1))
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

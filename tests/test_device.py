@@ -1,0 +1,140 @@
+"""Everything that happens on a device, on one that computes on the CPU and counts the waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from flatsearch import FlatnessMeter, FlatnessObjective, RunSettings, load_space, relative_flatness
+from flatsearch.analysis.selection import choose
+from flatsearch.analysis.summary import summarise
+from flatsearch.flatness import state
+from flatsearch.record import TrialRecord
+from flatsearch.retrain.training import retrain
+from flatsearch.signals.table import PROXIES
+from flatsearch.spaces.registry import space_names
+from flatsearch.spaces.space import build_model
+from flatsearch.training.trainer import Trainer
+from tests.fake_cuda import FakeCuda, _OnDevice
+from tests.fakes import Smallest, Tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from flatsearch import ImageData
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    monkeypatch.setattr(state, "_PLAIN", {*state._PLAIN, _OnDevice})
+    device = FakeCuda()
+    try:
+        yield device
+    finally:
+        device.stop()
+
+
+def test_the_device_counts_and_refuses(gpu: FakeCuda) -> None:
+    with gpu:
+        x = torch.ones(3).to("cuda")
+        assert x.device.type == "cuda"
+        assert (2 * x).is_cuda
+        assert not gpu.waits
+        assert float(x.sum()) == 3
+        assert x[x > 0].shape == (3,)
+        assert sum(gpu.waits.values()) == 2
+        with pytest.raises(RuntimeError, match="same device"):
+            _ = x + torch.ones(3)
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.rand(3, generator=torch.Generator(), device="cuda")
+        assert x.cpu().tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_measuring_again_waits_a_few_times(layers: str, gpu: FakeCuda) -> None:
+    torch.manual_seed(0)
+    net = resnet18(num_classes=3).eval()
+    x, y = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    expected = relative_flatness(net, (x, y), layers)
+    with gpu:
+        net, images = net.to("cuda"), (x.to("cuda"), y.to("cuda"))
+        meter = FlatnessMeter(net, layers)
+        meter(images)
+        assert sum(gpu.waits.values()) <= 8, gpu.waits
+        gpu.waits.clear()
+        again = meter(images)
+    assert meter.proofs == 1
+    assert sum(gpu.waits.values()) == 1, gpu.waits
+    assert len(again.layers) == len(expected.layers)
+    assert again.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-4)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_an_epoch_waits_twice_however_many_batches(
+    graphs: bool, few_digits: ImageData, gpu: FakeCuda
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    net.append(nn.Linear(144, 10))
+    waits = []
+    with gpu:
+        data = few_digits.to("cuda")
+        for batch_size in (16, 64):
+            settings = RunSettings(epochs=2, batch_size=batch_size, cuda_graphs=graphs)
+            trainer = Trainer(net.to("cuda"), data, settings, seed=0)
+            epochs = trainer.results()
+            next(epochs)
+            gpu.waits.clear()
+            next(epochs)
+            waits.append(sum(gpu.waits.values()))
+    assert waits == [2, 2], gpu.waits
+    if graphs:  # which this device has not: all steps were plain ones
+        assert trainer.graph is not None
+        assert trainer.graph.failure
+        assert trainer.graph.replays == 0
+
+
+def test_every_space_is_measured_as_on_the_cpu(gpu: FakeCuda) -> None:
+    images = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    for name in space_names():
+        space = load_space(name)
+        torch.manual_seed(0)
+        architecture = space.suggest(optuna.create_study(sampler=Smallest(seed=0)).ask())
+        net = build_model(space, architecture, in_channels=3, num_classes=2, image_size=32)
+        expected = relative_flatness(net, images).relative_flatness
+        with gpu:
+            moved = images[0].to("cuda"), images[1].to("cuda")
+            found = relative_flatness(net.to("cuda"), moved).relative_flatness
+        assert found == pytest.approx(expected, rel=1e-3), name
+
+
+def test_a_search_and_a_final_training(
+    few_digits: ImageData, tmp_path: Path, gpu: FakeCuda
+) -> None:
+    settings = RunSettings(epochs=1, signals=tuple(PROXIES), precision="float32")
+    records = []
+    for device in ("cpu", "cuda"):
+        with gpu:
+            space: Any = Tiny()
+            objective = FlatnessObjective(space, few_digits, settings=settings, device=device)
+            study = optuna.create_study(
+                directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
+            )
+            study.optimize(objective, n_trials=1)
+            records.append(TrialRecord(study.trials[0]))
+    on_cpu, on_device = (dict(record.metrics) for record in records)
+    assert on_device.keys() == on_cpu.keys()
+    for name, value in on_cpu.items():
+        if name != "train_seconds":
+            assert on_device[name] == pytest.approx(value, rel=0.01, abs=1e-4), name
+    with gpu:
+        choice = choose(summarise(study), "0")
+        data = few_digits.to("cuda")
+        final = retrain(study, choice, data, tmp_path, epochs=1, space="tests.fakes:Tiny")
+    assert 0 <= final.accuracy <= 1

@@ -1,0 +1,106 @@
+"""Precision and layout: chosen by the network, the same every time, and right."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from flatsearch import GapCnn, RunSettings
+from flatsearch.training import computation
+from flatsearch.training.computation import Computation, choose_computation
+from flatsearch.training.graphs import GraphedStep
+from flatsearch.training.trainer import train
+
+if TYPE_CHECKING:
+    from flatsearch import ImageData
+
+
+def net(width: int, *, groups: int = 1) -> GapCnn:
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    wide = nn.Conv2d(width, width, 3, padding=1, groups=groups)
+    return GapCnn(nn.Sequential(*stem, wide, nn.BatchNorm2d(width), nn.ReLU()), width, 10)
+
+
+class Rows(nn.Module):
+    """Maps of one row, on which torch's batch norm is wrong where channels lie side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(32, 32, (8, 1)), nn.BatchNorm2d(32)
+        self.stem, self.classifier = nn.Conv2d(1, 32, 3, padding=1), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.norm(self.conv(self.stem(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [(net(32), "channels_last"), (net(8), "contiguous"), (net(32, groups=32), "contiguous")],
+)
+def test_the_layout_suits_the_network(model: nn.Module, expected: str) -> None:
+    assert choose_computation(model, 1, 8).memory_format == expected
+    for given in ("contiguous", "channels_last"):
+        assert choose_computation(model, 1, 8, memory_format=given).memory_format == given
+
+
+def test_gradients_that_would_be_wrong_are_not_computed() -> None:
+    for given in ("auto", "channels_last"):
+        assert choose_computation(Rows(), 1, 8, memory_format=given).memory_format == "contiguous"
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_where_it_is_native_and_pays(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(computation, "computes_bfloat16", lambda _: native)
+    wide = choose_computation(net(32), 1, 8).precision
+    assert wide == ("bfloat16" if native else "float32")
+    assert choose_computation(net(8), 1, 8).precision == "float32"
+    assert choose_computation(net(8), 1, 8, precision="bfloat16").precision == "bfloat16"
+
+
+def numbers(data: ImageData, **settings: Any) -> torch.Tensor:
+    """Return what the epochs of a training gave."""
+    run = RunSettings(epochs=2, **settings)
+    found = [dataclasses.astuple(one)[:-1] for one in train(net(32), data, run, seed=0)]
+    return torch.tensor(found)
+
+
+def test_layout_and_precision_hardly_change_what_is_learnt(few_digits: ImageData) -> None:
+    plain = numbers(few_digits, memory_format="contiguous", precision="float32")
+    last = numbers(few_digits, memory_format="channels_last", precision="float32")
+    half = numbers(few_digits, memory_format="channels_last", precision="bfloat16")
+    assert torch.allclose(last, plain, atol=1e-3)
+    assert torch.allclose(half, plain, atol=0.1)
+    assert not torch.equal(half, plain)
+    assert torch.equal(numbers(few_digits), numbers(few_digits))
+
+
+def test_what_is_stored() -> None:
+    assert Computation().to_dict() == {"precision": "float32", "memory_format": "contiguous"}
+
+
+class Steps:
+    """A step that counts."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.taken.append(len(x))
+
+
+def test_without_graphs_every_step_is_a_plain_one() -> None:
+    steps = Steps()
+    graphed = GraphedStep(steps)
+    sizes = [4, 4, 4, 4, 4, 2, 4]
+    for size in sizes:
+        graphed(torch.zeros(size, 1), torch.zeros(size))
+    assert steps.taken == sizes
+    assert graphed.failure
+    assert graphed.replays == 0
