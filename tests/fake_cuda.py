@@ -116,9 +116,26 @@ class _OnDevice(torch.Tensor):
         return memo[id(self)]
 
 
-def _make_generator(device: Any = "cpu") -> torch.Generator:
-    """Stand for `torch.Generator`."""
-    return (_DeviceGenerator if torch.device(device).type == "cuda" else _Generator)("cpu")
+# Operations are given another object of Python, for the same generator.
+_generators: dict[int, _DeviceGenerator] = {}
+
+
+class _MakesGenerators(type):
+    """Makes the class that stands for `torch.Generator`."""
+
+    def __call__(cls, device: Any = "cpu") -> torch.Generator:
+        if torch.device(device).type != "cuda":
+            return _Generator("cpu")
+        generator = _DeviceGenerator("cpu")
+        _generators[generator._cdata] = generator  # type: ignore[attr-defined]
+        return generator
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, _Generator)
+
+
+class _AnyGenerator(metaclass=_MakesGenerators):
+    """Stands for `torch.Generator`."""
 
 
 def _moved(tensor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,15 +145,15 @@ def _moved(tensor: Any, *args: Any, **kwargs: Any) -> Any:
         return _moved(tensor, other.device, other.dtype)
     known = {name: value for name, value in kwargs.items() if name != "copy"}
     device, dtype, _, layout = torch._C._nn._parse_to(*args, **known)
-    if not isinstance(tensor, _OnDevice) or device is None:
+    if not isinstance(tensor, _OnDevice):
         return _to(tensor, *args, **kwargs)
-    if device.type == "cpu":
+    if device is not None and device.type == "cpu":
         return _ATEN._to_copy.default(tensor, dtype=dtype, device=CPU)
-    if layout is not None:
-        return _to(tensor, dtype=dtype or tensor.dtype, memory_format=layout)
-    if dtype in {None, tensor.dtype} and not kwargs.get("copy"):
-        return tensor
-    return _ATEN._to_copy.default(tensor, dtype=dtype)
+    if dtype not in {None, tensor.dtype} or kwargs.get("copy"):
+        tensor = _ATEN._to_copy.default(tensor, dtype=dtype)
+    if layout is not None and not tensor.is_contiguous(memory_format=layout):
+        tensor = _ATEN.clone.default(tensor, memory_format=layout)
+    return tensor
 
 
 class FakeCuda(TorchDispatchMode):
@@ -177,7 +194,7 @@ class FakeCuda(TorchDispatchMode):
             "get_device_name": "fake",
             "get_rng_state_all": [],
             "is_available": True,
-            "is_bf16_supported": False,
+            "is_bf16_supported": True,
             "manual_seed": None,
             "manual_seed_all": None,
             "max_memory_allocated": 0,
@@ -196,7 +213,7 @@ class FakeCuda(TorchDispatchMode):
         }
         state = torch.get_rng_state
         stand_ins["torch.cuda.get_rng_state"] = lambda *_: state()
-        stand_ins["torch.Generator"] = _make_generator
+        stand_ins["torch.Generator"] = _AnyGenerator
         stand_ins["torch.Tensor.to"] = _moved
         stand_ins["torch.autograd.grad"] = self._in_backward(torch.autograd.grad)
         stand_ins["torch.autograd.backward"] = self._in_backward(torch.autograd.backward)
@@ -225,9 +242,9 @@ class FakeCuda(TorchDispatchMode):
         on_device = self._place(function, args, kwargs, ours, others)
         self._refuse_mixture(function, args, ours, others)
         generator = kwargs.get("generator")
-        if isinstance(generator, _Generator):
-            if isinstance(generator, _DeviceGenerator) != on_device:
-                raise RuntimeError(f"the generator is of another device ({function})")
+        known = isinstance(generator, _Generator)
+        if known and (generator._cdata in _generators) != on_device:  # type: ignore[union-attr]
+            raise RuntimeError(f"the generator is of another device ({function})")
 
         def bare(leaf: Any) -> Any:
             return leaf.inside if isinstance(leaf, _OnDevice) else leaf

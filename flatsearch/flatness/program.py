@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from flatsearch.flatness.replica import CONSTANTS
+from flatsearch.flatness.watch import Calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from flatsearch.flatness.watch import Arguments, Named
 
 __all__ = ["Program"]
 
@@ -27,7 +29,7 @@ _VALUES = (
 )  # fmt: skip
 
 
-class Program(TorchFunctionMode):
+class Program(Calls):
     """Follows a forward pass.
 
     Attributes:
@@ -50,16 +52,10 @@ class Program(TorchFunctionMode):
         """Note the tensor that the pass begins with."""
         self.steps.append((x.dtype, x.device, tuple(x.shape), x.stride(), self._number(x)))
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""
-        given = self._read(args), self._read(kwargs or {})
-        result = function(*args, **(kwargs or {}))
+        given = self._read(args), self._read(kwargs)
+        result = super().call(function, args, kwargs)
         self.steps.append((function, given, self._written(result)))
         return result
 

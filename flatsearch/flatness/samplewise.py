@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from flatsearch.errors import UnsupportedModelError
 from flatsearch.flatness.forward import call, disagree
 from flatsearch.flatness.proof import keep_samples
+from flatsearch.flatness.watch import Calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from flatsearch.flatness.forward import Network
+    from flatsearch.flatness.watch import Arguments, Named
 
 __all__ = ["contrasting", "is_samplewise", "refuse_mixed_samples"]
 
@@ -42,20 +41,14 @@ _METADATA = {
 }
 
 
-class _Cuts(TorchFunctionMode):
+class _Cuts(Calls):
     """Sees whether anything is computed from the images that autograd does not follow."""
 
     cut = False
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""
-        result = function(*args, **(kwargs or {}))
+        result = super().call(function, args, kwargs)
         if getattr(function, "__name__", "") not in _METADATA and _depends((args, kwargs)):
             self.cut = self.cut or not _depends(result)
         elif function == Tensor.data.__get__ and _depends(args):  # type: ignore[attr-defined]

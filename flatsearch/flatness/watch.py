@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ class without_hooks(Calls):  # noqa: N801 - a context
         """Return what the function returns; for a hook a handle of none."""
         if function in _HOOKS:
             self.left_out = True
-            return RemovableHandle({})
+            return RemovableHandle(OrderedDict())
         return super().call(function, args, kwargs)
 
 

@@ -20,6 +20,8 @@ __all__ = ["GraphedStep"]
 
 # Plain steps before the capture, on the stream that captures: libraries choose their kernels then.
 _WARM_UP = 3
+# What torch raises without CUDA, and where a step does what cannot be captured.
+_NO_GRAPHS = (RuntimeError, AssertionError, NotImplementedError, ValueError)
 
 
 class GraphedStep:
@@ -59,13 +61,15 @@ class GraphedStep:
     def _warm_up(self, x: Tensor, y: Tensor) -> None:
         try:
             stream: torch.cuda.Stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream(x.device))
-            with torch.cuda.stream(stream):
-                self._step(x, y)
-            torch.cuda.current_stream(x.device).wait_stream(stream)
-        except (AssertionError, NotImplementedError) as error:  # torch without CUDA
-            self.failure = str(error)
+            main = torch.cuda.current_stream(x.device)
+        except _NO_GRAPHS as error:
+            self.failure = _reason(error)
             self._step(x, y)
+            return
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            self._step(x, y)
+        main.wait_stream(stream)
 
     def _capture(self, x: Tensor, y: Tensor) -> None:
         given = torch.empty_like(x), torch.empty_like(y)
@@ -73,8 +77,8 @@ class GraphedStep:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 self._step(*given)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            self.failure = " ".join(str(error).split()) or type(error).__name__
+        except _NO_GRAPHS as error:
+            self.failure = _reason(error)
         else:
             self._graph, self._given = graph, given
 
@@ -86,3 +90,7 @@ class GraphedStep:
         self._given[1].copy_(y)
         self._graph.replay()
         self.replays += 1
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -100,7 +100,9 @@ def test_a_layer_without_any_effect_has_no_rounding() -> None:
     assert (result.relative_flatness, result.rounding) == (0.0, 0.0)
 
 
-def test_ordinary_networks_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ordinary_networks_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch, through_the_meter: list[int]
+) -> None:
     made = []
     make = accumulator.Accumulator.__init__
 
@@ -114,7 +116,8 @@ def test_ordinary_networks_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.setattr(contraction, "cheaper", lambda *_, which=which: which)
             result = flatsearch.relative_flatness(case.make(), images(32))
             assert 1e-8 < result.rounding < 1e-4
-    assert len(made) == 2 * len(CASES[::5])
+    assert len(through_the_meter) == 2 * len(CASES[::5])
+    assert len(made) == 2 * len(through_the_meter)  # every one of them was called twice
 
 
 def test_models_that_only_know_one_precision() -> None:

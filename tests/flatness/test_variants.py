@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import flatsearch
 from flatsearch import UnsupportedModelError
 from flatsearch.flatness import accumulator as accumulate
-from flatsearch.flatness import batches, measure
+from flatsearch.flatness import batches, meter
 from flatsearch.flatness.softmax import SampledRoot, SoftmaxRoot
 from tests.flatness import oracle
 from tests.flatness.nets import CASES, GapByMean, images
@@ -217,7 +217,7 @@ def test_classes_and_samples_in_small_blocks(monkeypatch: pytest.MonkeyPatch) ->
         return forward(network, x, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(accumulate, "forward", watched)
-    monkeypatch.setattr(measure, "memory_budget", lambda device: 1)
+    monkeypatch.setattr(meter, "memory_budget", lambda device: 1)
     assert measured(model, (x.double(), y), layers="all") == pytest.approx(whole, rel=1e-12)
     assert set(seen) == {1}
     monkeypatch.setattr(accumulate, "_CHUNK_ENTRIES", {"cpu": 1, "other": 1})

@@ -74,8 +74,8 @@ def test_an_objective_is_measured_whatever_it_costs(digits: ImageData) -> None:
     assert schedule.share > run.flatness_share
 
 
-def test_few_images_are_all_measured(few_digits: ImageData) -> None:
-    assert Schedule.of(RunSettings(epochs=1), few_digits).images == len(few_digits.probe)
+def test_few_images_are_all_measured(digits: ImageData) -> None:
+    assert Schedule.of(RunSettings(epochs=1), digits).images == len(digits.probe)
 
 
 def test_it_is_stored(digits: ImageData) -> None:
