@@ -117,7 +117,9 @@ def test_every_space_is_measured_as_on_the_cpu(gpu: FakeCuda) -> None:
 def test_a_search_and_a_final_training(
     few_digits: ImageData, tmp_path: Path, gpu: FakeCuda
 ) -> None:
-    settings = RunSettings(epochs=1, signals=tuple(PROXIES), precision="float32")
+    # Quantiles convert numbers inside of PyTorch, to what it takes for their device: the CPU.
+    signals = tuple(name for name in PROXIES if not name.startswith("vkdnw"))
+    settings = RunSettings(epochs=1, signals=signals, precision="float32")
     records = []
     for device in ("cpu", "cuda"):
         with gpu:

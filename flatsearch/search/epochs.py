@@ -147,7 +147,7 @@ class Epochs:
         began = trainer.epochs_done + 1
         measuring = Measuring(model, self._probe, settings, self._schedule)
         facts: dict[str, Any] = {"schedule": self._schedule.to_dict()}
-        if isinstance(trainer, Trainer):
+        if self._train_function is None:
             facts["computation"] = trainer.computation.to_dict()
         for epoch in trainer.results():
             flatness, every = self._measure(measuring, epoch.epoch)

@@ -26,6 +26,8 @@ FACTS: dict[str, Any] = {
     "metrics": {"parameters": 123, "flatness": -math.inf, "accuracy": 0.5},
     "measured": "features.3",
     "layers": {"features.0": 1.5, "features.3": math.inf},
+    "computation": {"precision": "bfloat16", "memory_format": "channels_last"},
+    "schedule": {"images": 72, "images_of_all": 16, "epochs_of_all": [1, 8], "share": 0.05},
     "artifact": "abc",
     "failure": "it broke",
     "traceback": "line 1",

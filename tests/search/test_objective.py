@@ -34,9 +34,13 @@ def run(objective: FlatnessObjective, n_trials: int = 2, **parameters: int) -> o
 
 
 def test_the_record_of_a_trial(digits: ImageData) -> None:
-    objective = FlatnessObjective(Tiny(), digits, epochs=3, device="cpu")
+    # So few images to train on allow for little measuring, by default.
+    settings = RunSettings(epochs=3, flatness_share=10.0)
+    objective = FlatnessObjective(Tiny(), digits, settings=settings, device="cpu")
     (frozen,) = run(objective, 1).trials
     trial = record.TrialRecord(frozen)
+    assert trial.computation == {"precision": "float32", "memory_format": "contiguous"}
+    assert trial.schedule["epochs_of_all"] == [1, 2, 3]
     assert trial.architecture == Architecture("tiny", frozen.params)
     assert list(trial.steps) == [0, 1, 2]
     for metrics in trial.steps.values():
@@ -54,7 +58,8 @@ def test_the_record_of_a_trial(digits: ImageData) -> None:
 
 
 def test_all_convolutions_are_measured_early_and_at_the_end(digits: ImageData) -> None:
-    objective = FlatnessObjective("plain_cnn", digits, epochs=5, device="cpu")
+    settings = RunSettings(epochs=5, flatness_share=10.0)
+    objective = FlatnessObjective("plain_cnn", digits, settings=settings, device="cpu")
     trial = record.TrialRecord(run(objective, 1, **SMALL).trials[0])
     assert [step for step, m in trial.steps.items() if "flatness_all" in m] == [0, 1, 4]
     last = trial.steps[4]
@@ -122,7 +127,7 @@ class ShortcutLast(Tiny):
     [("all", "branch.1"), ("main", "branch.1"), ("last", "shortcut")],
 )
 def test_which_convolution_is_measured(layers: str, name: str, digits: ImageData) -> None:
-    settings = RunSettings(epochs=1, layers=layers)
+    settings = RunSettings(epochs=1, layers=layers, flatness_share=10.0)
     trial = record.TrialRecord(
         run(FlatnessObjective(ShortcutLast(), digits, settings=settings), 1).trials[0]
     )
@@ -139,7 +144,8 @@ def test_which_convolution_is_measured(layers: str, name: str, digits: ImageData
 
 @pytest.mark.parametrize("name", ["noise_loss", "noise_loss_all"])
 def test_the_noise_loss_is_an_objective(name: str, digits: ImageData) -> None:
-    objective = FlatnessObjective("plain_cnn", digits, ("accuracy", name), epochs=4, device="cpu")
+    settings = RunSettings(("accuracy", name), epochs=4, flatness_share=10.0)
+    objective = FlatnessObjective("plain_cnn", digits, settings=settings, device="cpu")
     assert objective.directions == ["maximize", "minimize"]
     trial = record.TrialRecord(run(objective, 1, **SMALL).trials[0])
     assert [step for step, metrics in trial.steps.items() if name in metrics] == [0, 1, 2, 3]
