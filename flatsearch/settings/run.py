@@ -100,8 +100,8 @@ class RunSettings(Limits):
         more="main is the last one of the longest path, gates and shortcuts aside, last the one"
         " executed last: it is measured after every epoch. With all, main is, and also all of them"
         " together in the first epochs, where that says most about the final accuracy, and at the"
-        " end, as far as the share of measuring allows, or after every epoch if noise_loss_all is an"
-        " objective",
+        " end, as far as the share of measuring allows, or after every epoch if noise_loss_all is"
+        " an objective",
         group=_MEASURING,
     )
     validation_fraction: float = setting(
