@@ -4,6 +4,8 @@ from flatsearch.testing import SearchSpaceContract
 
 class TestMySpace(SearchSpaceContract):
     space = "my_package.spaces:MySpace"
+
+and what every source of data has to pass: `DataSourceContract`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import optuna
 import torch
 import torch.nn.functional as F
 
+from flatsearch.data import ImageData, load_data
 from flatsearch.flatness import relative_flatness
 from flatsearch.networks.duplicate_key import network_key
 from flatsearch.networks.gap_cnn import GapCnn
@@ -23,12 +26,13 @@ from flatsearch.spaces.space import Architecture, SearchSpace, build_model, sugg
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
     from torch import nn
 
-__all__ = ["CornerSampler", "SearchSpaceContract"]
+__all__ = ["CornerSampler", "DataSourceContract", "SearchSpaceContract"]
 
 _CLASSES = 4
 
@@ -180,3 +184,53 @@ class SearchSpaceContract:
                 if (architecture, size) not in seen:
                     seen.add((architecture, size))
                     self._build(architecture, self.channels[0], size)
+
+
+class DataSourceContract:
+    """Tests of one source of data: subclass it in a test file and define `given`."""
+
+    def given(self, folder: Path) -> Any:
+        """Return what `flatsearch.load_data` is given.
+
+        Args:
+            folder: An empty folder, for files.
+        """
+        raise NotImplementedError
+
+    def test_images_and_targets_have_the_right_form(self, tmp_path: Path) -> None:
+        """Images (N, C, H, W) of finite numbers, and targets below the number of classes."""
+        data = load_data(self.given(tmp_path))
+        names = data.class_names
+        assert len(set(names)) == len(names) >= 2, names
+        assert all(isinstance(name, str) for name in names), names
+        size, channels = data.image_size, data.in_channels
+        for split in (data.train, data.validation, data.test):
+            assert split.images.shape == (len(split), channels, size, size)
+            assert split.images.dtype in {torch.uint8, torch.float32}
+            assert bool(split.images.float().isfinite().all())
+            assert split.targets.dtype == torch.int64
+            assert int(split.targets.min()) >= 0
+            assert int(split.targets.max()) < len(names)
+
+    def test_what_is_read_is_the_same_each_time(self, tmp_path: Path) -> None:
+        """Nothing is random but what `seed` decides."""
+        given = self.given(tmp_path)
+        first, again = load_data(given), load_data(given)
+        assert first.fingerprint() == again.fingerprint()
+        assert torch.equal(first.test.images, again.test.images)
+
+    def test_images_take_the_size_that_is_asked_for(self, tmp_path: Path) -> None:
+        """`image_size` holds for every split, and resizing is said."""
+        given = self.given(tmp_path)
+        size = load_data(given).image_size + 2
+        data = load_data(given, image_size=size)
+        assert {s.images.shape[2] for s in (data.train, data.validation, data.test)} == {size}
+        assert f"resized to {size}x{size}" in str(data)
+
+    def test_what_was_read_is_said_in_one_line(self, tmp_path: Path) -> None:
+        """Images, splits, sizes and classes."""
+        data: ImageData = load_data(self.given(tmp_path))
+        line = str(data)
+        assert "\n" not in line
+        assert line.startswith(f"data {data.name}: {len(data.train)} training")
+        assert f"{data.num_classes} classes of " in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,8 @@ def _main(argv: Sequence[str]) -> int:
     if options.command is None:
         parser.print_help()
         return 2
+    # Commands print what was read, with what is odd about it, as one line.
+    logging.getLogger("flatsearch.data").setLevel(logging.ERROR)
     command, given = COMMANDS[options.command], vars(options)
     try:
         held = _held(command, given, parsers[command.name])

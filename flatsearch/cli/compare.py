@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import Printing, layers_of, make_console, print_json
+from flatsearch.cli.shared import Preparing, Printing, layers_of, make_console, print_json
 from flatsearch.errors import COUNT
 from flatsearch.settings import REQUIRED, RunOptions, RunSettings, same, setting
 from flatsearch.settings.values import Switch, Text
@@ -21,7 +22,7 @@ __all__ = ["COMMAND"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(Printing):
+class _Options(Preparing, Printing):
     """What `flatsearch compare` is told."""
 
     models: tuple[str, ...] = setting(
@@ -84,12 +85,21 @@ def _contenders(options: _Options, device: torch.device) -> dict[str, Contender]
                 validation_fraction=options.validation_fraction,
                 root=options.data_root,
             ).to(device)
+            print(known[size], file=sys.stderr)
         return known[size]
 
     contenders: dict[str, Contender] = {}
     sizes: dict[str, int] = {}
     for model in options.models:
-        loaded = load_with_images(model, images, image_size=options.image_size, seed=options.seed)
+        loaded = load_with_images(
+            model,
+            images,
+            image_size=options.image_size,
+            preprocessing=options.preprocessing,
+            seed=options.seed,
+        )
+        if loaded.note:
+            print(f"{model}: {loaded.note}", file=sys.stderr)
         data, prepare = loaded.images, loaded.prepare
         if loaded.card is not None:
             loaded.card.require_fit(model, data)

@@ -63,16 +63,34 @@ def _chosen(options: _Options) -> Any:
     if options.model is not None:
         file = Path(options.model)
         return SavedModel(file, file.stem, "the given model")
-    study, choice = options.choose()
+    study, choice = _last_trained(options) or options.choose()
     return saved_model(study, choice, Path(options.artifacts or artifacts_of(study)))
+
+
+def _last_trained(options: _Options) -> Any:
+    """Return the study and the trial of its last final training, unless another is asked for."""
+    import dataclasses
+
+    from flatsearch.analysis.selection import choose
+    from flatsearch.analysis.summary import summarise
+    from flatsearch.record import StudyRecord
+
+    study = options.load()
+    tests = StudyRecord(study).tests
+    asked = options.trial != "best" or options.prefer is not None
+    if asked or not tests or not Path(tests[-1].file).exists():
+        return None
+    choice = choose(summarise(study, statistics=False), str(tests[-1].trial))
+    return study, dataclasses.replace(choice, reason="trained last")
 
 
 COMMAND = Command(
     "export",
     "export a trained model",
-    "Export a trained model: the one of 'flatsearch train' if there is one, else the one of the"
-    " search. The file is checked to compute the same. pt2 and onnx hold normalisation and class"
-    " names, and need neither flatsearch nor the search space.",
+    "Export a trained model: that of the last 'flatsearch train', or of a trial: of its final"
+    " training if there is one, else of the search. The file is checked to compute the same. pt2"
+    " and onnx hold normalisation and class names, and need neither flatsearch nor the search"
+    " space.",
     (_Options,),
     _export,
 )

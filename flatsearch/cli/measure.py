@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import Printing, layers_of, make_console, print_json
+from flatsearch.cli.shared import Preparing, Printing, layers_of, make_console, print_json
 from flatsearch.errors import COUNT, UnsupportedModelError
 from flatsearch.settings import REQUIRED, RunOptions, RunSettings, same, setting
-from flatsearch.settings.values import Switch, Text
+from flatsearch.settings.values import Choice, Switch, Text
 
 if TYPE_CHECKING:
+    from flatsearch.data.splits import ImageData, Split
     from flatsearch.flatness.result import Flatness
 
 __all__ = ["COMMAND"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(Printing):
+class _Options(Preparing, Printing):
     """What `flatsearch measure` is told."""
 
     model: str = setting(
@@ -53,7 +55,13 @@ class _Options(Printing):
         unset="no limit",
         metavar="N",
     )
-    samples: int = setting(512, COUNT, "training images to use", metavar="N")
+    samples: int = setting(512, COUNT, "images to use", metavar="N")
+    split: str = setting(
+        "train",
+        Choice("split", ("train", "validation", "test")),
+        "which images to measure on",
+        more="The measure is defined on training images",
+    )
     image_size: int | None = same(RunSettings, "image_size", group="options")
     weights: str | None = setting(
         None,
@@ -92,13 +100,15 @@ def _measure(options: _Options) -> None:
         ),
         image_size=options.image_size,
         weights=options.weights,
+        preprocessing=options.preprocessing,
         seed=options.seed,
     )
+    print(loaded.images, file=sys.stderr)
     note = loaded.note
     try:
         result = relative_flatness(
             loaded.network.to(device),
-            loaded.prepare(loaded.images.probe),
+            loaded.prepare(_measured(loaded.images, options)),
             layers=layers_of(options.layers),
             normalize="input" if options.normalize else None,
             dtype=torch.float64 if options.float64 else None,
@@ -113,13 +123,28 @@ def _measure(options: _Options) -> None:
         fields = {**dataclasses.asdict(result), **_noise(result)}
         for name, layer in result.layers.items():
             fields["layers"][name] |= _noise(layer)
-        print_json({**fields, "model": options.model, "data": options.data, "note": note})
+        also = {"model": options.model, "data": options.data, "split": options.split, "note": note}
+        print_json({**fields, **also})
         return
     print_flatness(result, make_console())
+    if options.split != "train":
+        print(f"on {options.split} images, not on those that it was trained on")
     for name, reason in result.skipped.items():
         print(f"left out: layer {name!r}: {reason}")
     if note:
         print(note)
+
+
+def _measured(images: ImageData, options: _Options) -> Split:
+    """Return the images to measure on."""
+    if options.split == "train":
+        return images.probe
+    import torch
+
+    part: Split = getattr(images, options.split)
+    generator = torch.Generator().manual_seed(options.seed)
+    index = torch.randperm(len(part), generator=generator)[: options.samples].sort().values
+    return dataclasses.replace(part, images=part.images[index], targets=part.targets[index])
 
 
 def _noise(measured: Flatness) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,9 +20,20 @@ if TYPE_CHECKING:
     from flatsearch.data.splits import ImageData, Split
     from flatsearch.export.card import ModelCard
 
-__all__ = ["Loaded", "load_with_images"]
+__all__ = ["PREPROCESSING", "Loaded", "load_with_images"]
 
 _TORCHVISION = "torchvision:"
+# How the images of a model that is not ours may be prepared.
+PREPROCESSING = {
+    "raw": "pixels as stored",
+    "unit": "pixels from 0 to 1",
+    "imagenet": "pixels from 0 to 1, less ImageNet's mean, over its standard deviation",
+    "standardised": "channels of mean 0 and standard deviation 1 on the training images",
+}
+# The most images by which ways to prepare them are told apart.
+_TRIED = 128
+_PAIR = ("images", "targets")
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Loaded(NamedTuple):
@@ -48,6 +60,7 @@ def load_with_images(
     *,
     image_size: int | None = None,
     weights: str | None = None,
+    preprocessing: str | None = None,
     seed: int = 0,
 ) -> Loaded:
     """Load a model, and the images in its size.
@@ -59,16 +72,20 @@ def load_with_images(
         image_size: Height and width to resize to; a saved model's own where None.
         weights: Of a torchvision model: the name of pretrained ones, or a file with a state
             dictionary; random ones (seeded) where None.
+        preprocessing: From `PREPROCESSING`, for a model that is not ours; where None, "imagenet"
+            with published weights, and "standardised" with other torchvision networks.
         seed: Of random weights.
 
     Returns:
         Both.
 
     Raises:
-        UsageError: If the model is unknown, or does not fit the data.
+        UsageError: If the model is unknown, does not fit the data, or does not say how its images
+            are prepared.
     """
     if weights is not None and not model.startswith(_TORCHVISION):
         raise UsageError(f"`weights` is for torchvision:NAME; {model!r} has its own weights")
+    own = f"{model!r} prepares its images itself, whatever `preprocessing`" if preprocessing else ""
     if not model.startswith(_TORCHVISION) and not model.endswith(".pt2"):
         network, card = _saved(Path(model))
         data = images(image_size or card.image_size)
@@ -77,26 +94,66 @@ def load_with_images(
                 f"{model!r} takes {card.in_channels} channels and {card.num_classes} classes, but"
                 f" data {data.name!r} has {data.in_channels} and {data.num_classes}"
             )
-        return Loaded(network, data, lambda s: (card.normalise(s.images), s.targets), card=card)
+        return Loaded(network, data, lambda s: (card.normalise(s.images), s.targets), own, card)
     note = ""
     if model.endswith(".pt2"):
         network, ours = load_exported(Path(model))
         if ours is not None:  # it takes pixels as they are stored
             data = images(image_size or ours.image_size)
             _try(network, data.probe.images[:2].float(), data, model)
-            return Loaded(network, data, lambda s: (s.images.float(), s.targets), card=ours)
+            return Loaded(network, data, lambda s: (s.images.float(), s.targets), own, ours)
         data = images(image_size)
     else:
         data = images(image_size)
         network, note = _torchvision(model.removeprefix(_TORCHVISION), weights, data, seed)
-    colours = 3 if data.in_channels == 1 and _first_channels(network) == 3 else -1
+        published = weights is not None and not Path(weights).exists()
+        preprocessing = preprocessing or ("imagenet" if published else "standardised")
+    kinds = {name: _preparation(name, data, _first_channels(network)) for name in PREPROCESSING}
+    some = dataclasses.replace(
+        data.probe, **{n: getattr(data.probe, n)[:: -(-len(data.probe) // _TRIED)] for n in _PAIR}
+    )
+    _try(network, kinds[preprocessing or "raw"](some)[0][:2], data, model)
+    notes = [note, f"images: {PREPROCESSING[preprocessing]}" if preprocessing else ""]
+    if not note:  # it has been trained
+        found = {name: _accuracy(network, *kinds[name](some)) for name in PREPROCESSING}
+        listed = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in found.items())
+        tried = f"accuracy on {len(some)} training images: {listed}"
+        if preprocessing is None:
+            raise UsageError(
+                f"{model!r} does not say how its images are prepared: give `preprocessing`; {tried}"
+            )
+        if max(found.values()) > found[preprocessing] + 2 / len(some) ** 0.5:
+            notes.append(f"another preprocessing suits the model better: {tried}")
+    return Loaded(network, data, kinds[preprocessing or "raw"], "; ".join(filter(None, notes)))
+
+
+def _preparation(
+    name: str, data: ImageData, channels: int
+) -> Callable[[Split], tuple[Tensor, Tensor]]:
+    """Return what prepares a split for a network whose first convolution has so many channels."""
+    colours = 3 if data.in_channels == 1 and channels == 3 else -1
+    most = 65535.0 if data.pixels == "uint16" else 255.0
+    scale = most if data.pixels != "float32" else 1.0
 
     def prepare(split: Split) -> tuple[Tensor, Tensor]:
-        inputs, targets = split.tensors()
-        return inputs.expand(-1, colours, -1, -1).contiguous(), targets
+        if name == "standardised":
+            inputs, targets = split.tensors()
+        else:
+            inputs, targets = split.images.float(), split.targets
+        if name in {"unit", "imagenet"}:
+            inputs = inputs / scale
+        inputs = inputs.expand(-1, colours, -1, -1)
+        if name == "imagenet" and inputs.shape[1] == 3:
+            mean, std = (inputs.new_tensor(v).view(1, -1, 1, 1) for v in _IMAGENET)
+            inputs = (inputs - mean) / std
+        return inputs.contiguous(), targets
 
-    _try(network, prepare(data.probe)[0][:2], data, model)
-    return Loaded(network, data, prepare, note)
+    return prepare
+
+
+def _accuracy(network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+    with torch.no_grad(), eval_mode(network):
+        return float((network(inputs.cpu()).argmax(1) == targets.cpu()).float().mean())
 
 
 def _saved(path: Path) -> tuple[nn.Module, ModelCard]:
@@ -119,7 +176,7 @@ def _try(network: nn.Module, inputs: Tensor, images: ImageData, model: str) -> N
     """Check that the model takes the images and tells their classes apart."""
     try:
         with torch.no_grad(), eval_mode(network):
-            logits = network(inputs)
+            logits = network(inputs.cpu())
     except RuntimeError as error:
         raise UsageError(
             f"{model!r} cannot take images of {tuple(inputs.shape[1:])};"

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.settings import DEFAULT_STORAGE, RunOptions, SettingsRecord, same, setting
-from flatsearch.settings.values import Switch, Text
+from flatsearch.settings.values import Choice, Switch, Text
 
 if TYPE_CHECKING:
     import optuna
 
-    from flatsearch.analysis.selection import Choice
+    from flatsearch.analysis import selection
 
 __all__ = [
+    "Preparing",
     "Printing",
     "StudyOptions",
     "TrialOptions",
@@ -36,6 +37,23 @@ class Printing(SettingsRecord):
     """How a command prints."""
 
     json: bool = setting(False, Switch(), "print one JSON object, nothing else")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparing(SettingsRecord):
+    """How the images of other people's models are prepared."""
+
+    preprocessing: str | None = setting(
+        None,
+        Choice("preprocessing", ("raw", "unit", "imagenet", "standardised")),
+        "how the images of a model that flatsearch has not saved are prepared",
+        more="raw: pixels as stored; unit: from 0 to 1; imagenet: that, less ImageNet's mean, over"
+        " its standard deviation; standardised: by mean and standard deviation of the training"
+        " images",
+        unset="imagenet with published weights of torchvision, else standardised with its networks;"
+        " others do not say, and are refused",
+        metavar="HOW",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +90,7 @@ class TrialOptions(StudyOptions):
         None, Text(), "as best, the one that is best in this objective", metavar="OBJECTIVE"
     )
 
-    def choose(self) -> tuple[optuna.Study, Choice]:
+    def choose(self) -> tuple[optuna.Study, selection.Choice]:
         """Return the study and the trial."""
         from flatsearch.analysis.selection import choose
         from flatsearch.analysis.summary import summarise

@@ -76,6 +76,7 @@ def _train(options: _Options) -> None:
     device = resolve_device(options.device)
     study, choices = _choices(options)
     data = load_images(study, data=options.data, root=options.data_root).to(device)
+    print(data, file=sys.stderr)
     numbers = [str(choice.trial.number) for choice in choices]
     name = f"{study.study_name}-{'trial' if len(numbers) == 1 else 'trials'}-{'-'.join(numbers)}"
     for choice in choices:

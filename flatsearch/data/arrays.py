@@ -1,4 +1,4 @@
-"""Data sets from arrays."""
+"""Images and labels as arrays."""
 
 from __future__ import annotations
 
@@ -9,38 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatsearch.data.raw import Array, RawData, resize
 from flatsearch.errors import DataError
 
+__all__ = ["as_images", "as_labels", "is_array", "is_missing"]
 
-def from_arrays(
-    parts: dict[str, tuple[Array, Array]], where: str, image_size: int | None
-) -> RawData:
-    """Check and convert image and label arrays; labels of any type become class indices."""
-    labels = {split: as_labels(part[1], where) for split, part in parts.items()}
-    classes = np.unique(labels["train"])
-    read: dict[str, tuple[Tensor, Tensor]] = {}
-    note = ""
-    for split, (source, _) in parts.items():
-        images = as_images(source, where)
-        if len(images) != len(labels[split]):
-            raise DataError(f"{where}: {len(images)} images but {len(labels[split])} labels")
-        unseen = np.setdiff1d(labels[split], classes)
-        if len(unseen):
-            raise DataError(
-                f"{where}: {split} labels {unseen[:5].tolist()} are not in the training"
-            )
-        images, resized = resize(images, image_size)
-        note = resized if split == "train" else note
-        read[split] = (images, torch.from_numpy(np.searchsorted(classes, labels[split])).long())
-    return RawData(
-        read["train"],
-        read.get("validation"),
-        read.get("test"),
-        tuple(str(name) for name in classes),
-        True,
-        note,
+
+def is_array(images: Any) -> bool:
+    """Return whether images are one array of numbers, rather than a list of images."""
+    return isinstance(images, Tensor) or (
+        isinstance(images, np.ndarray) and (images.ndim > 1 or images.dtype.kind in "buif")
     )
+
+
+def is_missing(label: Any) -> bool:
+    """Return whether a cell of a table is empty: no text, None, NaN or pandas' NA."""
+    if label is None or label == "" or type(label).__name__ == "NAType":
+        return True
+    return isinstance(label, (float, np.floating)) and math.isnan(label)
 
 
 def as_labels(source: Any, where: str) -> np.ndarray[Any, Any]:
@@ -48,15 +33,26 @@ def as_labels(source: Any, where: str) -> np.ndarray[Any, Any]:
     labels = np.asarray(source.detach().cpu() if isinstance(source, Tensor) else source)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.dtype.kind == "O" and labels.ndim == 1:
+        missing = sum(map(is_missing, labels))
+        if missing:
+            raise DataError(f"{where}: {missing} of {len(labels)} labels are missing")
+        if all(isinstance(label, str) for label in labels):
+            labels = labels.astype(str)
+        elif all(isinstance(label, (int, float, np.number)) for label in labels):
+            labels = np.asarray(labels.tolist())
     if labels.ndim != 1 or labels.dtype.kind not in "biufSU":
+        hint = "; of one-hot rows give labels.argmax(1)" if labels.ndim == 2 else ""
         raise DataError(
             f"{where}: labels must be one number or string per image"
-            f" but have shape {labels.shape}, type {labels.dtype}"
+            f" but have shape {labels.shape}, type {labels.dtype}{hint}"
         )
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise DataError(f"{where}: {np.isnan(labels).sum()} of {len(labels)} labels are missing")
     return labels
 
 
-def as_images(source: Array, where: str) -> Tensor:
+def as_images(source: Any, where: str) -> Tensor:
     """Return images (N, C, H, W) in uint8 or float32."""
     if isinstance(source, Tensor):
         images = source.detach().cpu()
@@ -76,10 +72,13 @@ def as_images(source: Array, where: str) -> Tensor:
         )
     if images.ndim == 3:
         images = images[:, None]
-    elif images.shape[3] in {1, 3} and images.shape[1] not in {1, 3}:
+    elif _channels_last(*images.shape[1:]):
         images = images.permute(0, 3, 1, 2)
-    if images.shape[1] not in {1, 2, 3, 4}:
-        raise DataError(f"{where}: images must have 1 to 4 channels but have {tuple(images.shape)}")
+    elif images.shape[1] not in {1, 2, 3, 4} and images.shape[2] != images.shape[3]:
+        raise DataError(
+            f"{where}: which of {tuple(images.shape)} are the channels cannot be told; images of"
+            " more than 4 channels must be squares"
+        )
     if images.is_floating_point():
         if not bool(images.isfinite().all()):
             raise DataError(f"{where}: images have NaN or infinite pixels")
@@ -87,3 +86,10 @@ def as_images(source: Array, where: str) -> Tensor:
     if images.dtype != torch.uint8:
         images = images.float()
     return images.contiguous()
+
+
+def _channels_last(first: int, second: int, third: int) -> bool:
+    """Return whether the sizes of an image are (H, W, C) rather than (C, H, W)."""
+    if third in {1, 3}:
+        return first not in {1, 3}
+    return first == second != third and first not in {1, 2, 3, 4}

@@ -7,18 +7,23 @@ split is made here but read by nothing in a search.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flatsearch.data.images import in_memory, some
+from flatsearch.data.oddities import oddities
+from flatsearch.data.preparing import Images, prepare
 from flatsearch.data.sources import DataSource, read
 from flatsearch.data.splits import ImageData, Split
 from flatsearch.errors import COUNT, FRACTION, IMAGE_SIZE, SEED, DataError
 
 __all__ = ["load_data"]
 
+_log = logging.getLogger(__name__)
 _TEST_FRACTION = 0.2
 
 
@@ -40,9 +45,12 @@ def load_data(
     fifth of all data.
 
     Args:
-        source: "digits" (embedded), a torchvision name such as "cifar10" (downloaded into
-            `root` when it is not there), a folder of class folders of images, an .npz file, or
-            a pair (images, targets) of arrays, (N, H, W), (N, H, W, C) or (N, C, H, W).
+        source: "digits" (embedded); a torchvision name such as "cifar10" (downloaded into `root`
+            when it is not there); a folder of class folders of images; a table
+            "labels.csv:path,label"; an .npz file or "x.npy,y.npy"; "hf:NAME"; a pair (images,
+            labels) of arrays, (N, H, W), (N, H, W, C) or (N, C, H, W), or of a list of files or
+            images; a pandas table, a torch or Hugging Face data set; what the sources of other
+            packages take; or a mapping with one of these for train, validation and test.
         image_size: Height and width to resize to. Where None, the images' own size, the median
             one where they differ, and at most 64.
         validation_fraction: Of the training data, in (0, 1).
@@ -68,22 +76,28 @@ def load_data(
     FRACTION.check("validation_fraction", validation_fraction)
     COUNT.check("probe_size", probe_size)
     SEED.check("seed", seed)
-    raw, name = read(source, image_size, Path(root))
-    train, test = raw.train, raw.test
-    if test is None:
+    raw, name = read(source, Path(root))
+    prepared = prepare(raw, image_size, f"data {name!r}")
+    parts, classes = dict(prepared.parts), prepared.class_names
+    if len(classes) < 2:
+        raise DataError(f"data {name!r} must have at least 2 classes but has {classes}")
+    drawn = tuple(split for split in ("validation", "test") if split not in parts)
+    if "test" in drawn:
         # The same for every seed: what one run tests on, no other run has trained on.
-        train, test = _stratified(train, _TEST_FRACTION, 0, "test")
-    validation = raw.validation
-    if validation is None:
-        train, validation = _stratified(train, validation_fraction, seed, "validation")
-    for what, (images, _) in (("validation", validation), ("test", test)):
+        parts["train"], parts["test"] = _stratified(parts["train"], _TEST_FRACTION, 0, "test")
+    if "validation" in drawn:
+        parts["train"], parts["validation"] = _stratified(
+            parts["train"], validation_fraction, seed, "validation"
+        )
+    read_parts = {split: (in_memory(images), targets) for split, (images, targets) in parts.items()}
+    train = read_parts["train"]
+    for what in ("validation", "test"):
+        images = read_parts[what][0]
         given, expected = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (images, train[0]))
         if given != expected:
             raise DataError(
                 f"data {name!r}: {what} images are {given} but training images are {expected}"
             )
-    if len(raw.class_names) < 2:
-        raise DataError(f"data {name!r} must have at least 2 classes but has {raw.class_names}")
     if len(train[1]) < 4:
         raise DataError(
             f"data {name!r} must leave at least 4 training images: {len(train[1])} left"
@@ -91,21 +105,25 @@ def load_data(
     mean, std = _statistics(train[0])
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(train[1]), generator=generator)[:probe_size].sort().values
-    return ImageData(
+    data = ImageData(
         name=name,
-        class_names=raw.class_names,
-        train=Split(*train, mean, std),
-        validation=Split(*validation, mean, std),
-        test=Split(*test, mean, std),
+        class_names=classes,
+        **{split: Split(*part, mean, std) for split, part in read_parts.items()},
         probe=Split(train[0][chosen], train[1][chosen], mean, std),
         may_flip=raw.may_flip,
-        note=raw.note,
-    ).to(device)
+        note=prepared.note,
+        pixels=prepared.pixels,
+        drawn=drawn,
+        remarks=(*raw.remarks, *oddities(read_parts, parts)),
+    )
+    for remark in data.remarks:
+        _log.warning("data %s: %s", name, remark)
+    return data.to(device)
 
 
 def _stratified(
-    part: tuple[Tensor, Tensor], fraction: float, seed: int, what: str
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    part: tuple[Images, Tensor], fraction: float, seed: int, what: str
+) -> tuple[tuple[Images, Tensor], tuple[Images, Tensor]]:
     """Split (rest, held out), each class in proportion."""
     from sklearn.model_selection import train_test_split
 
@@ -121,7 +139,7 @@ def _stratified(
             f" few for a {what} split of {fraction:g} with every class in both parts"
         ) from None
     rest, held = torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(held))
-    return (images[rest], targets[rest]), (images[held], targets[held])
+    return (some(images, rest), targets[rest]), (some(images, held), targets[held])
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:

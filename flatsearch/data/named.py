@@ -1,32 +1,79 @@
-"""Data sets by name: scikit-learn's digits and torchvision's."""
+"""Data sets by name: scikit-learn's digits and torchvision's classification sets."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from flatsearch.data.arrays import as_images, as_labels
-from flatsearch.data.raw import RawData, resize
+from flatsearch.data.arrays import as_labels
+from flatsearch.data.datasets import read_map_style
+from flatsearch.data.raw import RawData
 from flatsearch.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["data_names"]
+__all__ = ["TORCHVISION", "data_names", "read_digits", "read_torchvision"]
 
-# torchvision's class, and whether a mirrored image still is of its class.
+_TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
+_WITH_VAL = {**_TRAIN_TEST, "validation": {"split": "val"}}
+_OLD = {"train": {"train": True}, "test": {"train": False}}
+_WHOLE: dict[str, dict[str, Any]] = {"train": {}}
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A data set of torchvision.
+
+    Attributes:
+        cls: Its class.
+        splits: What the class is given for each split.
+        may_flip: A mirrored image still is of its class.
+        transposed: Its images lie on their sides.
+        also: What the class is given for every split.
+    """
+
+    cls: str
+    splits: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _OLD)
+    may_flip: bool = True
+    transposed: bool = False
+    also: Mapping[str, Any] = field(default_factory=dict)
+
+
 TORCHVISION = {
-    "cifar10": ("CIFAR10", True),
-    "cifar100": ("CIFAR100", True),
-    "fashion_mnist": ("FashionMNIST", True),
-    "kmnist": ("KMNIST", False),
-    "mnist": ("MNIST", False),
-    "svhn": ("SVHN", False),
+    "caltech101": _Set("Caltech101", _WHOLE),
+    "caltech256": _Set("Caltech256", _WHOLE),
+    "cifar10": _Set("CIFAR10"),
+    "cifar100": _Set("CIFAR100"),
+    "country211": _Set("Country211", {**_TRAIN_TEST, "validation": {"split": "valid"}}),
+    "dtd": _Set("DTD", _WITH_VAL),
+    "emnist": _Set("EMNIST", may_flip=False, transposed=True, also={"split": "balanced"}),
+    "eurosat": _Set("EuroSAT", _WHOLE),
+    "fashion_mnist": _Set("FashionMNIST"),
+    "fgvc_aircraft": _Set("FGVCAircraft", _WITH_VAL),
+    "flowers102": _Set("Flowers102", _WITH_VAL),
+    "food101": _Set("Food101", _TRAIN_TEST),
+    "gtsrb": _Set("GTSRB", _TRAIN_TEST, may_flip=False),
+    "imagenette": _Set(
+        "Imagenette",
+        {"train": {"split": "train"}, "test": {"split": "val"}},
+        also={"size": "160px"},
+    ),
+    "kmnist": _Set("KMNIST", may_flip=False),
+    "mnist": _Set("MNIST", may_flip=False),
+    "oxford_iiit_pet": _Set(
+        "OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}}
+    ),
+    "rendered_sst2": _Set("RenderedSST2", _WITH_VAL, may_flip=False),
+    "semeion": _Set("SEMEION", _WHOLE, may_flip=False),
+    "stl10": _Set("STL10", _TRAIN_TEST),
+    "svhn": _Set("SVHN", _TRAIN_TEST, may_flip=False),
+    "usps": _Set("USPS", may_flip=False),
 }
 
 
@@ -40,49 +87,44 @@ def data_names() -> list[str]:
     return sorted(["digits", *TORCHVISION])
 
 
-def read_digits(image_size: int | None) -> RawData:
+def read_digits() -> RawData:
+    """Return scikit-learn's handwritten digits, 0 to 16 stretched to 0 to 255."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8))[:, None]
-    images, note = resize(images, image_size)
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     names = tuple(str(name) for name in bunch.target_names)
-    return RawData((images, torch.from_numpy(bunch.target).long()), None, None, names, False, note)
+    return RawData({"train": (images, bunch.target)}, names, may_flip=False)
 
 
-def read_torchvision(key: str, root: Path, image_size: int | None) -> RawData:
+def read_torchvision(key: str, root: Path) -> RawData:
+    """Read a set of torchvision; it is downloaded where it is not under the root."""
     import torchvision
 
-    class_name, may_flip = TORCHVISION[key]
-    cls = getattr(torchvision.datasets, class_name)
-
-    def part(train: bool) -> tuple[Tensor, Tensor, Any]:
-        which: dict[str, Any] = {"train": train}
-        if key == "svhn":
-            which = {"split": "train" if train else "test"}
-        loaded = _load_or_download(cls, key, root, which)
-        images = as_images(loaded.data, key)
-        labels = as_labels(loaded.labels if key == "svhn" else loaded.targets, key)
-        count = len(getattr(loaded, "classes", np.unique(labels)))
-        if len(images) != len(labels) or labels.min() < 0 or labels.max() >= count:
+    known = TORCHVISION[key]
+    cls = getattr(torchvision.datasets, known.cls)
+    parts, loaded = {}, None
+    for split, which in known.splits.items():
+        loaded = _load_or_download(cls, key, root, {**known.also, **which})
+        images = getattr(loaded, "data", None)
+        if isinstance(images, list) or images is None:  # of files
+            parts[split] = read_map_style(loaded).parts["train"]
+            continue
+        listed = getattr(loaded, "targets", None)
+        labels = as_labels(loaded.labels if listed is None else listed, key)
+        if len(images) != len(labels):
             raise DataError(
                 f"data {key!r} under {str(root)!r} is damaged: {len(images)} images,"
-                f" {len(labels)} labels from {labels.min()} to {labels.max()}, {count} classes"
+                f" {len(labels)} labels"
             )
-        return images, torch.from_numpy(labels.astype(np.int64)), loaded
-
-    train_images, train_targets, loaded = part(train=True)
-    test_images, test_targets, _ = part(train=False)
-    train_images, note = resize(train_images, image_size)
-    test_images, _ = resize(test_images, image_size)
-    names = getattr(loaded, "classes", [str(i) for i in range(int(train_targets.max()) + 1)])
+        parts[split] = (images.transpose(1, 2) if known.transposed else images, labels)
+    names = getattr(loaded, "classes", None) or getattr(loaded, "categories", None)
+    if names is None:
+        names = range(int(max(parts["train"][1])) + 1)
     return RawData(
-        (train_images, train_targets),
-        None,
-        (test_images, test_targets),
-        tuple(str(name) for name in names),
-        may_flip,
-        note,
+        parts,
+        tuple(name[0] if isinstance(name, tuple) else str(name) for name in names),
+        known.may_flip,
     )
 
 
@@ -98,6 +140,8 @@ def _loaded(cls: Any, key: str, root: Path, which: dict[str, Any]) -> Any:
     except RuntimeError as error:
         if "not found" not in str(error).lower():
             raise DataError(f"data {key!r} under {str(root)!r} is damaged: {error}") from None
+    except FileNotFoundError:
+        pass
     except (ValueError, AssertionError, EOFError, OSError) as error:
         reason = f"{type(error).__name__} {error}"
         raise DataError(f"data {key!r} under {str(root)!r} is damaged: {reason}") from None

@@ -1,54 +1,229 @@
-"""Reading images by name, from a folder, from an .npz file or from arrays."""
+"""Where images can come from: one registry, which packages of third parties add to.
+
+A package names a `Source` in its entry points of the group "flatsearch.data_sources"; it is asked
+before the sources here. `flatsearch.testing.DataSourceContract` tests it.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
-from flatsearch.data.arrays import from_arrays
+from flatsearch.data import datasets, npz, tables
 from flatsearch.data.folder import read_folder
 from flatsearch.data.named import TORCHVISION, data_names, read_digits, read_torchvision
-from flatsearch.data.npz import read_npz
+from flatsearch.data.raw import RawData
 from flatsearch.errors import DataError, unknown_name
 
-if TYPE_CHECKING:
-    from flatsearch.data.raw import Array, RawData
+__all__ = ["ENTRY_POINT_GROUP", "DataSource", "Source", "read", "sources"]
 
-__all__ = ["DataSource", "read"]
+ENTRY_POINT_GROUP = "flatsearch.data_sources"
+# What `sources` accept; a mapping has one of these for each split.
+DataSource: TypeAlias = Any
 
-DataSource: TypeAlias = "str | Path | tuple[Array, Array]"
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of data.
+
+    Attributes:
+        name: Its name, for messages; of a Python object also the data set's.
+        form: What is given, in words.
+        accepts: Whether something given is of this kind.
+        read: Reads what is given, with the folder for downloads.
+    """
+
+    name: str
+    form: str
+    accepts: Callable[[Any], bool]
+    read: Callable[[Any, Path], RawData]
 
 
-def read(source: DataSource, image_size: int | None, root: Path) -> tuple[RawData, str]:
+def _key(given: Any) -> str:
+    text = str(given).lower().replace("-", "_")
+    return text.replace("fashionmnist", "fashion_mnist")
+
+
+def _text(check: Callable[[str], bool]) -> Callable[[Any], bool]:
+    return lambda given: isinstance(given, (str, Path)) and check(str(given))
+
+
+def _path(check: Callable[[Path], bool]) -> Callable[[Any], bool]:
+    return _text(lambda text: check(Path(text).expanduser()))
+
+
+def _pair(given: Any, _: Path) -> RawData:
+    if len(given) != 2:
+        raise DataError(f"arrays must be a pair (images, labels) but are {len(given)} items")
+    return RawData({"train": (given[0], given[1])})
+
+
+# The first one that accepts what is given reads it.
+_BUILT_IN = (
+    Source("digits", "digits", _text(lambda t: _key(t) == "digits"), lambda *_: read_digits()),
+    Source(
+        "torchvision",
+        "a name of torchvision (cifar10, ...)",
+        _text(lambda text: _key(text) in TORCHVISION),
+        lambda given, root: read_torchvision(_key(given), root),
+    ),
+    Source(
+        "Hugging Face",
+        "hf:NAME",
+        _text(lambda text: text.startswith(datasets.HUGGING_FACE)),
+        lambda given, _: datasets.read_by_name(given),
+    ),
+    Source(
+        "saved Hugging Face",
+        "a folder that save_to_disk wrote",
+        _path(datasets.is_saved),
+        lambda given, _: datasets.read_saved(Path(given).expanduser()),
+    ),
+    Source(
+        ".npy folder",
+        "a folder of x_train.npy, y_train.npy, ...",
+        _path(npz.has_npy),
+        lambda given, _: npz.read_npy_folder(Path(given).expanduser()),
+    ),
+    Source(
+        "folder",
+        "a folder of class folders of images",
+        _path(Path.is_dir),
+        lambda given, _: read_folder(Path(given).expanduser()),
+    ),
+    Source(
+        ".npz",
+        "an .npz file",
+        _path(lambda path: path.suffix.lower() == ".npz"),
+        lambda given, _: npz.read_npz(Path(given).expanduser()),
+    ),
+    Source(
+        ".npy pair",
+        "IMAGES.npy,LABELS.npy",
+        _text(npz.npy_pair),
+        lambda given, _: npz.read_npy_pair(str(given)),
+    ),
+    Source(
+        "table",
+        "a table (labels.csv:path,label or .parquet)",
+        _text(tables.is_table),
+        lambda given, _: tables.read_table(str(given)),
+    ),
+    Source("DataFrame", "a pandas table", tables.is_frame, lambda t, _: tables.read_frame(t)),
+    Source(
+        "datasets",
+        "a Hugging Face data set",
+        datasets.is_hugging_face,
+        lambda given, _: datasets.read_hugging_face(given),
+    ),
+    Source(
+        "Dataset",
+        "a map-style torch data set",
+        datasets.is_map_style,
+        lambda given, _: datasets.read_map_style(given),
+    ),
+    Source(
+        "arrays", "a pair (images, labels)", lambda given: isinstance(given, (tuple, list)), _pair
+    ),
+)
+
+
+@functools.cache
+def _installed() -> tuple[Source, ...]:
+    """Return the sources of other packages."""
+    found: dict[str, tuple[str, Source]] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in found and found[point.name][0] != point.value:
+            raise DataError(
+                f"data source {point.name!r} is registered twice: by {found[point.name][0]} and by"
+                f" {point.value}; uninstall one"
+            )
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise DataError(
+                f"data source {point.name!r}: importing {point.value!r} failed:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(loaded, Source):
+            raise DataError(f"data source {point.name!r}: {point.value!r} is no Source")
+        found[point.name] = (point.value, loaded)
+    return tuple(source for _, source in found.values())
+
+
+def sources() -> tuple[Source, ...]:
+    """Return all kinds of data, in the order in which they are asked."""
+    return _installed() + _BUILT_IN
+
+
+def read(given: DataSource, root: Path) -> tuple[RawData, str]:
     """Read a data set.
 
     Args:
-        source: See `flatsearch.data.load_data`.
-        image_size: Height and width to resize to; None for the images' own, at most 64.
+        given: What one of `sources` accepts, or a mapping with one for each split.
         root: Where torchvision's files are, or go.
 
     Returns:
-        The images as read, and the data set's name.
+        What it holds, and the data set's name.
 
     Raises:
-        DataError: If the source is unknown, missing, empty or malformed.
+        DataError: If nothing reads it, or it is missing, empty or malformed.
     """
-    if isinstance(source, (tuple, list)):
-        if len(source) != 2:
-            raise DataError(f"arrays must be a pair (images, labels) but are {len(source)} items")
-        source = (source[0], source[1])
-        raw = from_arrays({"train": source}, "arrays", image_size)
-        return raw, "arrays"
-    reference = str(source)
-    key = reference.lower().replace("-", "_").replace("fashionmnist", "fashion_mnist")
-    if key == "digits":
-        return read_digits(image_size), "digits"
-    if key in TORCHVISION:
-        return read_torchvision(key, root, image_size), key
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        return read_folder(path, image_size), reference
-    if path.suffix == ".npz":
-        return read_npz(path, image_size), reference
-    also = "; or a folder of class folders, or an .npz file"
-    raise DataError(unknown_name("data", reference, data_names(), also=also))
+    if isinstance(given, Mapping) and not datasets.is_hugging_face(given):
+        return _by_split(given, root)
+    taking = [source for source in _installed() if source.accepts(given)]
+    if len(taking) > 1:
+        raise DataError(f"data {given!r} is read by {' and by '.join(s.name for s in taking)}")
+    for source in (*taking, *_BUILT_IN):
+        if source.accepts(given):
+            raw = source.read(given, root)
+            return raw, _name(given, source)
+    raise DataError(_refusal(given))
+
+
+def _name(given: Any, source: Source) -> str:
+    if not isinstance(given, (str, Path)):
+        return source.name
+    return _key(given) if source.name in {"digits", "torchvision"} else str(given)
+
+
+def _by_split(given: Mapping[str, Any], root: Path) -> tuple[RawData, str]:
+    parts, names, raws = {}, [], []
+    for key, source in given.items():
+        raw, name = read(source, root)
+        if key not in {"train", "validation", "test"} or set(raw.parts) != {"train"}:
+            raise DataError(
+                "a mapping must have data without splits of their own for train, and for"
+                f" validation and test if there are any, but has {key!r} with"
+                f" {', '.join(raw.parts)}"
+            )
+        parts[key] = raw.parts["train"]
+        names.append(name)
+        raws.append(raw)
+    kinds = {raw.class_names for raw in raws}
+    if len(kinds) > 1:
+        raise DataError("the splits of the mapping have different classes")
+    remarks = tuple(remark for raw in raws for remark in raw.remarks)
+    return (
+        RawData(parts, kinds.pop(), all(raw.may_flip for raw in raws), remarks),
+        " + ".join(dict.fromkeys(names)),
+    )
+
+
+def _refusal(given: Any) -> str:
+    forms = ", ".join(source.form for source in sources()[2:])
+    if not isinstance(given, (str, Path)):
+        return f"data of type {type(given).__name__} are not read; accepted: {forms}"
+    path = Path(given).expanduser()
+    if path.is_file():
+        ending = "".join(path.suffixes[-2:]).lower() or "without an ending"
+        packed = {".zip", ".gz", ".tgz", ".tar", ".7z", ".rar"} & set(path.suffixes)
+        hint = "unpack it and give the folder" if packed else f"accepted: {forms}"
+        return f"data {str(given)!r} is a file ({ending}) that is not read; {hint}"
+    if path.parent != Path() or path.suffix:
+        return f"data {str(given)!r} does not exist"
+    return unknown_name("data", str(given), data_names(), also=f"; or {forms}")

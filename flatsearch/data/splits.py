@@ -134,6 +134,10 @@ class ImageData:
         probe: A fixed part of `train` on which flatness is measured.
         may_flip: A mirrored image still is of its class.
         note: What was done to the images, for the user; may be empty.
+        pixels: Type of the stored values: "uint8" for 0 to 255, else "float32", or "uint16" or
+            "int32" of deeper files.
+        drawn: The splits that the source does not have.
+        remarks: What was left out and what is odd, for the user.
     """
 
     name: str
@@ -144,6 +148,35 @@ class ImageData:
     probe: Split
     may_flip: bool
     note: str = ""
+    pixels: str = "uint8"
+    drawn: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Say in one line what was read: images, splits, sizes, classes, what was left out."""
+        splits = (self.train, self.validation, self.test)
+        counts = torch.stack([
+            torch.bincount(s.targets.cpu(), minlength=self.num_classes) for s in splits
+        ]).sum(0)
+        least, most = int(counts.argmin()), int(counts.argmax())
+        classes = f"{self.num_classes} classes of {int(counts[least])}"
+        if counts[least] < counts[most]:
+            names = self.class_names
+            classes += f" ({names[least]}) to {int(counts[most])} ({names[most]})"
+        shape = f"{self.in_channels}x{self.image_size}x{self.image_size}"
+        if self.pixels != "uint8":
+            low, high = (float(f(self.train.images)) for f in (torch.amin, torch.amax))
+            shape += f" {self.pixels} from {low:g} to {high:g}"
+        drawn = f" ({' and '.join(self.drawn)} drawn)" if self.drawn else ""
+        numbers = [len(split) for split in splits]
+        note = f" ({self.note})" if self.note else ""
+        line = (
+            f"data {self.name}: {numbers[0]} training, {numbers[1]} validation and {numbers[2]}"
+            f" test images{drawn}, {shape}{note}, {classes} images"
+        )
+        return "; ".join([line, *self.remarks])
+
+    __repr__ = __str__
 
     @property
     def num_classes(self) -> int:
@@ -159,11 +192,6 @@ class ImageData:
     def image_size(self) -> int:
         """Height and width of an image."""
         return int(self.train.images.shape[2])
-
-    @property
-    def pixels(self) -> str:
-        """Type of the stored pixel values: "uint8" for 0 to 255, or "float32"."""
-        return str(self.train.images.dtype).removeprefix("torch.")
 
     def merged(self) -> ImageData:
         """Return the data with the validation images among the training images."""

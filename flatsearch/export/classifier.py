@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flatsearch.data.folder import read_image
+from flatsearch.data.images import Form, ImageItems
 from flatsearch.errors import UsageError
 from flatsearch.export.card import METADATA, STATE_DICT, ModelCard
 from flatsearch.export.checkpoint import build_from_card, load_model, read_tensors
@@ -17,6 +17,8 @@ from flatsearch.export.programs import read_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from flatsearch.data.images import Item
 
 __all__ = ["Classifier", "Prediction", "load"]
 
@@ -90,17 +92,14 @@ class Classifier:
         """Return the pixel values of image files, cropped and resized as in training.
 
         Raises:
-            DataError: If a file cannot be read.
-            UsageError: If the model was trained on something else than image files.
+            DataError: If a file cannot be read, or has other pixels than the model was trained on.
         """
+        return self.items(files)[:]
+
+    def items(self, files: Sequence[Item]) -> ImageItems:
+        """Return image files, or what else `flatsearch.data.images` takes, as yet unread."""
         card = self.card
-        if card.in_channels not in {1, 3} or card.pixels != "uint8":
-            raise UsageError(
-                f"the model takes {card.in_channels} channels of {card.pixels}, which image files"
-                " do not have; give arrays to flatsearch.load(...)(images)"
-            )
-        gray = card.in_channels == 1
-        return torch.stack([read_image(str(file), gray, card.image_size) for file in files])
+        return ImageItems(files, Form(card.in_channels, card.pixels, card.image_size))
 
     def predict(self, images: Any) -> list[Prediction]:
         """Return a prediction for each of image files, or of pixel values as for calling."""

@@ -7,8 +7,10 @@ the study's own pruner decides.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
+from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from flatsearch.record.constraints import PRUNED_SOFTLY, write_constraints
@@ -54,7 +56,7 @@ def should_prune(trial: optuna.Trial) -> bool:
 
     Unlike `trial.should_prune()` this works in a multi-objective study, with a pruner that
     reads the metrics from the record, such as `FlatnessPruner`. One that reads what is reported
-    to Optuna sees nothing there, and prunes nothing.
+    to Optuna sees nothing there and prunes nothing, of which a warning is given.
 
     Args:
         trial: The running trial.
@@ -65,6 +67,15 @@ def should_prune(trial: optuna.Trial) -> bool:
     study = trial.study
     if len(study.directions) == 1:
         return bool(trial.should_prune())
+    pruner = type(study.pruner)
+    if pruner.__module__.startswith("optuna.pruners") and pruner is not NopPruner:
+        warnings.warn(
+            f"{pruner.__name__} can never prune in a study of several objectives: it sees only what"
+            " is reported to Optuna, which takes one; pass pruner=flatsearch.FlatnessPruner(), or"
+            f" flatsearch.MetricPruner('accuracy', optuna.pruners.{pruner.__name__}(...)), to"
+            " optuna.create_study or optuna.load_study",
+            stacklevel=2,
+        )
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     frozen = next((other for other in running if other.number == trial.number), None)
     # Another process may have ended the trial, for want of a heartbeat.

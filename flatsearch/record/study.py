@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flatsearch.errors import UsageError
+from flatsearch.errors import SettingsError, UsageError
 from flatsearch.record.facts import Fact, Record, write
 from flatsearch.settings import RunSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import optuna
 
     from flatsearch.data.splits import ImageData
@@ -114,6 +116,35 @@ class StudyRecord(Record):
                 " images or another split; give the same with `data` and `data_root`"
             )
 
+    def check_settings(self, wanted: Mapping[str, Any]) -> None:
+        """Refuse settings that are not those of the study, by which its trials are comparable.
+
+        Args:
+            wanted: What all trials are to share, as `settings`.
+
+        Raises:
+            SettingsError: If any differ; names them.
+        """
+        # A setting that is newer than the study had its default then.
+        stored = {**RunSettings().to_dict(), **(self.settings or {})}
+        # A training loop of the user's is there, or it is not.
+        wanted = {"train": None, **wanted}
+        different = [key for key in wanted if stored.get(key) != wanted[key]]
+        # The same images may be somewhere else.
+        if "data" in different and "data_fingerprint" not in different:
+            different.remove("data")
+        # The same name with other images is the clearer message than the fingerprint alone.
+        if "data_fingerprint" in different and len(different) > 1:
+            different.remove("data_fingerprint")
+        if different:
+            listing = ", ".join(
+                f"{key}={_plain(stored.get(key))} (not {_plain(wanted[key])})" for key in different
+            )
+            raise SettingsError(
+                f"{self.owner} exists with other settings: {listing};"
+                " give the same settings to resume it, or choose another `study`"
+            )
+
     @property
     def space(self) -> str:
         """The reference of the search space, as the run was given it; empty where unknown."""
@@ -123,6 +154,10 @@ class StudyRecord(Record):
     def trained(self, number: int) -> str | None:
         """Return the file of a trial's latest final network, or None."""
         return next((test.file for test in reversed(self.tests) if test.trial == number), None)
+
+
+def _plain(value: object) -> str:
+    return ",".join(str(v) for v in value) if isinstance(value, list) else str(value)
 
 
 def write_study(study: optuna.Study, **facts: Any) -> None:

@@ -147,7 +147,7 @@ def _curve(trial: TrialRecord, metric: str) -> tuple[list[int], list[float | Non
 
 
 def _gap(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
-    """Draw the final flatness against running training less validation accuracy."""
+    """Draw the final flatness against training accuracy, as the epoch went, less validation."""
     import plotly.graph_objects as go
 
     needed = ("flatness", "train_accuracy", "accuracy")
@@ -174,10 +174,10 @@ def _gap(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
         text=texts(summary, trials),
         hoverinfo="text",
     )
-    figure.update_layout(title_text=f"flatness against the generalisation gap: {said}")
+    figure.update_layout(title_text=f"flatness against training less validation accuracy: {said}")
     kind = axis_type("flatness", x.tolist())
     figure.update_xaxes(title_text="relative flatness at the end (small is flat)", type=kind)
-    figure.update_yaxes(title_text="training less validation accuracy")
+    figure.update_yaxes(title_text="training accuracy (during the last epoch) less validation")
     return figure
 
 

@@ -65,16 +65,11 @@ class Progress:
         """Say what is about to run."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             self._see(trial)
-        images = f"{data.in_channels}x{data.image_size}x{data.image_size}"
-        note = f" ({data.note})" if data.note else ""
         how = f"resuming study '{study.study_name}' (finished trials: {finished})"
         if not study.get_trials(deepcopy=False):
             how = f"new study '{study.study_name}'"
         self.say(f"{how}: trials to go: {n_trials}")
-        self.say(
-            f"data {data.name}: {len(data.train)} training and {len(data.validation)} validation"
-            f" images {images}{note}, {data.num_classes} classes, on {device}"
-        )
+        self.say(f"{data}; on {device}")
 
     @contextlib.contextmanager
     def running(self, n_trials: int) -> Iterator[None]:

@@ -251,10 +251,12 @@ class FlatnessObjective:
         """Ask for a candidate, and record it before anything can go wrong with it."""
         if trial.study not in self._introduced:
             # The study may have been made without `open_study`.
-            self._introduced.add(trial.study)
             known = StudyRecord(trial.study)
             if known.settings is None:
                 write_study(trial.study, settings=self.shared_settings(), least=self.least)
+            else:
+                known.check_settings(self.shared_settings())
+            self._introduced.add(trial.study)
             if known.validation_images is None:
                 write_study(trial.study, validation_images=len(self.data.validation))
         write_trial(trial, worker=this_process())

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 
-from flatsearch.errors import SettingsError, StorageError, unknown_name
+from flatsearch.errors import StorageError, unknown_name
 from flatsearch.record import StudyRecord, write_study
 from flatsearch.search.factories import make_pruner, make_sampler
 from flatsearch.search.liveness import fail_dead_trials
-from flatsearch.settings import DEFAULT_PRUNER, RunSettings
+from flatsearch.settings import DEFAULT_PRUNER
 
 if TYPE_CHECKING:
     from flatsearch.search.objective import FlatnessObjective
@@ -63,7 +63,7 @@ def open_study(
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         fail_dead_trials(study)
-        _refuse_other_settings(name, StudyRecord(study).settings, wanted)
+        _check(StudyRecord(study), wanted)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -75,36 +75,13 @@ def open_study(
     return study
 
 
-def _refuse_other_settings(
-    name: str, stored: dict[str, Any] | None, wanted: dict[str, Any]
-) -> None:
-    if stored is None:
+def _check(stored: StudyRecord, wanted: dict[str, Any]) -> None:
+    """Refuse a study that has other settings, or none."""
+    if stored.settings is None:
         raise StorageError(
-            f"study {name!r} exists but was not made by flatsearch; choose another `study`"
+            f"{stored.owner} exists but was not made by flatsearch; choose another `study`"
         )
-    # A setting that is newer than the study had its default then.
-    stored = {**RunSettings().to_dict(), **stored}
-    # A training loop of the user's is there, or it is not.
-    wanted = {"train": None, **wanted}
-    different = [key for key in wanted if stored.get(key) != wanted[key]]
-    # The same images may be somewhere else.
-    if "data" in different and "data_fingerprint" not in different:
-        different.remove("data")
-    # The same name with other images is the clearer message than the fingerprint alone.
-    if "data_fingerprint" in different and len(different) > 1:
-        different.remove("data_fingerprint")
-    if different:
-        listing = ", ".join(
-            f"{k}={_plain(stored.get(k))} (not {_plain(wanted[k])})" for k in different
-        )
-        raise SettingsError(
-            f"study {name!r} exists with other settings: {listing};"
-            " give the same settings to resume it, or choose another `study`"
-        )
-
-
-def _plain(value: object) -> str:
-    return ",".join(str(v) for v in value) if isinstance(value, list) else str(value)
+    stored.check_settings(wanted)
 
 
 def load_study(name: str | None, storage: optuna.storages.BaseStorage) -> optuna.Study:

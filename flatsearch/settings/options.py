@@ -51,8 +51,8 @@ class RunOptions(SettingsRecord):
     data: str = setting(
         "digits",
         Text(),
-        "images: digits, a torchvision name (cifar10, cifar100, fashion_mnist, kmnist, mnist,"
-        " svhn), a folder of class folders of images, or an .npz file",
+        "images: digits, a name of torchvision's (cifar10, ...), a folder of class folders,"
+        " a table (labels.csv:path,label), an .npz file, x.npy,y.npy, or hf:NAME",
         joined=True,
         group=SEARCH,
     )

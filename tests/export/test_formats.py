@@ -181,14 +181,15 @@ def test_images_of_another_shape(files: dict[str, Path]) -> None:
         assert classifier(torch.zeros(0, 1, 8, 8)).shape == (0, 10)
 
 
-def test_a_model_of_floats_does_not_take_image_files(
+def test_a_model_of_floats_does_not_take_files_of_bytes(
     trained: tuple[nn.Module, ModelCard], tmp_path: Path
 ) -> None:
     model, card = trained
     floats = dataclasses.replace(card, pixels="float32", mean=(0.3,), std=(0.2,))
     export_model(model, floats, "pt2", tmp_path / "f.pt2")
-    with pytest.raises(UsageError, match="takes 1 channels of float32, which image files do not"):
-        flatsearch.load(tmp_path / "f.pt2").predict(["five.png"])
+    Image.new("L", (8, 8)).save(tmp_path / "five.png")
+    with pytest.raises(DataError, match=r"five.png' has pixels of uint8, but 1 channel of float32"):
+        flatsearch.load(tmp_path / "f.pt2").predict([tmp_path / "five.png"])
 
 
 def test_nothing_is_overwritten_without_force(

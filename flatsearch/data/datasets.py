@@ -1,0 +1,183 @@
+"""Data sets that give one (image, label) at a time: torch's map-style ones and Hugging Face's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flatsearch.data.folder import split_named
+from flatsearch.data.raw import RawData
+from flatsearch.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "HUGGING_FACE",
+    "is_hugging_face",
+    "is_map_style",
+    "is_saved",
+    "read_by_name",
+    "read_hugging_face",
+    "read_map_style",
+    "read_saved",
+]
+
+HUGGING_FACE = "hf:"
+_SAVED = ("dataset_dict.json", "state.json")
+# Images that are asked for twice, to see whether they are the same.
+_TRIED = 4
+
+
+class _Entry:
+    """One image of a data set, read when it is called."""
+
+    def __init__(self, dataset: Any, index: int, key: Any) -> None:
+        self._dataset, self._index, self._key = dataset, index, key
+        self.name = f"{index} of {type(dataset).__name__}"
+
+    def __call__(self) -> Any:
+        return self._dataset[self._index][self._key]
+
+
+def is_map_style(given: Any) -> bool:
+    """Return whether something has a length and gives (image, label) by index."""
+    from torch.utils.data import Dataset, TensorDataset
+
+    if isinstance(given, TensorDataset):
+        return True
+    return isinstance(given, Dataset) and hasattr(given, "__len__") and not is_hugging_face(given)
+
+
+def read_map_style(dataset: Any) -> RawData:
+    """List a torch data set's images and labels.
+
+    Args:
+        dataset: It gives (image, label) by index.
+
+    Returns:
+        Its images, which are read when they are needed, and labels.
+
+    Raises:
+        DataError: If it gives something else, or another image each time.
+    """
+    kind = type(dataset).__name__
+    if len(dataset) == 0:
+        raise DataError(f"{kind} is empty")
+    for index in range(0, len(dataset), max(1, len(dataset) // _TRIED)):
+        pair, again = dataset[index], dataset[index]
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise DataError(f"{kind} must give (image, label) but gives {type(pair).__name__}")
+        if not np.array_equal(np.asarray(pair[0]), np.asarray(again[0])):
+            raise DataError(
+                f"{kind} gives another image each time it is asked for number {index}: leave random"
+                " transforms to the training (`augment`)"
+            )
+    labels = _listed_labels(dataset)
+    if labels is None:
+        labels = np.asarray([np.asarray(dataset[index][1]).item() for index in range(len(dataset))])
+    images = [_Entry(dataset, index, 0) for index in range(len(dataset))]
+    names = getattr(dataset, "classes", None)
+    if names is None or labels.dtype.kind not in "iu" or len(names) <= int(labels.max()):
+        return RawData({"train": (images, labels)})
+    return RawData({"train": (images, labels)}, tuple(str(name) for name in names))
+
+
+def _listed_labels(dataset: Any) -> np.ndarray[Any, Any] | None:
+    """Return the labels that a data set lists, if they are those that it gives."""
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    for name in ("targets", "labels", "_labels", "y"):
+        listed = getattr(dataset, name, None)
+        if listed is None or len(listed) != len(dataset):
+            continue
+        found = np.asarray(listed)
+        tried = range(0, len(dataset), max(1, len(dataset) // _TRIED))
+        if found.ndim == 1 and all(found[i] == np.asarray(dataset[i][1]) for i in tried):
+            return found
+    return None
+
+
+def is_hugging_face(given: Any) -> bool:
+    """Return whether something is a `datasets.Dataset` or `DatasetDict`."""
+    return type(given).__module__.split(".")[0] == "datasets"
+
+
+def is_saved(path: Path) -> bool:
+    """Return whether a folder is what `save_to_disk` of Hugging Face's datasets wrote."""
+    return any((path / name).is_file() for name in _SAVED)
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError(
+            "Hugging Face's data sets need datasets: pip install 'flatsearch[huggingface]'"
+        ) from None
+    return datasets
+
+
+def read_saved(path: Path) -> RawData:
+    """Read what `save_to_disk` wrote."""
+    try:
+        return read_hugging_face(_datasets().load_from_disk(str(path)))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{str(path)!r} cannot be read: {type(error).__name__} {error}") from None
+
+
+def read_by_name(reference: str) -> RawData:
+    """Read hf:NAME or hf:NAME:CONFIGURATION, downloaded or from the cache."""
+    name, _, configuration = reference.removeprefix(HUGGING_FACE).partition(":")
+    datasets = _datasets()
+    try:
+        found = datasets.load_dataset(name, configuration or None)
+    except Exception as error:  # anything between here and the hub can fail
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"data {reference!r} cannot be loaded: {reason}") from None
+    return read_hugging_face(found)
+
+
+def read_hugging_face(found: Any) -> RawData:
+    """List images and labels of a `datasets.Dataset` or `DatasetDict`."""
+    datasets = _datasets()
+    splits = dict(found) if isinstance(found, Mapping) else {"train": found}
+    named: dict[str, Any] = {}
+    left_out = []
+    for name, part in splits.items():
+        split = split_named(name)
+        if split is None or split in named:
+            left_out.append(f"split {name} ({len(part)} images)")
+        else:
+            named[split] = part
+    if "train" not in named:
+        raise DataError(f"the data set has splits {', '.join(splits)} but no train")
+    features = named["train"].features
+    image = _column(features, datasets.Image, ("image", "img"), "images")
+    label = _column(features, datasets.ClassLabel, ("label", "labels", "fine_label"), "labels")
+    classes = getattr(features[label], "names", None)
+    if isinstance(features[image], datasets.Image):  # the files themselves, for the one reader
+        undecoded = datasets.Image(decode=False)
+        named = {split: part.cast_column(image, undecoded) for split, part in named.items()}
+    parts = {
+        split: ([_Entry(part, i, image) for i in range(len(part))], list(part[label]))
+        for split, part in named.items()
+    }
+    for split, (_, labels) in parts.items():
+        if classes and min(labels) < 0:
+            raise DataError(f"split {split} of the data set has no labels (they are -1)")
+    remarks = (f"left out: {', '.join(left_out)}",) if left_out else ()
+    return RawData(parts, tuple(classes) if classes else None, remarks=remarks)
+
+
+def _column(features: Mapping[str, Any], kind: type, names: tuple[str, ...], what: str) -> str:
+    """Return the column of a kind; of several the usual one."""
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    usual = [name for name in names if name in (found or features)]
+    if len(found) == 1 or usual:
+        return found[0] if len(found) == 1 else usual[0]
+    raise DataError(
+        f"which column of the data set has the {what} cannot be told: it has {', '.join(features)}"
+    )

@@ -1,0 +1,171 @@
+"""What a source gives in one form: targets, and images of one size, type and number of channels."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatsearch.data.arrays import as_images, as_labels, is_array
+from flatsearch.data.images import Form, ImageItems, headers, resized
+from flatsearch.data.raw import LARGEST_DEFAULT_SIZE
+from flatsearch.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flatsearch.data.images import Header
+    from flatsearch.data.raw import RawData
+
+__all__ = ["Images", "Prepared", "prepare"]
+
+SPLITS = ("train", "validation", "test")
+Images: TypeAlias = "Tensor | ImageItems"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set in one form.
+
+    Attributes:
+        parts: Images (N, C, H, W) and targets (N,) by split.
+        class_names: One per class.
+        pixels: See `Form`.
+        note: What was done to the images; may be empty.
+    """
+
+    parts: dict[str, tuple[Images, Tensor]]
+    class_names: tuple[str, ...]
+    pixels: str
+    note: str
+
+
+def prepare(raw: RawData, image_size: int | None, where: str) -> Prepared:
+    """Bring what a source gives into one form; that of the training images decides.
+
+    Args:
+        raw: What the source gives.
+        image_size: Height and width; None for the median of the images, at most 64.
+        where: What messages call the data.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: If it cannot be.
+    """
+    if "train" not in raw.parts:
+        raise DataError(f"{where} has {', '.join(raw.parts) or 'no splits'} but no train")
+    targets, names = _targets(raw, where)
+    sources = {split: raw.parts[split][0] for split in SPLITS if split in raw.parts}
+    for split, source in sources.items():
+        if len(source) != len(targets[split]):
+            raise DataError(f"{where}: {len(source)} images but {len(targets[split])} labels")
+    images: Mapping[str, Images]
+    if all(is_array(source) for source in sources.values()):
+        images, pixels, note = _of_arrays(sources, image_size, where)
+    else:
+        images, pixels, note = _of_items(sources, image_size)
+    parts = {split: (images[split], targets[split]) for split in images}
+    return Prepared(parts, names, pixels, note)
+
+
+def _targets(raw: RawData, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    labels = {split: as_labels(part[1], where) for split, part in raw.parts.items()}
+    train, names = labels["train"], raw.class_names
+    if names is not None:
+        for split, found in labels.items():
+            if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= len(names):
+                raise DataError(
+                    f"{where}: {split} labels must be from 0 to {len(names) - 1}, for"
+                    f" {len(names)} classes, but go from {found.min()} to {found.max()}"
+                )
+        return {s: torch.from_numpy(found.astype(np.int64)) for s, found in labels.items()}, names
+    classes = np.unique(train)
+    for split, found in labels.items():
+        unseen = np.setdiff1d(found, classes)
+        if len(unseen):
+            raise DataError(
+                f"{where}: {split} labels {unseen[:5].tolist()} are not in the training"
+            )
+    targets = {s: torch.from_numpy(np.searchsorted(classes, n)).long() for s, n in labels.items()}
+    return targets, tuple(str(name) for name in classes)
+
+
+def _of_arrays(
+    sources: Mapping[str, Any], image_size: int | None, where: str
+) -> tuple[dict[str, Tensor], str, str]:
+    images = {split: as_images(source, where) for split, source in sources.items()}
+    sizes = Counter(tuple(part.shape[2:]) for part in images.values() for _ in part)
+    side = min(images["train"].shape[2:])
+    size = min(side, LARGEST_DEFAULT_SIZE) if image_size is None else image_size
+    dtype = str(images["train"].dtype).removeprefix("torch.")
+    return {s: resized(part, size) for s, part in images.items()}, dtype, _size_note(sizes, size)
+
+
+def _of_items(
+    sources: Mapping[str, Any], image_size: int | None
+) -> tuple[dict[str, ImageItems], str, str]:
+    items = {split: list(source) for split, source in sources.items()}
+    everything = headers([item for some in items.values() for item in some])
+    train = everything[: len(items["train"])]  # they come first
+    side = statistics.median_low(min(header.size) for header in train)
+    size = min(side, LARGEST_DEFAULT_SIZE) if image_size is None else image_size
+    channels = max(header.channels for header in train)
+    form = Form(channels, train[0].pixels, size)
+    _require_one_kind(everything)
+    notes = [_size_note(Counter(header.size for header in everything), size)]
+    for count, what in (
+        (sum(header.transparent for header in everything), "with transparency, shown on white"),
+        (sum(header.frames for header in everything), "with several frames, the first one read"),
+        (sum(header.narrowed for header in everything), "of 16 bits a channel, read with 8"),
+        (
+            sum(header.channels > channels for header in everything),
+            "in colour, read as gray like the training images",
+        ),
+    ):
+        if count:
+            notes.append(f"{count} {what}")
+    note = "; ".join(filter(None, notes))
+    return {split: ImageItems(some, form) for split, some in items.items()}, form.pixels, note
+
+
+def _require_one_kind(everything: list[Header]) -> None:
+    """Refuse images whose pixels are of different kinds."""
+    (kind, count), *others = Counter(header.pixels for header in everything).most_common()
+    if others:
+        odd = [header for header in everything if header.pixels != kind]
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise DataError(
+            f"image {', '.join(header.name for header in odd[:3])}{more}: pixels of"
+            f" {odd[0].pixels}, but {count} other images have {kind}; convert them, so that all"
+            " have as many bits per channel"
+        )
+
+
+def _size_note(sizes: Mapping[tuple[int, ...], int], size: int) -> str:
+    """Say from which sizes images are resized; nothing if they are not.
+
+    Args:
+        sizes: How many images there are of each (height, width).
+        size: Height and width that they become.
+
+    Returns:
+        A phrase.
+
+    Example:
+        >>> _size_note({(8, 8): 1, (80, 64): 9}, 64)
+        'resized to 64x64, middle squares, from 2 sizes between 8x8 and 80x64'
+    """
+    if set(sizes) == {(size, size)}:
+        return ""
+    ordered = sorted(sizes, key=lambda s: (s[0] * s[1], s))
+    first, last = (f"{height}x{width}" for height, width in (ordered[0], ordered[-1]))
+    squares = "" if all(height == width for height, width in sizes) else ", middle squares,"
+    given = first if len(sizes) == 1 else f"{len(sizes)} sizes between {first} and {last}"
+    return f"resized to {size}x{size}{squares} from {given}"

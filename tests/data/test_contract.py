@@ -1,0 +1,437 @@
+"""Every source of data keeps the contract that third parties are tested by."""
+
+from __future__ import annotations
+
+import csv
+import json
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+
+from flatsearch import DataError, load_data
+from flatsearch.data import sources
+from flatsearch.data.raw import RawData
+from flatsearch.data.sources import Source
+from flatsearch.testing import DataSourceContract
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COUNT = 24
+IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
+LABELS = np.arange(COUNT) % 2
+NAMES = np.array(["cat", "dog"])[LABELS]
+
+
+def files(folder: Path) -> list[Path]:
+    """Write the images as files in one folder."""
+    found = [folder / f"{index:02}.png" for index in range(COUNT)]
+    for image, file in zip(IMAGES, found, strict=True):
+        Image.fromarray(image).save(file)
+    return found
+
+
+class Pairs(Dataset[Any]):
+    """A map-style data set of Pillow images."""
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return Image.fromarray(IMAGES[index]), int(LABELS[index])
+
+
+class SameImages(DataSourceContract):
+    """The same images by whatever source, with the same splits."""
+
+    classes = ("cat", "dog")
+
+    def test_the_images_are_those_that_were_given(self, tmp_path: Path) -> None:
+        data = load_data(self.given(tmp_path))
+        assert data.class_names == self.classes
+        splits = (data.train, data.validation, data.test)
+        found = {
+            (image.numpy().tobytes(), int(target))
+            for split in splits
+            for image, target in zip(split.images.to(torch.uint8), split.targets, strict=True)
+        }
+        expected = zip(IMAGES.transpose(0, 3, 1, 2), LABELS, strict=True)
+        assert found == {(image.tobytes(), int(label)) for image, label in expected}
+
+
+class TestFolder(SameImages):
+    def given(self, folder: Path) -> Any:
+        for file, name in zip(files(folder), NAMES, strict=True):
+            (folder / name).mkdir(exist_ok=True)
+            file.rename(folder / name / file.name)
+        return folder
+
+
+class TestCsv(SameImages):
+    def given(self, folder: Path) -> Any:
+        with (folder / "labels.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["id", "kind", "file"])
+            rows.writerows(
+                (i, name, path.name)
+                for i, (name, path) in enumerate(zip(NAMES, files(folder), strict=True))
+            )
+        return f"{folder / 'labels.csv'}:file,kind"
+
+
+class TestParquet(SameImages):
+    def given(self, folder: Path) -> Any:
+        arrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        paths = [str(path) for path in files(folder)]
+        parquet.write_table(arrow.table({"path": paths, "label": NAMES}), folder / "t.parquet")
+        return folder / "t.parquet"
+
+
+class TestFrame(SameImages):
+    def given(self, folder: Path) -> Any:
+        pandas = pytest.importorskip("pandas")
+        return pandas.DataFrame({"image": list(IMAGES), "label": NAMES})
+
+
+class TestSeries(SameImages):
+    def given(self, folder: Path) -> Any:
+        pandas = pytest.importorskip("pandas")
+        return pandas.Series(files(folder)), pandas.Series(NAMES, dtype="category")
+
+
+class TestNpz(SameImages):
+    classes = ("0", "1")
+
+    def given(self, folder: Path) -> Any:
+        np.savez(folder / "d.npz", X_train=IMAGES, Y_train=LABELS[:, None])
+        return folder / "d.npz"
+
+
+class TestMedMnist(SameImages):
+    classes = ("0", "1")
+
+    def given(self, folder: Path) -> Any:
+        parts = (("train", slice(16)), ("val", slice(16, 20)), ("test", slice(20, COUNT)))
+        arrays = {}
+        for split, some in parts:
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = IMAGES[some], LABELS[some, None]
+        np.savez(folder / "pathmnist.npz", **arrays)
+        return str(folder / "pathmnist.npz")
+
+
+class TestNpyPair(SameImages):
+    classes = ("0", "1")
+
+    def given(self, folder: Path) -> Any:
+        np.save(folder / "a.npy", IMAGES)
+        np.save(folder / "b.npy", LABELS)
+        return f"{folder / 'a.npy'},{folder / 'b.npy'}"
+
+
+class TestNpyFolder(SameImages):
+    classes = ("0", "1")
+
+    def given(self, folder: Path) -> Any:
+        np.save(folder / "x_train.npy", IMAGES[:20])
+        np.save(folder / "y_train.npy", LABELS[:20])
+        np.save(folder / "x_test.npy", IMAGES[20:])
+        np.save(folder / "y_test.npy", LABELS[20:])
+        return folder
+
+
+class TestArrays(SameImages):
+    def given(self, folder: Path) -> Any:
+        return torch.from_numpy(IMAGES), NAMES
+
+
+class TestObjects(SameImages):
+    """Arrays of any size, files, bytes and Pillow images, mixed."""
+
+    def given(self, folder: Path) -> Any:
+        paths = files(folder)
+        images: Any = np.empty(COUNT, dtype=object)
+        images[:] = paths
+        images[0], images[1] = IMAGES[0], Image.fromarray(IMAGES[1])
+        images[2], images[3] = paths[2].read_bytes(), torch.from_numpy(IMAGES[3]).permute(2, 0, 1)
+        return images, NAMES.astype(object)
+
+
+class TestMapping(SameImages):
+    def given(self, folder: Path) -> Any:
+        return {"test": (IMAGES[20:], NAMES[20:]), "train": (IMAGES[:20], NAMES[:20])}
+
+
+class TestMapStyle(SameImages):
+    classes = ("0", "1")
+
+    def given(self, folder: Path) -> Any:
+        return Pairs()
+
+
+class TestTensorDataset(SameImages):
+    classes = ("0", "1")
+
+    def given(self, folder: Path) -> Any:
+        images = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).float()
+        return TensorDataset(images, torch.from_numpy(LABELS))
+
+
+class TestHuggingFace(SameImages):
+    def given(self, folder: Path) -> Any:
+        hub = pytest.importorskip("datasets")
+        columns = {"image": [str(path) for path in files(folder)], "label": LABELS}
+        found = hub.Dataset.from_dict(columns).cast_column("image", hub.Image())
+        return found.cast_column("label", hub.ClassLabel(names=["cat", "dog"]))
+
+
+class TestSavedHuggingFace(TestHuggingFace):
+    def given(self, folder: Path) -> Any:
+        found = super().given(folder)
+        hub = pytest.importorskip("datasets")
+        splits = {"train": found.select(range(20)), "test": found.select(range(20, COUNT))}
+        hub.DatasetDict(splits).save_to_disk(str(folder / "saved"))
+        return folder / "saved"
+
+
+class TestDigits(DataSourceContract):
+    def given(self, folder: Path) -> Any:
+        return "digits"
+
+
+def of_numbers(given: Any, _: Path) -> RawData:
+    return RawData({"train": (IMAGES, LABELS)}, ("even", "odd"))
+
+
+NUMBERS = Source("numbers", "numbers:", lambda given: str(given) == "numbers:", of_numbers)
+
+
+class TestThirdParty(SameImages):
+    classes = ("even", "odd")
+
+    @pytest.fixture(autouse=True)
+    def _installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        install(
+            monkeypatch, EntryPoint("numbers", f"{__name__}:NUMBERS", sources.ENTRY_POINT_GROUP)
+        )
+
+    def given(self, folder: Path) -> Any:
+        return "numbers:"
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:
+    monkeypatch.setattr(sources, "entry_points", lambda group: points)
+    sources._installed.cache_clear()
+    monkeypatch.setattr(sources, "_installed", sources._installed.__wrapped__)
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ("absent.module:SOURCE", "importing 'absent.module:SOURCE' failed: ModuleNotFoundError"),
+        ("json:dumps", "'json:dumps' is no Source"),
+    ],
+)
+def test_broken_sources_are_named(
+    monkeypatch: pytest.MonkeyPatch, point: str, message: str
+) -> None:
+    install(monkeypatch, EntryPoint("broken", point, sources.ENTRY_POINT_GROUP))
+    with pytest.raises(DataError, match=f"data source 'broken': {message}"):
+        load_data("digits")
+
+
+def test_two_sources_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        EntryPoint("numbers", f"{__name__}:{name}", sources.ENTRY_POINT_GROUP)
+        for name in ("NUMBERS", "of_numbers")
+    ]
+    install(monkeypatch, *points)
+    with pytest.raises(DataError, match="registered twice"):
+        load_data("digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("photos.zip", "is a file (.zip) that is not read; unpack it and give the folder"),
+        ("photos.tar.gz", "unpack it and give the folder"),
+        ("notes.txt", "is a file (.txt) that is not read; accepted: "),
+        ("weights.h5", "is a file (.h5) that is not read"),
+    ],
+)
+def test_files_that_are_not_read_are_called_that(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(DataError) as caught:
+        load_data(tmp_path / name)
+    assert message in str(caught.value)
+    assert "unknown" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"train": "digits", "dev": "digits"}, "has 'dev'"),
+        ({"test": (IMAGES, LABELS)}, "but no train"),
+        (
+            {"train": (IMAGES, LABELS), "test": (IMAGES, LABELS + 1)},
+            r"test labels \[2\] are not in the training",
+        ),
+        (42, "data of type int are not read; accepted: "),
+        (b"bytes", "data of type bytes are not read"),
+        ((IMAGES, [None, *NAMES[1:]]), "1 of 24 labels are missing"),
+        ((IMAGES, np.where(LABELS == 0, np.nan, 1.0)), "12 of 24 labels are missing"),
+        ((IMAGES, np.eye(2)[LABELS]), r"of one-hot rows give labels.argmax\(1\)"),
+        (([*IMAGES[1:], "absent.png"], NAMES), r"image 'absent.png' cannot be read"),
+        (([*IMAGES[1:], np.zeros(3)], NAMES), r"an image must be a file, its bytes, a Pillow"),
+        (([*IMAGES[1:], IMAGES[0] / 255], NAMES), "pixels of float32, but 23 other images"),
+    ],
+)
+def test_python_objects_refused(given: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_data(given)
+
+
+class Twisted(Pairs):
+    """Turns its images at random."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = super().__getitem__(index)
+        return image.rotate(int(np.random.default_rng().integers(1, 90))), label
+
+
+class Single(Pairs):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index)[0]
+
+
+class Listed(Pairs):
+    """Lists other labels than it gives, as subsets and wrapped sets do."""
+
+    targets = 1 - LABELS
+
+
+def test_data_sets_of_torch_that_mislead() -> None:
+    with pytest.raises(DataError, match=r"another image each time .* leave random transforms"):
+        load_data(Twisted())
+    with pytest.raises(DataError, match=r"must give \(image, label\) but gives Image"):
+        load_data(Single())
+    assert load_data(Listed()).fingerprint() == load_data(Pairs()).fingerprint()
+
+
+# --- tables ---
+
+
+def table(folder: Path, *rows: str, name: str = "t.csv") -> Path:
+    files(folder)
+    (folder / name).write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
+    return folder / name
+
+
+def listed(names: Any = NAMES, ending: str = ".png") -> list[str]:
+    return [f"{index:02}{ending},{name}" for index, name in enumerate(names)]
+
+
+def test_columns_are_found_by_their_usual_names(tmp_path: Path) -> None:
+    data = load_data(table(tmp_path, "filename,label", *listed()))
+    assert data.class_names == ("cat", "dog")
+    with pytest.raises(DataError, match=r"unknown column 'lable' \(did you mean 'label'\?\)"):
+        load_data(f"{tmp_path / 't.csv'}:filename,lable")
+    with pytest.raises(DataError, match="has columns a, b: name those of images and labels"):
+        load_data(table(tmp_path, "a,b", *listed()))
+
+
+def test_whole_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    names = [("2", "10")[label] for label in LABELS]
+    assert load_data(table(tmp_path, "path,label", *listed(names))).class_names == ("2", "10")
+    zeros = [("02", "10")[label] for label in LABELS]
+    assert load_data(table(tmp_path, "path,label", *listed(zeros))).class_names == ("02", "10")
+
+
+def test_files_without_endings_and_in_folders_are_found(tmp_path: Path) -> None:
+    path = table(tmp_path, "path;label", *(row.replace(",", ";") for row in listed(ending="")))
+    (tmp_path / "images").mkdir()
+    for file in tmp_path.glob("*.png"):
+        file.rename(tmp_path / "images" / file.name)
+    data = load_data(path)
+    assert data.class_names == ("cat", "dog")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "images" / "00.png").rename(tmp_path / "other" / "03.png")
+    with pytest.raises(DataError, match=r"2 of 24 files .* more than one of that name: '00', '03'"):
+        load_data(path)
+
+
+def test_a_column_of_splits(tmp_path: Path) -> None:
+    rows = [f"{row},{'Test' if i > 19 else 'TRAIN'}" for i, row in enumerate(listed())]
+    data = load_data(table(tmp_path, "path,label,split", *rows))
+    assert (len(data.test), data.drawn) == (4, ("validation",))
+    folds = [f"{row},{i % 5}" for i, row in enumerate(listed())]
+    assert load_data(table(tmp_path, "path,label,fold", *folds)).drawn == ("validation", "test")
+    with pytest.raises(DataError, match="column 'fold' must have train, val or test but has '0'"):
+        load_data(f"{tmp_path / 't.csv'}:path,label,fold")
+
+
+def test_rows_without_labels_are_left_out_and_said(tmp_path: Path) -> None:
+    rows = ["00.png,", *listed()[1:]]
+    data = load_data(table(tmp_path, "path,label", *rows))
+    assert "left out: 1 rows without a label" in str(data)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["path,label", "00.png,cat,x"], "row 2 has 3 cells but the first one has 2"),
+        (["path,label"], "must have a first row of names and rows below it"),
+        ([""], "must have a first row of names"),
+        (["path,label", "99.png,cat"], "1 of 1 files of column 'path' are not there"),
+    ],
+)
+def test_tables_refused(tmp_path: Path, rows: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_data(table(tmp_path, *rows))
+
+
+def test_absent_tables_and_files(tmp_path: Path) -> None:
+    for name in ("no.csv", "no.csv:path,label", "no.npz", "no/folder"):
+        with pytest.raises(DataError, match="does not exist"):
+            load_data(str(tmp_path / name))
+
+
+# --- torchvision's sets of image files ---
+
+
+def test_a_set_of_files(tmp_path: Path) -> None:
+    """DTD lists its files by split."""
+    base = tmp_path / "dtd" / "dtd"
+    (base / "labels").mkdir(parents=True)
+    parts = {"train": range(12), "val": range(12, 18), "test": range(18, COUNT)}
+    for split, indices in parts.items():
+        names = []
+        for index in indices:
+            folder = base / "images" / NAMES[index]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(IMAGES[index]).save(folder / f"{index:02}.png")
+            names.append(f"{NAMES[index]}/{index:02}.png")
+        (base / "labels" / f"{split}1.txt").write_text("\n".join(names))
+    data = load_data("dtd", root=tmp_path)
+    assert (data.class_names, data.drawn) == (("cat", "dog"), ())
+    assert data.test.images.tolist() == IMAGES.transpose(0, 3, 1, 2)[18:].tolist()
+    assert data.test.targets.tolist() == LABELS[18:].tolist()
+
+
+def test_food101(tmp_path: Path) -> None:
+    base = tmp_path / "food-101"
+    for index, name in enumerate(NAMES):
+        (base / "images" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[index]).save(base / "images" / name / f"{index}.jpg")
+    (base / "meta").mkdir()
+    for split, indices in (("train", range(18)), ("test", range(18, COUNT))):
+        listed = {n: [f"{n}/{i}" for i in indices if NAMES[i] == n] for n in ("cat", "dog")}
+        (base / "meta" / f"{split}.json").write_text(json.dumps(listed))
+    data = load_data("Food101", root=tmp_path)
+    assert (len(data.train) + len(data.validation), len(data.test)) == (18, 6)
+    assert data.class_names == ("cat", "dog")
