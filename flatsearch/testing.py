@@ -233,4 +233,4 @@ class DataSourceContract:
         line = str(data)
         assert "\n" not in line
         assert line.startswith(f"data {data.name}: {len(data.train)} training")
-        assert f"{data.num_classes} classes of " in line
+        assert f"{data.num_classes} classes (" in line

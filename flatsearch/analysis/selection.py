@@ -13,6 +13,7 @@ import numpy as np
 from flatsearch.errors import UsageError, unknown_name
 from flatsearch.pareto import accuracy_error, signs
 from flatsearch.record import StudyRecord
+from flatsearch.settings import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,5 +203,5 @@ def saved_model(study: optuna.Study, choice: Choice, artifacts: Path) -> SavedMo
         missing = f": the final training's {trained!r} is missing"
         note += "; 'flatsearch train' makes a better one" if trained is None else missing
     architecture = None if trial.architecture is None else trial.architecture.to_json()
-    name = f"{study.study_name}-trial-{trial.number}"
+    name = f"{file_name(study.study_name)}-trial-{trial.number}"
     return SavedModel(file, name, f"{what}, {note}", architecture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,8 @@ def _main(argv: Sequence[str]) -> int:
         kind = "" if isinstance(error, (FlatsearchError, OSError)) else f"{type(error).__name__}: "
         text = command.in_options(" ".join(str(error).split()))
         print(f"flatsearch {command.name}: error: {kind}{text}", file=sys.stderr)
+        if "json" in given:
+            print(json.dumps({"error": f"{kind}{text}", "type": type(error).__name__}))
         return 2 if isinstance(error, UsageError) else 1
 
 

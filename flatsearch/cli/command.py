@@ -12,9 +12,9 @@ from flatsearch.settings import REQUIRED, Setting, SettingsRecord
 from flatsearch.settings.values import Choice, Names, Switch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Command", "Parser"]
+__all__ = ["Command", "Parser", "in_options"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,8 +103,13 @@ class Command:
 
     def in_options(self, message: str) -> str:
         """Return a message with options in the place of the arguments' names in backquotes."""
-        options = {name: known.option(name) for name, known in self.settings.items()}
-        return re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
+        return in_options(message, self.settings)
+
+
+def in_options(message: str, settings: Mapping[str, Setting]) -> str:
+    """Return a message with options in the place of the settings' names in backquotes."""
+    options = {name: known.option(name) for name, known in settings.items()}
+    return re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
 
 
 def _add(group: Any, name: str, known: Setting) -> argparse.Action:

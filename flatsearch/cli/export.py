@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def _export(options: _Options) -> None:
         f"written: {out} ({size:,} bytes); its logits differ from the model's by at most"
         f" {difference:.1e}"
     )
-    print(f"next:\n  flatsearch predict {out} IMAGE.png")
+    print(f"next:\n  flatsearch predict {shlex.quote(str(out))} IMAGE.png")
 
 
 def _chosen(options: _Options) -> Any:

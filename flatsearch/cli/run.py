@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -77,11 +78,11 @@ def _print(summary: StudySummary, options: RunOptions, printing: Printing) -> No
 
 def _next_steps(summary: StudySummary, options: RunOptions) -> str:
     """Say what to type next."""
-    study = f"{summary.name}{storage_option(options.storage)}"
+    study = f"{shlex.quote(summary.name)}{storage_option(options.storage)}"
     lines = ["next:", f"  flatsearch report {study}", f"  flatsearch dashboard {study}"]
     if summary.front:
         lines.append(f"  flatsearch train {study}    # the final model")
-    given = " ".join(sys.argv[1:]) if sys.argv[0].endswith("flatsearch") else ""
+    given = shlex.join(sys.argv[1:]) if sys.argv[0].endswith("flatsearch") else ""
     if given and options.trials is None:
         lines.append(f"  flatsearch {given} --trials 10    # ten more trials")
     return "\n".join(lines)

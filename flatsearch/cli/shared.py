@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,4 +131,4 @@ def make_console() -> Any:
 
 def storage_option(storage: str) -> str:
     """Return what a suggested command needs to find the same storage."""
-    return "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
+    return "" if storage == DEFAULT_STORAGE else f" --storage {shlex.quote(storage)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from flatsearch.cli.shared import (
     storage_option,
 )
 from flatsearch.errors import COUNT
-from flatsearch.settings import RunOptions, RunSettings, same, setting
+from flatsearch.settings import RunOptions, RunSettings, file_name, same, setting
 from flatsearch.settings.values import Switch, Text
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def _train(options: _Options) -> None:
     data = load_images(study, data=options.data, root=options.data_root).to(device)
     print(data, file=sys.stderr)
     numbers = [str(choice.trial.number) for choice in choices]
-    name = f"{study.study_name}-{'trial' if len(numbers) == 1 else 'trials'}-{'-'.join(numbers)}"
+    kind = "trial" if len(numbers) == 1 else "trials"
+    name = "-".join([file_name(study.study_name), kind, *numbers])
     for choice in choices:
         print(f"trial {choice.trial.number}: {choice.reason}", file=sys.stderr)
     epochs = options.epochs or default_epochs(study)
@@ -100,11 +102,12 @@ def _train(options: _Options) -> None:
         return
     console = make_console()
     print_final(final, console)
-    trial = f"{study.study_name} --trial {final.trial}{storage_option(options.storage)}"
-    steps = f"flatsearch export {trial}\n  flatsearch predict {final.model} IMAGE.png"
+    study_name, model = shlex.quote(study.study_name), shlex.quote(final.model)
+    trial = f"{study_name} --trial {final.trial}{storage_option(options.storage)}"
+    steps = f"flatsearch export {trial}\n  flatsearch predict {model} IMAGE.png"
     if len(final.seeds) > 1:
-        files = " ".join(seed.file for seed in final.seeds[:2])
-        steps += f"\n  flatsearch compare {files} --data {options.data or data.name}"
+        files = shlex.join(seed.file for seed in final.seeds[:2])
+        steps += f"\n  flatsearch compare {files} --data {shlex.quote(options.data or data.name)}"
         steps += _split_options(study)
     console.print(f"next:\n  {steps}", highlight=False, markup=False)
 

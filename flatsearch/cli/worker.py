@@ -7,10 +7,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatsearch.cli.command import Command
-from flatsearch.cli.shared import StudyOptions, as_told
+from flatsearch.cli.command import Command, in_options
+from flatsearch.cli.shared import Reporting, StudyOptions, as_told
 from flatsearch.errors import Range
-from flatsearch.settings import RunOptions, same, setting
+from flatsearch.settings import RunOptions, RunSettings, same, setting
 
 if TYPE_CHECKING:
     import optuna
@@ -65,12 +65,19 @@ def run_here(
     session: Session, command: str, progress: Progress, publisher: Publisher | None
 ) -> None:
     """Run a session's trials in this process, and show and publish each."""
+    from flatsearch.reports.plan import Plan
 
     def on_trial(study: optuna.Study, trial: FrozenTrial) -> None:
         progress.trial(study, trial)
         if publisher is not None:
             publisher.trial(study)
 
+    if publisher is not None:  # of several workers one
+        data = session.objective.data
+        settings, timeout = session.objective.settings, session.options.timeout
+        plan = Plan(session.study, session.target, settings, data.image_size, timeout)
+        known = {**RunSettings.settings(), **RunOptions.settings()}
+        progress.plan(plan, lambda text: in_options(text, known))
     with progress.running(session.n_trials):
         ended = session.run(on_trial)
     if ended:

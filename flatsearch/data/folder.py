@@ -112,11 +112,12 @@ class _Scan:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
                 self.left_out["hidden or of the system"] += 1
-            elif entry.is_dir():
-                inner = self._look(Path(entry.path), (*above, here))
-                self._add(found, inner)
-            else:
+            elif _is(entry, directory=True):
+                self._add(found, self._look(Path(entry.path), (*above, here)))
+            elif _is(entry, directory=False):
                 self._file(found, Path(entry.path))
+            else:
+                self.left_out["links to nothing, or no files"] += 1
         return found
 
     @staticmethod
@@ -132,7 +133,7 @@ class _Scan:
         if ending in self._suffixes or (not ending.strip(".0123456789") and _is_image(file)):
             folder.images.append(file)
             return
-        self.left_out[ending or "no ending"] += 1
+        self.left_out[ending or "without an ending"] += 1
         if ending in _OTHER_IMAGES:
             self._unread[file.parent] += 1
 
@@ -167,11 +168,15 @@ class _Scan:
             if not sure and (before or not (splits or (alone and len(group) > 1))):
                 continue  # classes that are called like splits
             if not sure:
+                names = ", ".join(sorted(inner.name for _, inner in group))
+                why = "other folders are beside them, or two are of one split"
+                if "train" not in {split for split, _ in group}:
+                    why = f"it has {names} but no train"
+                elif "train" not in splits:
+                    why = f"{names} hold no class folders"
                 raise DataError(
-                    f"folder {str(folder.path)!r} has {_seen(folder)}: splits must be a folder"
-                    " 'train', and 'val' and 'test' if there are any, each with a folder for every"
-                    " class and with no other folder beside them"
-                    + ("" if "train" in splits else f", but {_named(group)} but no train")
+                    f"folder {str(folder.path)!r} has {_seen(folder)}: splits must be 'train', and"
+                    f" 'val' and 'test' if there are any, with a folder for every class, but {why}"
                 )
             for other in others:
                 self.left_out[f"in {other.name}, which has no class folders"] += other.count
@@ -257,8 +262,11 @@ def _seen(folder: _Folder) -> str:
     return ", ".join(seen[:10] + more)
 
 
-def _named(group: list[tuple[str, _Folder]]) -> str:
-    return "has " + ", ".join(sorted(inner.name for _, inner in group))
+def _is(entry: os.DirEntry[str], *, directory: bool) -> bool:
+    try:
+        return entry.is_dir() if directory else entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_image(file: Path) -> bool:

@@ -180,7 +180,7 @@ def _header(item: Item) -> Header:
         if isinstance(image, Tensor):
             return Header(name, (image.shape[1], image.shape[2]), len(image), "float32")
         width, height = image.size
-        if _orientation(image) in _SIDEWAYS:
+        if image.format != "TIFF" and _orientation(image) in _SIDEWAYS:  # there Pillow has done so
             width, height = height, width
         tiles = getattr(image, "tile", None) or [(None,) * 4]
         return Header(
@@ -266,7 +266,7 @@ def _other(name: str, given: str, form: Form) -> str:
 def _on_ground(image: Image.Image, mode: str) -> Image.Image:
     """Return an image of 8 bits a channel in a mode, without transparency."""
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         ground = Image.new("RGBA", image.size, (_GROUND,) * 4)
         image = Image.alpha_composite(ground, image).convert("RGB")
     elif image.mode == "LAB":

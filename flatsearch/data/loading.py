@@ -84,10 +84,12 @@ def load_data(
     drawn = tuple(split for split in ("validation", "test") if split not in parts)
     if "test" in drawn:
         # The same for every seed: what one run tests on, no other run has trained on.
-        parts["train"], parts["test"] = _stratified(parts["train"], _TEST_FRACTION, 0, "test")
+        parts["train"], parts["test"] = _stratified(
+            parts["train"], _TEST_FRACTION, 0, "test", classes
+        )
     if "validation" in drawn:
         parts["train"], parts["validation"] = _stratified(
-            parts["train"], validation_fraction, seed, "validation"
+            parts["train"], validation_fraction, seed, "validation", classes
         )
     read_parts = {split: (in_memory(images), targets) for split, (images, targets) in parts.items()}
     train = read_parts["train"]
@@ -122,7 +124,11 @@ def load_data(
 
 
 def _stratified(
-    part: tuple[Images, Tensor], fraction: float, seed: int, what: str
+    part: tuple[Images, Tensor],
+    fraction: float,
+    seed: int,
+    what: str,
+    class_names: tuple[str, ...],
 ) -> tuple[tuple[Images, Tensor], tuple[Images, Tensor]]:
     """Split (rest, held out), each class in proportion."""
     from sklearn.model_selection import train_test_split
@@ -133,10 +139,12 @@ def _stratified(
             np.arange(len(targets)), test_size=fraction, random_state=seed, stratify=targets.numpy()
         )
     except ValueError:
-        counts = torch.bincount(targets)
+        counts = torch.bincount(targets, minlength=len(class_names))
+        rarest = int(counts.argmin())
         raise DataError(
-            f"{len(targets)} images, {int(counts[counts > 0].min())} of the rarest class, are too"
-            f" few for a {what} split of {fraction:g} with every class in both parts"
+            f"{len(targets)} images, {int(counts[rarest])} of the rarest class"
+            f" ({class_names[rarest]}), are too few for a {what} split of {fraction:g} with every"
+            " class in both parts"
         ) from None
     rest, held = torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(held))
     return (some(images, rest), targets[rest]), (some(images, held), targets[held])

@@ -14,7 +14,7 @@ from torch import Tensor
 from flatsearch.data.arrays import as_images, as_labels, is_array
 from flatsearch.data.images import Form, ImageItems, headers, resized
 from flatsearch.data.raw import LARGEST_DEFAULT_SIZE
-from flatsearch.errors import DataError
+from flatsearch.errors import IMAGE_SIZE, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Images", "Prepared", "prepare"]
 
+# An image that is longer than this many times its width is hardly shown by its middle.
+_OBLONG = 3
 SPLITS = ("train", "validation", "test")
 Images: TypeAlias = "Tensor | ImageItems"
 
@@ -70,7 +72,7 @@ def prepare(raw: RawData, image_size: int | None, where: str) -> Prepared:
     if all(is_array(source) for source in sources.values()):
         images, pixels, note = _of_arrays(sources, image_size, where)
     else:
-        images, pixels, note = _of_items(sources, image_size)
+        images, pixels, note = _of_items(sources, image_size, where)
     parts = {split: (images[split], targets[split]) for split in images}
     return Prepared(parts, names, pixels, note)
 
@@ -103,24 +105,30 @@ def _of_arrays(
     images = {split: as_images(source, where) for split, source in sources.items()}
     sizes = Counter(tuple(part.shape[2:]) for part in images.values() for _ in part)
     side = min(images["train"].shape[2:])
+    _require_size(side, where)
     size = min(side, LARGEST_DEFAULT_SIZE) if image_size is None else image_size
     dtype = str(images["train"].dtype).removeprefix("torch.")
     return {s: resized(part, size) for s, part in images.items()}, dtype, _size_note(sizes, size)
 
 
 def _of_items(
-    sources: Mapping[str, Any], image_size: int | None
+    sources: Mapping[str, Any], image_size: int | None, where: str
 ) -> tuple[dict[str, ImageItems], str, str]:
     items = {split: list(source) for split, source in sources.items()}
     everything = headers([item for some in items.values() for item in some])
     train = everything[: len(items["train"])]  # they come first
     side = statistics.median_low(min(header.size) for header in train)
+    _require_size(side, where)
     size = min(side, LARGEST_DEFAULT_SIZE) if image_size is None else image_size
     channels = max(header.channels for header in train)
     form = Form(channels, train[0].pixels, size)
     _require_one_kind(everything)
     notes = [_size_note(Counter(header.size for header in everything), size)]
     for count, what in (
+        (
+            sum(max(header.size) > _OBLONG * min(header.size) for header in everything),
+            f"over {_OBLONG} times as long as wide, their middle squares read",
+        ),
         (sum(header.transparent for header in everything), "with transparency, shown on white"),
         (sum(header.frames for header in everything), "with several frames, the first one read"),
         (sum(header.narrowed for header in everything), "of 16 bits a channel, read with 8"),
@@ -133,6 +141,15 @@ def _of_items(
             notes.append(f"{count} {what}")
     note = "; ".join(filter(None, notes))
     return {split: ImageItems(some, form) for split, some in items.items()}, form.pixels, note
+
+
+def _require_size(side: int, where: str) -> None:
+    """Refuse images that show nothing."""
+    least = int(IMAGE_SIZE.least or 1)
+    if side < least:
+        raise DataError(
+            f"{where}: the shorter side of the median image is {side}, but must be at least {least}"
+        )
 
 
 def _require_one_kind(everything: list[Header]) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Augmentation", "ImageData", "Split"]
 
+# Classes that are named in the line about a data set.
+_MOST_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -159,9 +162,10 @@ class ImageData:
             torch.bincount(s.targets.cpu(), minlength=self.num_classes) for s in splits
         ]).sum(0)
         least, most = int(counts.argmin()), int(counts.argmax())
-        classes = f"{self.num_classes} classes of {int(counts[least])}"
+        names = self.class_names
+        listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
+        classes = f"{len(names)} classes ({listed}) of {int(counts[least])}"
         if counts[least] < counts[most]:
-            names = self.class_names
             classes += f" ({names[least]}) to {int(counts[most])} ({names[most]})"
         shape = f"{self.in_channels}x{self.image_size}x{self.image_size}"
         if self.pixels != "uint8":
@@ -174,7 +178,7 @@ class ImageData:
             f"data {self.name}: {numbers[0]} training, {numbers[1]} validation and {numbers[2]}"
             f" test images{drawn}, {shape}{note}, {classes} images"
         )
-        return "; ".join([line, *self.remarks])
+        return " ".join("; ".join([line, *self.remarks]).split())
 
     __repr__ = __str__
 

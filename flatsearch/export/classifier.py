@@ -134,7 +134,9 @@ def load(path: str | Path) -> Classifier:
         return _load_onnx(path)
     if path.suffix == STATE_DICT:
         beside = path.with_suffix(".json")
-        card = ModelCard.from_json(beside.read_text() if beside.is_file() else None, beside)
+        if not beside.is_file():
+            raise UsageError(f"{str(path)!r} needs {beside.name!r} beside it, which is missing")
+        card = ModelCard.from_json(beside.read_text(), beside)
         network = build_from_card(card, read_tensors(path, "a state dictionary"), path)
     else:
         network, card = load_model(path)

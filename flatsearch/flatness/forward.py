@@ -190,6 +190,11 @@ def call(model: nn.Module, x: Tensor) -> Tensor:
         raise UnsupportedModelError(
             f"the model must return logits of shape (N, K) but gave {shape} for {len(x)} images"
         )
+    if logits.shape[1] < 2:
+        raise UnsupportedModelError(
+            "the model gives one logit per image, of which the softmax is always 1: the measure is"
+            " of at least 2 classes"
+        )
     return logits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 from flatsearch.reports import tables
@@ -68,6 +69,6 @@ def trial_note(summary: StudySummary, trial: TrialRecord) -> str:
     lines += _section(tables.trial_numbers(summary, trial))
     if trial.architecture is not None:
         # In a code span only a backtick means something.
-        name = summary.name.replace("`", "")
+        name = shlex.quote(summary.name.replace("`", ""))
         lines.append(f"Train it to the end: `flatsearch train {name} --trial {trial.number}`")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 from rich.progress import (
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from flatsearch.data.splits import ImageData
     from flatsearch.flatness import FlatnessResult
+    from flatsearch.reports.plan import Plan
     from flatsearch.settings import RunSettings
     from flatsearch.training.trainer import EpochResult
 
@@ -51,6 +52,8 @@ class Progress:
         self._settings = settings
         self._bar: Bar | None = None
         self._task: TaskID | None = None
+        self._plan: Plan | None = None
+        self._worded: Callable[[str], str] = str
         self._best: tuple[float, int] | None = None
         self._same = 0
 
@@ -77,16 +80,28 @@ class Progress:
         if not self._console.is_terminal:
             yield
             return
-        with _bar(self._console, "best") as bar:
+        with _bar(self._console, "best", left="left") as bar:
             self._bar = bar
-            self._task = bar.add_task("starting", total=n_trials, best=self._best_text())
+            about: Any = {"best": self._best_text(), "left": ""}
+            self._task = bar.add_task("starting", total=n_trials, **about)
             try:
                 yield
             finally:
                 self._bar = None
 
+    def plan(self, plan: Plan, worded: Callable[[str], str]) -> None:
+        """Say from now on how long it takes.
+
+        Args:
+            plan: What knows it.
+            worded: Puts a text into the caller's language.
+        """
+        self._plan, self._worded = plan, worded
+
     def epoch(self, trial: optuna.Trial, result: EpochResult, _: FlatnessResult) -> None:
         """Show the epoch of the running trial."""
+        if self._plan is not None and (text := self._plan.first_epoch(trial, result.epoch)):
+            self.say(self._worded(text))
         if self._bar is not None and self._task is not None:
             text = f"trial {trial.number} epoch {result.epoch}/{self._settings.epochs}"
             self._bar.update(self._task, description=text)
@@ -96,11 +111,15 @@ class Progress:
         self._see(trial)
         if self._bar is not None and self._task is not None:
             step = int(TrialRecord(trial).counted)
-            self._bar.update(self._task, advance=step, best=self._best_text())
+            self._bar.update(self._task, advance=step, best=self._best_text(), left=self._left())
             if trial.state != TrialState.FAIL:
                 return
         if line := self._line(trial):
-            self.say(line)
+            left = self._left()
+            self.say(f"{line}; {left}" if left else line)
+
+    def _left(self) -> str:
+        return "" if self._plan is None else self._plan.left()
 
     def _see(self, trial: optuna.trial.FrozenTrial) -> None:
         if TrialRecord(trial).complete:
@@ -142,14 +161,14 @@ class Progress:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _bar(console: Console, result: str) -> Bar:
-    """Return a bar that ends with a result, a field of its tasks."""
+def _bar(console: Console, result: str, *, left: str = "") -> Bar:
+    """Return a bar that ends with a result, a field of its tasks; another may say what is left."""
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn(f"{{task.fields[{left}]}}") if left else TimeRemainingColumn(),
         TextColumn(f"{{task.fields[{result}]}}"),
         console=console,
     )

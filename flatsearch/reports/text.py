@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flatsearch.record.trial import TrialRecord
     from flatsearch.spaces.space import Value
 
-__all__ = ["describe", "in_words", "number", "setting", "value"]
+__all__ = ["describe", "duration", "in_words", "number", "setting", "value"]
 
 
 def number(count: float) -> str:
@@ -38,6 +38,20 @@ def value(name: str, x: float) -> str:
     if name in {"latency", "batch_latency"}:
         return f"{x:.3g} ms"
     return number(x) if name in {"parameters", "flops", "memory"} else f"{x:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time with a unit, with two digits.
+
+    Example:
+        >>> [duration(seconds) for seconds in (0.034, 4.7, 38, 754, 5400, 200_000)]
+        ['0.034 s', '4.7 s', '38 s', '13 min', '90 min', '56 h']
+    """
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            digits = 0 if seconds >= 9.5 * size else 1
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def describe(trial: TrialRecord) -> str:

@@ -21,7 +21,7 @@ import torch
 from flatsearch.analysis.paired import estimate, fraction, paired
 from flatsearch.analysis.selection import Choice
 from flatsearch.data.loading import load_data
-from flatsearch.errors import COUNT, DivergedError, UsageError
+from flatsearch.errors import COUNT, DataError, DivergedError, UsageError
 from flatsearch.export.card import ModelCard
 from flatsearch.export.checkpoint import save_model
 from flatsearch.networks.cost import count_parameters
@@ -89,14 +89,23 @@ def load_images(
     """Return the images of a study, split as in the search.
 
     Of `data`, and torchvision's of `root`, if they are not where the search was told.
+
+    Raises:
+        DataError: If they are not there, or cannot be read.
     """
     known = StudyRecord(study)
     settings, run = known.run_settings(), known.run or {}
-    return load_data(
-        data or run.get("data") or (known.settings or {})["data"],
-        root=root or run.get("data_root") or "data",
-        **settings.data_options(),
-    )
+    source = data or run.get("data") or (known.settings or {})["data"]
+    try:
+        return load_data(
+            source, root=root or run.get("data_root") or "data", **settings.data_options()
+        )
+    except DataError as error:
+        if data is not None:
+            raise
+        raise DataError(
+            f"{error}; if the images of the study have moved, give `data` or `data_root`"
+        ) from None
 
 
 def retrain(

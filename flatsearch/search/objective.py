@@ -74,7 +74,7 @@ class FlatnessObjective:
     Args:
         space: A search space, or its name.
         data: The images: loaded, or anything `flatsearch.load_data` takes.
-        objectives: Names of the values to return, from `flatsearch.settings.OBJECTIVES`.
+        objectives: Names of the values to return, from `flatsearch.settings.OBJECTIVES`; or one.
         epochs: Epochs per candidate.
         settings: Every other setting; `objectives` and `epochs` override its own.
         device: Where to train; see `flatsearch.device.resolve_device`.
@@ -117,7 +117,9 @@ class FlatnessObjective:
     ) -> None:
         settings = settings or RunSettings()
         if objectives is not None:
-            settings = dataclasses.replace(settings, objectives=tuple(objectives))
+            # A text names one, or several with commas.
+            named: Any = objectives if isinstance(objectives, str) else tuple(objectives)
+            settings = dataclasses.replace(settings, objectives=named)
         if epochs is not None:
             settings = dataclasses.replace(settings, epochs=epochs)
         self.settings = settings

@@ -88,11 +88,12 @@ class Session:
         resolve_device(options.device)
         make_pruner(options.pruner or DEFAULT_PRUNER, settings.objectives, options.prune_on)
         artifact_store(options.artifacts)
+        objective = _objective(settings, options, on_epoch)
+        objective.check()
+        # Last, so that a start that fails leaves no database behind.
         storage = open_storage(options.storage)
         if options.pruner is None:
             options = _with_pruner(options, storage)
-        objective = _objective(settings, options, on_epoch)
-        objective.check()
         study = _open(options.study_name, storage, objective, options)
         finished = finished_count(study)
         target = max(finished, DEFAULT_TRIALS)

@@ -14,6 +14,7 @@ from flatsearch.settings.options import (
     DEFAULT_STORAGE,
     DEFAULT_TRIALS,
     RunOptions,
+    file_name,
     settings_table,
 )
 from flatsearch.settings.run import RunSettings
@@ -35,6 +36,7 @@ __all__ = [
     "RunSettings",
     "Setting",
     "SettingsRecord",
+    "file_name",
     "same",
     "setting",
     "settings_table",

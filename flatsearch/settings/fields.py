@@ -11,7 +11,7 @@ import inspect
 from dataclasses import MISSING, Field, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flatsearch.settings.values import Choice
+from flatsearch.settings.values import Choice, Names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,6 +127,8 @@ class SettingsRecord:
             value = getattr(self, name)
             if isinstance(value, list):  # JSON and TOML have no tuples
                 object.__setattr__(self, name, value := tuple(value))
+            elif isinstance(value, str) and isinstance(known.accepts, Names):
+                object.__setattr__(self, name, value := known.accepts.parse(value))
             known.check(name, value)
 
     @classmethod

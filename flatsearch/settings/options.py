@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flatsearch.errors import COUNT, Range
+from flatsearch.errors import COUNT
 from flatsearch.settings.choices import DEFAULT_PRUNER, PRUNE_ON, PRUNERS, SAMPLERS
 from flatsearch.settings.fields import REQUIRED, SettingsRecord, setting
 from flatsearch.settings.run import BUDGET, SEARCH, RunSettings
-from flatsearch.settings.values import Choice, Text
+from flatsearch.settings.values import Choice, Quantity, Text
 
 __all__ = [
     "DEFAULT_ARTIFACTS",
@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_STORAGE",
     "DEFAULT_TRIALS",
     "RunOptions",
+    "file_name",
     "settings_table",
 ]
 
@@ -31,6 +32,17 @@ DEFAULT_FAILURES = 3
 # Samplers that learn nothing from a trial in Optuna's state PRUNED.
 _SOFT_SAMPLERS = ("nsga2", "gp")
 _WHERE = "where"
+_TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def file_name(text: str) -> str:
+    """Return a text as it may be in the name of a file, or in a shell's line.
+
+    Example:
+        >>> file_name("cats & dogs/2024")
+        'cats_dogs_2024'
+    """
+    return re.sub(r"[^\w.]+", "_", text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +113,11 @@ class RunOptions(SettingsRecord):
     )
     timeout: float | None = setting(
         None,
-        Range(above=0),
+        Quantity(units=_TIMES, like="a time such as 30m (s, m, h), or seconds"),
         "start no new trial after this long; the running one ends at its next epoch, and does not"
         " count",
         group=BUDGET,
-        metavar="SECONDS",
+        metavar="TIME",
     )
     max_failures: int = setting(
         DEFAULT_FAILURES,
@@ -158,7 +170,7 @@ class RunOptions(SettingsRecord):
             'MySpace-photos'
         """
         parts = (self.space.rpartition(":")[2], Path(self.data).stem or self.data)
-        return self.study or "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+        return self.study or "-".join(map(file_name, parts))
 
     @property
     def how_to_prune(self) -> Literal["hard", "soft"]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
+from PIL import Image
 
 from flatsearch import record
 from tests.fakes import call
@@ -48,6 +52,64 @@ def test_another_trials_model_is_not_exported_under_a_wrong_name(learnt: Path) -
     assert "after its final training" in call("export", "--trial", "1").out
 
 
+def test_what_was_trained_last_is_exported(learnt: Path) -> None:
+    """Whatever the search would choose; and the file is named."""
+    call("train", "--trial", "0", "--epochs", "1")
+    call("train", "--trial", "1", "--epochs", "1")
+    for number in (1, 0):
+        out = call("export", "--force").out
+        assert f"trial {number} (trained last), after its final training" in out
+        assert f"written: s-trial-{number}.pt2" in out
+        call("train", "--trial", "0", "--epochs", "2", "--force")
+    assert "trial 1 (as asked), after" in call("export", "--trial", "1").out
+
+
+@pytest.fixture
+def model(learnt: Path) -> str:
+    call("export", "--trial", "1", "--out", "m.pt2")
+    (learnt / "new" / "more").mkdir(parents=True)
+    for name in ("a.png", "more/b.PNG", "more/._b.png"):
+        shutil.copy("five.png", learnt / "new" / name)
+    return "m.pt2"
+
+
+def test_folders_patterns_and_what_cannot_be_read(model: str) -> None:
+    done = call("predict", model, "new")
+    assert [line.split(":")[0] for line in done.out.splitlines()] == ["new/a.png", "new/more/b.PNG"]
+    assert "new: left out: 1 hidden or of the system" in done.err
+    assert "2 of 2 images read" in done.err
+    assert call("predict", model, "new/*.png", "new/a.png").out.count("new/a.png") == 1
+    assert "no file is like 'old/*'" in call("predict", model, "old/*", code=2).err
+    Path("new/note.png").write_text("no image")
+    Path("new/empty.png").touch()
+    done = call("predict", model, "new", code=1)
+    assert done.out.count("%") == 2
+    assert "image 'new/note.png' cannot be read: it is no image" in done.err
+    assert "image 'new/empty.png' cannot be read: it is empty" in done.err
+    assert "2 of 4 images read" in done.err
+
+
+def test_a_table_of_predictions(model: str) -> None:
+    rows = list(csv.DictReader(call("predict", model, "new", "--csv").out.splitlines()))
+    assert [row["image"] for row in rows] == ["new/a.png", "new/more/b.PNG"]
+    assert list(rows[0])[3:] == list("0123456789")
+    assert float(rows[0]["probability"]) == float(rows[0][rows[0]["class"]])
+
+
+def test_photos_and_deep_images(model: str) -> None:
+    """A photo that is stored sideways is the same one; of 16 bits it is none of these."""
+    upright = Image.open("five.png").resize((64, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save("phone.png", exif=exif)
+    upright.save("upright.png")
+    lines = call("predict", model, "upright.png", "phone.png", "--top", "10").out.splitlines()
+    assert lines[0].split(": ")[1] == lines[1].split(": ")[1]
+    Image.fromarray(np.asarray(upright).astype(np.uint16) * 257).save("deep.png")
+    err = call("predict", model, "deep.png", code=2).err
+    assert "image 'deep.png' has pixels of uint16, but 1 channel of uint8 are needed" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -66,6 +128,12 @@ def test_another_trials_model_is_not_exported_under_a_wrong_name(learnt: Path) -
 )
 def test_wrong_use(untouched: Path, arguments: list[str], message: str) -> None:
     assert message in call("export", *arguments, code=2).err
+
+
+def test_errors_are_json_where_results_are(untouched: Path) -> None:
+    done = call("export", "--model", "five.png", "--json", code=2)
+    assert json.loads(done.out)["type"] == "UsageError"
+    assert "'five.png' is not a model saved by flatsearch" in json.loads(done.out)["error"]
 
 
 @pytest.mark.parametrize(

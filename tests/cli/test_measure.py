@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,20 +99,68 @@ def test_an_exported_program() -> None:
     model = Model()
     export(model, "model.pt2")
     data = load_data("digits", probe_size=8).probe.tensors()
-    found = measured("model.pt2", "--data", "digits", "--samples", "8", "--layers", "last")
+    options = ("model.pt2", "--data", "digits", "--samples", "8", "--preprocessing", "standardised")
+    found = measured(*options, "--layers", "last")
     expected = relative_flatness(model, data)
     assert list(found["layers"]) == ["last"]
     assert found["kind"] == expected.kind == "hessian"
     assert found["relative_flatness"] == pytest.approx(expected.relative_flatness, rel=1e-4)
-    found = measured("model.pt2", "--data", "digits", "--samples", "8", "--layers", "stem,fc")
+    found = measured(*options, "--layers", "stem,fc")
     expected = relative_flatness(model, data, layers=["stem", "fc"])
     assert list(found["layers"]) == ["stem", "fc"]
     assert found["relative_flatness"] == pytest.approx(expected.relative_flatness, rel=1e-4)
 
 
+class Bright(nn.Module):
+    """Knows from raw pixels whether there are more than 20,000 of light in all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.ones_(self.conv.weight)
+        self.fc = nn.Linear(1, 2)
+        self.fc.weight.data = torch.tensor([[-1.0], [1.0]])
+        self.fc.bias.data = torch.tensor([85.0, -85.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+def test_how_images_of_others_are_prepared() -> None:
+    """It is stated, tried, and never assumed."""
+    pixels = load_data("digits").train.images
+    np.savez("d.npz", x=pixels.numpy(), y=(pixels.float().mean((1, 2, 3)) > 85).numpy())
+    export(Bright(), "model.pt2")
+    options = ("model.pt2", "--data", "d.npz", "--samples", "64", "--layers", "conv")
+    refused("does not say how its images are prepared: give --preprocessing; accuracy on", *options)
+    refused("raw 100.0%, unit ", *options)
+    right = measured(*options, "--preprocessing", "raw")
+    assert right["accuracy"] == 1.0
+    assert right["note"] == "images: pixels as stored"
+    wrong = measured(*options, "--preprocessing", "unit")
+    assert wrong["accuracy"] < 0.9
+    assert "another preprocessing suits the model better: " in wrong["note"]
+    assert wrong["note"].startswith("images: pixels from 0 to 1; ")
+
+
+def test_other_splits() -> None:
+    export(Model(), "model.pt2")
+    options = ("model.pt2", "--data=digits", "--samples=8", "--preprocessing=unit")
+    values = {s: measured(*options, "--split", s) for s in ("train", "validation", "test")}
+    assert len({found["loss"] for found in values.values()}) == 3
+    x, y = load_data("digits").test.images, load_data("digits").test.targets
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randperm(len(y), generator=generator)[:8].sort().values
+    with torch.no_grad():
+        loaded = torch.export.load("model.pt2").module()
+        expected = F.cross_entropy(loaded(x[index] / 255), y[index])
+    assert values["test"]["loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert "on test images, not on those" in call("measure", *options, "--split", "test").out
+
+
 def test_layers_that_are_not_covered() -> None:
     export(Model(), "model.pt2")
-    options = ("model.pt2", "--data", "digits", "--samples", "8", "--layers", "all")
+    options = ("model.pt2", "--data=digits", "--samples=8", "--layers=all", "--preprocessing=raw")
     refused("layer 'twice': its kernel is used 2 times in one pass", *options)
     refused("--skip-unsupported measures the others", *options)
     out = call("measure", *options, "--skip-unsupported").out

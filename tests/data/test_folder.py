@@ -128,11 +128,12 @@ def test_folders_in_class_folders(make: Maker) -> None:
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (("train", "test"), "'train' (6 images): splits must be a folder 'train'"),
+        (("train", "test"), "'train' (6 images): splits must be 'train', and"),
+        (("train", "test"), "but test, train hold no class folders"),
         (("val/cat", "test/cat"), "has test, val but no train"),
-        (("train/a", "train/b", "bus", "car"), "with no other folder beside them"),
+        (("train/a", "train/b", "bus", "car"), "but other folders are beside them"),
         (("cat", "dog", "test/cat", "test/dog"), "has test but no train"),
-        (("train/a", "Training/a"), "splits must be"),
+        (("train/a", "Training/a"), "or two are of one split"),
         (("north/cat", "north/dog", "south/cat", "south/dog"), "which are the classes?"),
         (("train/cat", "train/dog", "test/cat", "test/cow"), "has classes cat, cow but"),
         ((".",), "must hold one folder of images per class but has 6 images (001.png"),
@@ -165,7 +166,7 @@ def test_other_files_are_counted_and_said(make: Maker) -> None:
         (root / "cat" / name).write_text("text")
     (root / "empty").mkdir()
     line = str(load_data(root))
-    assert "left out: 2 .txt, 1 .mp4, 1 no ending" in line
+    assert "left out: 2 .txt, 1 without an ending, 1 .mp4" in line
     assert "no images in empty" in line
 
 
@@ -216,7 +217,26 @@ def test_one_name_in_two_ways_of_unicode(make: Maker) -> None:
 def test_classes_that_differ_in_case_are_said(make: Maker) -> None:
     line = str(load_data(make("Cat", "cat", "dog")))
     assert "classes that differ in case only: Cat, cat" in line
-    assert "3 classes of 6 images" in line
+    assert "3 classes (Cat, cat, dog) of 6 images" in line
+
+
+def test_what_is_no_file(make: Maker) -> None:
+    """Links to nothing and to themselves, and pipes, which would be waited for."""
+    root = make("cat", "dog")
+    (root / "cat" / "gone.png").symlink_to(root / "nothing.png")
+    (root / "cat" / "self.png").symlink_to(root / "cat" / "self.png")
+    os.mkfifo(root / "dog" / "pipe.png")
+    assert "left out: 3 links to nothing, or no files" in str(load_data(root))
+
+
+def test_strips(make: Maker) -> None:
+    root = make("cat", "dog")
+    Image.new("L", (80, 8), 7).save(root / "cat" / "strip.png")
+    assert "1 over 3 times as long as wide, their middle squares read" in load_data(root).note
+    for file in root.rglob("*.png"):
+        Image.open(file).resize((4000, 1)).save(file)
+    with pytest.raises(DataError, match="shorter side of the median image is 1, but must be at"):
+        load_data(root)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
@@ -290,7 +310,7 @@ def test_one_line_says_what_was_read(make: Maker) -> None:
     line = str(load_data(make.root))
     assert line == (
         f"data {make.root}: 12 training, 4 validation and 4 test images (validation and test"
-        " drawn), 1x8x8, 2 classes of 8 (dog) to 12 (cat) images"
+        " drawn), 1x8x8, 2 classes (cat, dog) of 8 (dog) to 12 (cat) images"
     )
 
 

@@ -69,7 +69,7 @@ def test_transparent_parts_are_white(tmp_path: Path, mode: str) -> None:
         item = image.quantize(8)
         assert item.has_transparency_data
     elif mode == "PA":
-        item = image.convert("LA").convert("PA")
+        item = image.quantize(8).convert("PA")
     elif mode in {"LA", "La"}:
         item = image.convert("LA").convert(mode)
     else:
@@ -124,7 +124,7 @@ def test_deep_images_keep_their_values(
     assert read.dtype == torch.float32
     assert np.array_equal(read[0].numpy(), array.astype(np.float32))
     smaller = read_image(file, Form(1, pixels, 8))
-    assert float(smaller.mean()) == pytest.approx(float(array.mean()), rel=0.02)
+    assert float(smaller.mean()) == pytest.approx(float(array.mean()), rel=0.02, abs=1e-6)
     with pytest.raises(
         DataError, match=f"deep.tif' has pixels of {pixels}, but 1 channel of uint8"
     ):
@@ -196,7 +196,7 @@ def page(folder: Path) -> Path:
 
 def cut(folder: Path) -> Path:
     file = saved(picture(), folder / "cut.png")
-    file.write_bytes(file.read_bytes()[:300])
+    file.write_bytes(file.read_bytes()[:100])
     return file
 
 

@@ -1,0 +1,116 @@
+"""How long a search takes: before it has gone far, and as it goes on."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from flatsearch.record import TrialRecord
+from flatsearch.reports.text import duration
+from flatsearch.search.trial_budget import finished_count
+
+if TYPE_CHECKING:
+    import optuna
+
+    from flatsearch.settings import RunSettings
+
+__all__ = ["Plan"]
+
+_LEAST_SIZE = 8
+
+
+class Plan:
+    """How long what is left of a search takes.
+
+    Args:
+        study: The study.
+        target: Finished trials that it is to have.
+        settings: The run's settings.
+        image_size: Height and width of the images.
+        timeout: Seconds after which no trial begins.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        target: int,
+        settings: RunSettings,
+        image_size: int,
+        timeout: float | None,
+    ) -> None:
+        self._study, self._target, self._settings = study, target, settings
+        self._image_size, self._timeout = image_size, timeout
+        self._began, self._clock = datetime.now(), time.monotonic()
+        self._told = False
+
+    @property
+    def to_go(self) -> int:
+        """Trials to go, those that run now included."""
+        return max(0, self._target - finished_count(self._study))
+
+    def first_epoch(self, trial: optuna.Trial, epochs: int) -> str:
+        """Return what the first epochs that end here say of the whole search; empty later on.
+
+        Args:
+            trial: The running trial.
+            epochs: How many of its epochs have ended.
+
+        Returns:
+            A sentence with the names of settings in backquotes.
+        """
+        if self._told or trial.datetime_start is None or trial.datetime_start < self._began:
+            return ""
+        self._told = True
+        passed = (datetime.now() - trial.datetime_start).total_seconds()
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return self._text(passed / epochs, self.to_go, max(1, len(running)))
+
+    def _text(self, epoch: float, to_go: int, at_once: int) -> str:
+        """Say how long it takes.
+
+        Args:
+            epoch: Seconds of an epoch with all that belongs to it.
+            to_go: Trials to go.
+            at_once: Trials that run at the same time.
+
+        Returns:
+            A sentence, with what would fit where the time is too short.
+        """
+        epochs = self._settings.epochs
+        whole = epoch * epochs * to_go / at_once
+        text = (
+            f"plan: an epoch takes about {duration(epoch)}, so a trial of {epochs} at most"
+            f" {duration(epoch * epochs)}, and {to_go} trials at most {duration(whole)}"
+        )
+        if self._timeout is None or whole <= self._timeout:
+            return text
+        share = self._timeout / whole
+        fits = [f"{max(1, int(to_go * share))} trials"]
+        if epochs * share >= 1:
+            fits.append(f"`epochs` {int(epochs * share)}")
+        if (size := int(self._image_size * share**0.5)) >= _LEAST_SIZE:
+            fits.append(f"`image_size` {size} in place of {self._image_size}")
+        return f"{text}; `timeout` {duration(self._timeout)} is enough for {', or for '.join(fits)}"
+
+    def left(self) -> str:
+        """Return how long the rest takes, by the trials that were finished since it began.
+
+        Returns:
+            A phrase; empty before the first one, and after the last.
+        """
+        ended = [
+            trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.datetime_complete is not None and trial.datetime_complete > self._began
+        ]
+        finished = sum(TrialRecord(trial).counted for trial in ended)
+        passed, to_go = time.monotonic() - self._clock, self.to_go
+        if not finished or not to_go:
+            return ""
+        seconds = passed / finished * to_go
+        if self._timeout is not None:
+            seconds = min(seconds, max(0.0, self._timeout - passed))
+        return f"about {duration(seconds)} left"

@@ -1,0 +1,79 @@
+"""How long a search takes, said before and while it runs."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import optuna
+import pytest
+
+from flatsearch.reports.plan import Plan
+from flatsearch.settings import RunOptions, RunSettings
+
+
+def study_with(finished: int, running: int = 1) -> optuna.Study:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for _ in range(finished):
+        study.tell(study.ask(), (0.5, 1.0))
+    for _ in range(running):
+        study.ask()
+    return study
+
+
+def plan(study: optuna.Study, timeout: float | None = None, **settings: Any) -> Plan:
+    return Plan(study, 20, RunSettings(**settings), 64, timeout)
+
+
+def began(trial: optuna.Trial, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the trial have begun so long ago."""
+    monkeypatch.setattr(optuna.Trial, "datetime_start", datetime.now() - timedelta(seconds=seconds))
+
+
+@pytest.mark.parametrize(
+    ("timeout", "running", "said"),
+    [
+        (None, 1, "20 trials at most 13 min"),
+        (None, 2, "20 trials at most 6.7 min"),
+        (3600, 1, "20 trials at most 13 min"),
+        (
+            400,
+            1,
+            "20 trials at most 13 min; `timeout` 6.7 min is enough for 10 trials, or for"
+            " `epochs` 4, or for `image_size` 45 in place of 64",
+        ),
+        (40, 1, "`timeout` 40 s is enough for 1 trials, or for `image_size` 14 in place of"),
+    ],
+)
+def test_the_first_epoch_says_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, timeout: float | None, running: int, said: str
+) -> None:
+    study = study_with(0, running)
+    planned = plan(study, timeout)
+    planned._began -= timedelta(seconds=60)
+    trial = study.ask() if running == 0 else optuna.Trial(study, 0)
+    began(trial, 10.0, monkeypatch)
+    text = planned.first_epoch(trial, 2)
+    assert text.startswith("plan: an epoch takes about 5 s, so a trial of 8 at most 40 s, and ")
+    assert said in text
+    assert text.endswith(said) or timeout == 40
+    assert not planned.first_epoch(trial, 3)  # once
+
+
+def test_what_is_left_is_told_by_what_was_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_with(3)
+    planned = plan(study)
+    assert planned.left() == ""
+    planned._began -= timedelta(seconds=300)
+    planned._clock -= 300
+    assert planned.left() == "about 28 min left"  # 17 trials at 100 s
+    planned._timeout = 600
+    assert planned.left() == "about 5 min left"
+    planned._target = 3
+    assert planned.left() == ""
+
+
+def test_times_have_units() -> None:
+    known = RunOptions.settings()["timeout"].accepts
+    assert [known.parse(text) for text in ("90", "30m", "1.5h", "20s")] == [90, 1800, 5400, 20]
+    assert known.parse("soon") == "soon"
