@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flatsearch import RunSettings, SettingsError, UsageError, load_data
+from flatsearch import FlatnessObjective, RunSettings, SettingsError, UsageError, load_data
 from flatsearch.errors import Range
 from flatsearch.settings import (
     COSTS,
@@ -51,7 +51,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "`seed` must be at least 0 and below 4294967296 but got -1"),
     ({"seed": 2**32}, "`seed` must be at least 0 and below 4294967296 but got 4294967296"),
     ({"epochs": 2.0}, "`epochs` must be a whole number but got 2.0"),
-    ({"objectives": "accuracy"}, "`objectives` must be several names but got 'accuracy'"),
+    ({"objectives": "acuracy"}, "unknown objective 'acuracy' (did you mean 'accuracy'?)"),
+    ({"objectives": 3}, "`objectives` must be several names but got 3"),
     ({"max_parameters": 0}, "`max_parameters` must be above 0 but got 0"),
     ({"max_flops": -1}, "`max_flops` must be above 0 but got -1"),
     ({"max_memory": 0}, "`max_memory` must be above 0 but got 0"),
@@ -214,3 +215,9 @@ def test_the_table_has_every_setting() -> None:
         assert table.count(f"\n| `{name}` |") == 1
     assert "| `tune_recipe` | `--tune-recipe` | true or false | false |" in table
     assert "| `max_parameters` | `--max-params` | above 0 | none |" in table
+
+
+def test_one_objective_may_be_a_text() -> None:
+    assert RunSettings(objectives="accuracy").objectives == ("accuracy",)  # type: ignore[arg-type]
+    objective = FlatnessObjective("resnet_small", "digits", "accuracy,parameters", 1)
+    assert objective.metric_names == ["accuracy", "parameters"]

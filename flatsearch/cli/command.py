@@ -97,7 +97,9 @@ class Command:
         words = [self.name]
         for name, value in values.items():
             known = self.settings[name]
-            if value is not None:
+            if value is True:
+                words.append(known.option(name))
+            elif value is not None:
                 words += [str(value)] if known.positional else [known.option(name), str(value)]
         return words
 

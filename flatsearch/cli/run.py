@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flatsearch.cli import worker
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import Printing, make_console, print_json, storage_option
+from flatsearch.cli.shared import Printing, Reporting, make_console, print_json, storage_option
 from flatsearch.settings import RunOptions, RunSettings
 
 if TYPE_CHECKING:
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND"]
 
 
-def _run(options: RunOptions, settings: RunSettings, printing: Printing) -> None:
+def _run(
+    options: RunOptions, settings: RunSettings, printing: Printing, reporting: Reporting
+) -> None:
     import optuna
-    from rich.console import Console
 
     from flatsearch.analysis.summary import require_complete, summarise
     from flatsearch.reports.dashboard import Publisher
-    from flatsearch.reports.progress import Progress
     from flatsearch.search.session import Session
     from flatsearch.search.workers import run_workers
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    progress = Progress(Console(stderr=True), settings)
+    progress = reporting.progress(settings)
     session = Session.start(settings, options, progress.epoch)
     study, objective = session.study, session.objective
     progress.announce(study, objective.data, objective.device, session.finished, session.n_trials)
@@ -38,7 +38,7 @@ def _run(options: RunOptions, settings: RunSettings, printing: Printing) -> None
         if not has_work:
             progress.say("nothing to do; --trials N adds more")
         elif options.workers > 1:
-            run_workers(_worker_commands(study.study_name, options), progress.say)
+            run_workers(_worker_commands(study.study_name, options, reporting), progress.say)
         else:
             worker.run_here(session, COMMAND.name, progress, publisher)
     finally:
@@ -49,7 +49,7 @@ def _run(options: RunOptions, settings: RunSettings, printing: Printing) -> None
         require_complete(summary)
 
 
-def _worker_commands(study: str, options: RunOptions) -> list[list[str]]:
+def _worker_commands(study: str, options: RunOptions, reporting: Reporting) -> list[list[str]]:
     """Return the commands of the run's workers, by which anyone else can join too."""
     from flatsearch.device import worker_device
 
@@ -60,6 +60,8 @@ def _worker_commands(study: str, options: RunOptions) -> list[list[str]]:
             index=index,
             device=worker_device(options.device, index),
             timeout=options.timeout,
+            quiet=reporting.quiet or None,
+            log_file=reporting.log_file,
         )
         for index in range(options.workers)
     ]
@@ -94,6 +96,6 @@ COMMAND = Command(
     "Search. Each trial builds a network from the space, trains it briefly, measures its relative"
     " flatness after every epoch and records both. Going on with a study needs the settings it was"
     " made with.",
-    (RunOptions, RunSettings, Printing),
+    (RunOptions, RunSettings, Printing, Reporting),
     _run,
 )

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     import optuna
 
     from flatsearch.analysis import selection
+    from flatsearch.reports.progress import Progress
+    from flatsearch.settings import RunSettings
 
 __all__ = [
     "Preparing",
     "Printing",
+    "Reporting",
     "StudyOptions",
     "TrialOptions",
     "as_told",
@@ -38,6 +41,26 @@ class Printing(SettingsRecord):
     """How a command prints."""
 
     json: bool = setting(False, Switch(), "print one JSON object, nothing else")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting(SettingsRecord):
+    """Where a command that takes long says how far it is."""
+
+    quiet: bool = setting(False, Switch(), "print results and errors only, no progress")
+    log_file: str | None = setting(
+        None, Text(), "a file that the lines about the progress are added to", metavar="FILE"
+    )
+
+    def progress(self, settings: RunSettings, *, lines: bool = False) -> Progress:
+        """Return what shows the progress on standard error; `lines` also on a terminal."""
+        from rich.console import Console
+
+        from flatsearch.reports.progress import Progress
+
+        terminal = False if lines else None
+        console = Console(stderr=True, quiet=self.quiet, force_terminal=terminal)
+        return Progress(console, settings, log=self.log_file)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ __all__ = ["COMMAND", "run_here"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(StudyOptions):
+class _Options(Reporting, StudyOptions):
     """What `flatsearch worker` is told."""
 
     device: str = same(RunOptions, "device")
@@ -38,17 +38,14 @@ class _Options(StudyOptions):
 
 
 def _worker(options: _Options) -> None:
-    from rich.console import Console
-
     from flatsearch.reports.dashboard import Publisher
-    from flatsearch.reports.progress import Progress
     from flatsearch.search.session import Session, joined_options
 
     study = options.load()
     here = {name: value for name, value in options.to_dict().items() if value is not None}
     settings, run_options = joined_options(study, here)
     # Several workers may share a terminal: lines, no bar.
-    progress = Progress(Console(stderr=True, force_terminal=False), settings)
+    progress = options.progress(settings, lines=True)
     session = Session.join(
         study.study_name,
         settings,

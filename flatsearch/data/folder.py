@@ -226,6 +226,8 @@ class _Scan:
                 f" and in each of them {', '.join(deeper[0])}: which are the classes? Give one"
                 " of the folders, or a table of files and labels"
             )
+        for name in filter(split_named, folder.holding):
+            self._understood.append(f"{name!r} is a class, as it holds no class folders")
         if any(deeper):
             self._understood.append("images in folders of class folders belong to the class")
         empty = [name for name, inner in folder.folders.items() if not inner.count]

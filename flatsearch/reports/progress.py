@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
@@ -45,10 +47,12 @@ class Progress:
     Args:
         console: On standard error.
         settings: The run's settings.
+        log: A file to which every line is added, with its time.
     """
 
-    def __init__(self, console: Console, settings: RunSettings) -> None:
+    def __init__(self, console: Console, settings: RunSettings, log: str | None = None) -> None:
         self._console = console
+        self._log = log
         self._settings = settings
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -159,6 +163,9 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self._log is not None:
+            with Path(self._log).open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
 
 def _bar(console: Console, result: str, *, left: str = "") -> Bar:

@@ -199,6 +199,26 @@ class TestSavedHuggingFace(TestHuggingFace):
         return folder / "saved"
 
 
+def test_hugging_face_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("datasets")
+    made = TestHuggingFace().given(tmp_path)
+    asked = []
+
+    def load(name: str, configuration: str | None) -> Any:
+        asked.append((name, configuration))
+        if name == "me/absent":
+            raise FileNotFoundError("nothing\nthere")
+        return hub.DatasetDict({"train": made, "validation": made, "unsupervised": made})
+
+    monkeypatch.setattr(hub, "load_dataset", load)
+    data = load_data("hf:me/pets:small")
+    assert (data.name, data.drawn) == ("hf:me/pets:small", ("test",))
+    assert "left out: split unsupervised (24 images)" in str(data)
+    with pytest.raises(DataError, match="data 'hf:me/absent' cannot be loaded: nothing there"):
+        load_data("hf:me/absent")
+    assert asked == [("me/pets", "small"), ("me/absent", None)]
+
+
 class TestDigits(DataSourceContract):
     def given(self, folder: Path) -> Any:
         return "digits"

@@ -91,6 +91,8 @@ def test_classes_that_are_called_like_splits(make: Maker, names: tuple[str, ...]
     data = load_data(make(*names))
     assert data.class_names == tuple(sorted({name.split("/")[0] for name in names}))
     assert data.drawn == ("validation", "test")
+    if names[0] == "train":
+        assert "'train' is a class, as it holds no class folders" in str(data)
 
 
 def test_splits_within_the_classes(make: Maker) -> None:

@@ -242,6 +242,9 @@ def test_damaged_and_missing_files(ending: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         flatsearch.load(path)
     path.write_bytes(b"half a file")
+    if ending == ".pth":
+        with pytest.raises(UsageError, match=r"m.pth' needs 'm.json' beside it, which is missing"):
+            flatsearch.load(path)
     with pytest.raises(UsageError) as caught:
         flatsearch.load(path)
     assert "\n" not in str(caught.value)

@@ -216,6 +216,7 @@ REFUSED = {
         nn.ConvTranspose2d(2, 4, 3), nn.ReLU(), *head()
     ),
     "no convolution": lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)),
+    "of at least 2 classes": lambda: nn.Sequential(conv(), nn.ReLU(), GapByMean(), nn.Linear(4, 1)),
     "logits of shape (N, K)": lambda: nn.Sequential(conv(), nn.ReLU()),
     "no parameters": lambda: GapByMean(),
     "lazy layer": lambda: nn.Sequential(nn.LazyConv2d(4, 3), *head()),

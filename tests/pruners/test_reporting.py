@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import optuna
 import pytest
@@ -85,6 +86,18 @@ def test_numpy_and_torch_numbers_are_stored_as_json(tmp_path: object) -> None:
     flatsearch.report(trial, 0, a=np.float32(0.5), b=torch.tensor(2.0), c=3, d=math.nan)
     values = study.trials[0].user_attrs["flatsearch:step:0"]
     assert values == {"a": 0.5, "b": 2.0, "c": 3.0, "d": "nan"}
+
+
+def test_a_pruner_that_sees_nothing_is_said() -> None:
+    """Optuna's own, which are the default, in a study of several objectives."""
+    trial = optuna.create_study(directions=MULTI).ask()
+    flatsearch.report(trial, 0, accuracy=0.5)
+    with pytest.warns(UserWarning, match="MedianPruner can never prune in a study of several"):
+        assert not flatsearch.should_prune(trial)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for pruner in (optuna.pruners.NopPruner(), median("accuracy", 0)):
+            flatsearch.should_prune(optuna.create_study(directions=MULTI, pruner=pruner).ask())
 
 
 def test_metrics_of_a_step_may_come_one_after_the_other() -> None:

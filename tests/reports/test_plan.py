@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from rich.console import Console
 
 from flatsearch.reports.plan import Plan
+from flatsearch.reports.progress import Progress
 from flatsearch.settings import RunOptions, RunSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def study_with(finished: int, running: int = 1) -> optuna.Study:
@@ -77,3 +82,13 @@ def test_times_have_units() -> None:
     known = RunOptions.settings()["timeout"].accepts
     assert [known.parse(text) for text in ("90", "30m", "1.5h", "20s")] == [90, 1800, 5400, 20]
     assert known.parse("soon") == "soon"
+
+
+def test_progress_also_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(Console(stderr=True, quiet=True), RunSettings(), log=str(tmp_path / "log"))
+    progress.say("trial 0 complete")
+    progress.say("trial 1 pruned")
+    assert capsys.readouterr().err == ""
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line[20:] for line in lines] == ["trial 0 complete", "trial 1 pruned"]
+    assert datetime.fromisoformat(lines[0][:19])

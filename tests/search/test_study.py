@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 import flatsearch
 from flatsearch import FlatnessObjective, RunSettings, SettingsError, StorageError
+from flatsearch.record import write_study
 from flatsearch.search.factories import make_pruner, make_sampler
 from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.loop import run_study
@@ -81,6 +82,14 @@ def test_other_settings_are_refused_by_name(
         open_study("s", storage, FlatnessObjective(**options))  # type: ignore[arg-type]
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_other_settings_are_refused_by_the_objective_too(digits: ImageData) -> None:
+    """In a study that Optuna opened, its trials would join the others on the front."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    write_study(study, settings=quick(digits).shared_settings())
+    with pytest.raises(SettingsError, match=r"exists with other settings: lr=0.1 \(not 0.2\)"):
+        FlatnessObjective(Tiny(), digits, epochs=1, settings=RunSettings(lr=0.2))(study.ask())
 
 
 def test_other_images_under_the_same_name_are_refused(
