@@ -50,7 +50,7 @@ def split_named(name: str) -> str | None:
     return _SPLIT_OF[found["word"].lower()] if found and not found["before"] else None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Folder:
     """What one folder holds."""
 
@@ -179,7 +179,9 @@ class _Scan:
                     f" 'val' and 'test' if there are any, with a folder for every class, but {why}"
                 )
             for other in others:
-                self.left_out[f"in {other.name}, which has no class folders"] += other.count
+                named = any(other is inner for _, inner in group)
+                why = "which has no class folders" if named else "which is no split"
+                self.left_out[f"in {other.name}, {why}"] += other.count
             self._leave_loose(folder)
             return splits
         return None
