@@ -61,7 +61,7 @@ def test_what_was_trained_last_is_exported(learnt: Path) -> None:
         assert f"trial {number} (trained last), after its final training" in out
         assert f"written: s-trial-{number}.pt2" in out
         call("train", "--trial", "0", "--epochs", "2", "--force")
-    assert "trial 1 (as asked), after" in call("export", "--trial", "1").out
+    assert "trial 1 (as asked for), after" in call("export", "--trial", "1", "--force").out
 
 
 @pytest.fixture

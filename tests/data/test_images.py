@@ -196,7 +196,7 @@ def page(folder: Path) -> Path:
 
 def cut(folder: Path) -> Path:
     file = saved(picture(), folder / "cut.png")
-    file.write_bytes(file.read_bytes()[:100])
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     return file
 
 

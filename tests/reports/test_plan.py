@@ -42,7 +42,7 @@ def began(trial: optuna.Trial, seconds: float, monkeypatch: pytest.MonkeyPatch) 
         (None, 2, "20 trials at most 6.7 min"),
         (3600, 1, "20 trials at most 13 min"),
         (
-            400,
+            404,
             1,
             "20 trials at most 13 min; `timeout` 6.7 min is enough for 10 trials, or for"
             " `epochs` 4, or for `image_size` 45 in place of 64",
@@ -73,7 +73,7 @@ def test_what_is_left_is_told_by_what_was_finished(monkeypatch: pytest.MonkeyPat
     planned._clock -= 300
     assert planned.left() == "about 28 min left"  # 17 trials at 100 s
     planned._timeout = 600
-    assert planned.left() == "about 5 min left"
+    assert planned.left() == "about 5.0 min left"
     planned._target = 3
     assert planned.left() == ""
 
