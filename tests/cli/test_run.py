@@ -303,6 +303,14 @@ def test_an_edited_space_file_is_another_space(tiny: Path) -> None:
     assert "exists with other settings: space_file=" in run(code=2).err
 
 
+def test_a_start_that_fails_leaves_nothing_behind(empty_folder: Path) -> None:
+    before = sorted(empty_folder.rglob("*"))
+    done = call("run", "--space", "resnet_small", "--data", "./photos", "--json", code=2)
+    assert "error: data './photos' does not exist" in done.err
+    assert json.loads(done.out)["error"] == "data './photos' does not exist"
+    assert sorted(empty_folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize("place", ["my_space.py", "my_space.py/inside"])
 def test_artifacts_that_cannot_be_kept(place: str) -> None:
     err = run("--artifacts", place, code=2).err

@@ -112,8 +112,9 @@ def test_the_gap_and_its_correlation() -> None:
     figure = drawn(study)["gap"]
     assert len(figure.data[0].x) == 12
     assert figure.data[0].y[3] == pytest.approx(0.03)
-    title = "flatness against the generalisation gap: Kendall tau +1.00 [+1.00, +1.00], 12 trials"
-    assert figure.layout.title.text == title
+    said = "Kendall tau +1.00 [+1.00, +1.00], 12 trials"
+    title = figure.layout.title.text
+    assert title == f"flatness against training less validation accuracy: {said}"
 
 
 def test_the_gap_with_few_trials() -> None:
