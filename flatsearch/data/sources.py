@@ -7,6 +7,7 @@ before the sources here. `flatsearch.testing.DataSourceContract` tests it.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -224,6 +225,6 @@ def _refusal(given: Any) -> str:
         packed = {".zip", ".gz", ".tgz", ".tar", ".7z", ".rar"} & set(path.suffixes)
         hint = "unpack it and give the folder" if packed else f"accepted: {forms}"
         return f"data {str(given)!r} is a file ({ending}) that is not read; {hint}"
-    if path.parent != Path() or path.suffix:
+    if {"/", os.sep} & set(str(given)) or path.suffix:
         return f"data {str(given)!r} does not exist"
     return unknown_name("data", str(given), data_names(), also=f"; or {forms}")
