@@ -46,6 +46,7 @@ class Problem:
         kernels: Names of the measured kernels in `tail`.
         layers: The same, as `flatsearch.relative_flatness` wants it.
         exact: The trace in float64, for estimators that stop at an accuracy.
+        meter: What measures it again and again.
     """
 
     net: nn.Module
@@ -54,6 +55,7 @@ class Problem:
     kernels: list[str]
     layers: str
     exact: float = float("nan")
+    meter: flatsearch.FlatnessMeter | None = None
 
     def features(self, x: Tensor) -> Tensor:
         """Return the tail's input."""
@@ -83,6 +85,13 @@ def contract(roots: Tensor, W: Tensor) -> tuple[float, float]:
 def ours(problem: Problem, batches: Batches) -> Result:
     """Measure with flatsearch."""
     result = flatsearch.relative_flatness(problem.net, batches, layers=problem.layers)
+    return result.hessian_trace, result.relative_flatness
+
+
+def again(problem: Problem, batches: Batches) -> Result:
+    """Return the measure of a network that is measured again and again."""
+    problem.meter = problem.meter or flatsearch.FlatnessMeter(problem.net, layers=problem.layers)
+    result = problem.meter(batches)
     return result.hessian_trace, result.relative_flatness
 
 
@@ -204,6 +213,7 @@ def pyhessian_method(problem: Problem, batches: Batches) -> Result:
 
 METHODS: dict[str, Method] = {
     "flatsearch": ours,
+    "flatsearch, again": again,
     "forward and backward": forward_backward,
     "torch.func vmap(jacrev)": torch_func,
     "BackPACK DiagGGNExact": backpack_method("DiagGGNExact"),
