@@ -43,7 +43,7 @@ def test_signals_are_recorded_and_change_nothing_else(digits: ImageData) -> None
 
 
 def test_everything_in_the_table_is_recorded(digits: ImageData) -> None:
-    trial = trial_of(digits, signals=tuple(PROXIES))
+    trial = trial_of(digits, signals=tuple(PROXIES), flatness_share=10.0)
     derived = {"tse"}
     assert set(SIGNALS) - set(trial.steps[0]) - set(trial.metrics) == derived
 
