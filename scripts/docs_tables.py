@@ -165,6 +165,26 @@ def replays() -> str:
     return markdown(("table and objectives", *names, *same), rows)
 
 
+def fronts(least: str) -> Callable[[], str]:
+    """Return the table of what is on fronts with a least accuracy."""
+
+    def table() -> str:
+        judged = result("fronts/judged")
+        names = dict.fromkeys(
+            label.rpartition(", ")[0] for found in judged.values() for label in found["definitions"]
+        )
+        rows = []
+        for name in names:
+            cells = []
+            for found in judged.values():
+                row = found["definitions"].get(f"{name}, {least}")
+                cells.append(f"{row['points']:.1f}, {row['share_shippable']:.0%}" if row else "-")
+            rows.append([f"`{name}`", *cells])
+        return markdown(("objective", *(name.partition("/")[2] for name in judged)), rows)
+
+    return table
+
+
 def trial_columns() -> str:
     """Return the columns of `flatsearch.study_frame`."""
     others = {
@@ -178,6 +198,8 @@ def trial_columns() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "trial columns": trial_columns,
+    "fronts guessing": fronts("guessing"),
+    "fronts 0.9": fronts("0.9"),
     "tree": tree,
     "settings": settings_table,
     "signals": signals,

@@ -4,7 +4,8 @@
 
 Makes a small study in FOLDER unless there is one, serves it with ``flatsearch dashboard``, and
 saves screenshots of the study list, the study's pages, a trial of the front with its artifacts, and
-of the page that ``flatsearch report --html`` writes. Needs Chromium and the extra "test".
+of the page that ``flatsearch report --html`` writes: as wide as a window and as a phone, light and
+dark. Needs Chromium and the extra "test".
 """
 
 from __future__ import annotations
@@ -27,21 +28,23 @@ DATABASE = "flatsearch.db"
 SEARCH = ["run", "--space", "plain_cnn", "--epochs", "3", "--trials", "14"]
 # The dashboard draws after it has loaded, and asks for the trials again every few seconds.
 SETTLED_MS = 4000
-VIEW = {"width": 1400, "height": 1050}
+VIEWS = {"wide": {"width": 1280, "height": 1050}, "phone": {"width": 390, "height": 844}}
 
 
 def shoot(page: Page, url: str, path: Path) -> None:
     """Save what an address shows, as far down as it goes."""
-    page.set_viewport_size(VIEW)
+    view = page.viewport_size or VIEWS["wide"]
     page.goto(url)
     page.wait_for_timeout(SETTLED_MS)
     # The dashboard scrolls inside of the page, so that the window has to be high enough.
     drawn = "[...document.querySelectorAll('.MuiCard-root, .MuiTypography-root, img, table')]"
     lowest = page.evaluate(f"Math.max(0, ...{drawn}.map(e => e.getBoundingClientRect().bottom))")
-    page.set_viewport_size({**VIEW, "height": max(VIEW["height"], int(lowest) + 20)})
+    page.set_viewport_size({**view, "height": max(view["height"], int(lowest) + 20)})
     page.wait_for_timeout(1000)
-    page.screenshot(path=path)
-    print(path)
+    page.screenshot(path=path, full_page=True)
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    print(path, "" if wide <= view["width"] else f"is {wide} pixels wide")
+    page.set_viewport_size(view)
 
 
 def pages(folder: Path, address: str, study: str | None) -> dict[str, str]:
@@ -66,6 +69,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--study", help="of the folder's database (default: the only one)")
+    parser.add_argument("--only", nargs="*", metavar="PAGE", help="such as report, note, trials")
     args = parser.parse_args()
     folder = args.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,9 +91,13 @@ def main() -> None:
             sys.exit("flatsearch dashboard did not start; its message is above")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-            page = browser.new_page()
-            for name, url in pages(folder, address, args.study).items():
-                shoot(page, url, folder / f"{name}.png")
+            for kind, view in VIEWS.items():
+                for scheme in ("light", "dark"):
+                    page = browser.new_page(viewport=view, color_scheme=scheme)
+                    for name, url in pages(folder, address, args.study).items():
+                        if not args.only or name in args.only:
+                            shoot(page, url, folder / f"{name}-{kind}-{scheme}.png")
+                    page.close()
             browser.close()
     finally:
         server.terminate()

@@ -46,7 +46,7 @@ def _spaces(options: _Options) -> None:
 
 
 def _print_card(title: str, card: dict[str, Any]) -> None:
-    from flatsearch.reports.text import in_words
+    from flatsearch.spaces.words import short_form
 
     print(f"{title}\n")
     for parameter, text in card["parameters"].items():
@@ -56,7 +56,7 @@ def _print_card(title: str, card: dict[str, Any]) -> None:
     if estimate is not None:
         number = f"too many to count; about {estimate:.2g} settings"
     print(f"\narchitectures: {number}")
-    print(f"example: {in_words(card['example'])}\n")
+    print(f"example: {short_form(card['example'])}\n")
     for line in card["drawing"]:
         print(f"  {line}")
     print(f"\nof {card['samples']} random architectures (32x32, 3 channels, 10 classes):")

@@ -73,6 +73,7 @@ class StudyRecord(Record):
         least: What a trial must have learnt to be on the front; None where accuracy is the only
             objective or the setting `min_accuracy` says it, and in studies of earlier versions.
         noted: Numbers of the trials whose notes say that they are on the front.
+        told: The number of the first trial that has not been told why it is not.
         tests: Every look that was taken at the test split, oldest first.
     """
 
@@ -81,6 +82,7 @@ class StudyRecord(Record):
     validation_images = Fact[int | None]()
     least = Fact[LeastAccuracy | None](encode=list, decode=lambda pair: LeastAccuracy(*pair))
     noted = Fact[list[int]](lambda _: [])
+    told = Fact[int](lambda _: 0)
     tests = Fact[tuple[FinalTest, ...]](lambda _: (), encode=list, decode=_tests)
 
     def __init__(self, study: optuna.Study) -> None:

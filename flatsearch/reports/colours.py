@@ -1,6 +1,6 @@
 """The colours of the page and of its figures."""
 
-__all__ = ["BLUE", "GREY", "LINES", "ORANGE", "PAGE", "PALETTE", "RED", "WORDS"]
+__all__ = ["BLUE", "DARK", "GREY", "LIGHT", "LINES", "ORANGE", "PALETTE", "RED", "WORDS"]
 
 GREY, BLUE, RED, ORANGE = "#999999", "#4477aa", "#cc3311", "#ee8833"
 # Of trials that are told apart.
@@ -8,4 +8,17 @@ PALETTE = (RED, BLUE, "#228833", "#aa3377", "#33bbee", "#ccbb44", "#ee6677", "#5
 # Of figures, which are not fixed to a background: the dashboard has a light and a dark one.
 LINES, WORDS = "rgba(128, 128, 128, 0.25)", "#7d7d7d"
 # Of the page around them.
-PAGE = {"words": "#222", "background": "#fff", "line": "#ddd", "missing": "#a00"}
+LIGHT = {
+    "words": "#222",
+    "background": "#fff",
+    "line": "#ddd",
+    "quiet": "#5f5f5f",
+    "missing": "#a00",
+}
+DARK = {
+    "words": "#ddd",
+    "background": "#16181b",
+    "line": "#3a3d42",
+    "quiet": "#a0a0a0",
+    "missing": "#ff7b72",
+}

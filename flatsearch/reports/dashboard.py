@@ -12,6 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from flatsearch.analysis.summary import summarise
 from flatsearch.errors import UsageError
 from flatsearch.record import StudyRecord, write_study
+from flatsearch.reports import tables
 from flatsearch.reports.figures import figures
 from flatsearch.reports.markdown import MARK, MOST_TRIALS, study_note, trial_note
 from flatsearch.search.storage import open_storage
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Publisher", "is_available", "publish", "require", "serve"]
 
 _SECONDS = 30.0
+# Notes on trials that are not on the front, at a time: each is an entry in the storage.
+_MOST_TOLD = 200
 # Publishing takes at most this share of the time.
 _SHARE = 0.05
 
@@ -48,21 +51,28 @@ def require() -> None:
 def publish(study: optuna.Study, summary: StudySummary) -> None:
     """Write notes and figures into a study, where optuna-dashboard shows them.
 
-    The study gets a note and the figures, and every trial on the front a note. What somebody has
-    written in a note, above our part or before there was one, is kept. The study may be running.
+    The study gets a note and the figures, every trial on the front a note, and every other one that
+    was stopped, not trained or left out a note that says why. What somebody has written in a note,
+    above our part or before there was one, is kept. The study may be running.
     """
     require()
     from optuna_dashboard import save_plotly_graph_object
 
-    _write_note(study, study_note(summary))
-    noted = summary.front[:MOST_TRIALS]
+    drawn = figures(summary)
+    _write_note(study, study_note(summary, drawn))
+    known, noted = StudyRecord(study), summary.front[:MOST_TRIALS]
     # Those that were on the front at an earlier time are told that they no longer are.
-    numbers = {*noted, *StudyRecord(study).noted}
+    left = set(known.noted).difference(noted)
+    # The others are told once why they have no place: what has ended stays as it is.
+    running = [trial.number for trial in summary.trials if trial.state in {"RUNNING", "WAITING"}]
+    told = max(known.told, len(summary.trials) - _MOST_TOLD)
     for trial in summary.trials:
-        if trial.number in numbers:
-            _write_note(_handle(study, trial.number), trial_note(summary, trial))
-    write_study(study, noted=noted)
-    for name, figure in figures(summary).items():
+        ended = trial.number >= told and trial.number not in running
+        if trial.number in {*noted, *left} or (ended and tables.reason(summary, trial)):
+            note = trial_note(summary, trial, left=trial.number in left)
+            _write_note(_handle(study, trial.number), note)
+    write_study(study, noted=noted, told=min([*running, len(summary.trials)]))
+    for name, figure in drawn.items():
         save_plotly_graph_object(study, figure, graph_object_id=f"flatsearch-{name}")
 
 

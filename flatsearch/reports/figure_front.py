@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from flatsearch.reports.colours import BLUE, GREY, ORANGE, RED
-from flatsearch.reports.text import describe, value
+from flatsearch.reports.text import value
+from flatsearch.signals.table import FLATNESS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,7 +28,9 @@ _MOST_IN_WORDS = 300
 _LONGEST_WORDS = 110
 # Never on a logarithmic axis: its differences are what is read.
 _LINEAR = "accuracy"
-# On a logarithmic axis where the largest is so many times the smallest.
+# Always on a logarithmic axis, but where some are not positive.
+_LOGARITHMIC = frozenset(FLATNESS)
+# Others are where the largest is so many times the smallest.
 _WIDE = 8.0
 
 
@@ -58,7 +61,8 @@ def axis_type(name: str, numbers: Iterable[float | None]) -> str:
     known = [x for x in numbers if x is not None]
     if name == _LINEAR or not known or min(known) <= 0:
         return "linear"
-    return "log" if max(known) > _WIDE * min(known) else "linear"
+    wide = name in _LOGARITHMIC or max(known) > _WIDE * min(known)
+    return "log" if wide else "linear"
 
 
 def _reached(trial: TrialRecord, names: Sequence[str]) -> list[float]:
@@ -77,7 +81,7 @@ def texts(summary: StudySummary, trials: Sequence[TrialRecord]) -> list[str]:
     for trial in trials:
         reached = zip(summary.metric_names, _reached(trial, summary.metric_names), strict=True)
         lines = [f"trial {trial.number}: " + ", ".join(f"{n} {value(n, x)}" for n, x in reached)]
-        words = describe(trial)
+        words = summary.describe(trial)
         if len(words) > _LONGEST_WORDS:
             words = words[: _LONGEST_WORDS - 3] + "..."
         lines += [words] if words else []
@@ -100,7 +104,7 @@ def _groups(
         ("diverged, before they did", diverged, {"color": GREY, "symbol": "x-open", "size": 6}),
         ("pruned, where they stopped", pruned, {"color": GREY, "symbol": "x", "size": 6}),
         (
-            "infeasible",
+            "left out by a constraint",
             [t for t in complete if not t.feasible],
             {"color": ORANGE, "symbol": "circle-open", "size": 7},
         ),

@@ -25,20 +25,28 @@ from flatsearch.reports.figure_front import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from plotly.graph_objects import Figure
 
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.record.trial import TrialRecord
 
-__all__ = ["figures"]
+__all__ = ["figures", "not_drawn"]
 
 _MOST_CURVES = 150
 _MOST_CURVE_POINTS = 3000
 _MOST_ON_A_LINE = 400
 # More bars than this have no room for names beside them.
 _MOST_NAMED_LAYERS = 22
+# What a figure is of, and what it needs that a study may not have.
+_REASONS = {
+    "front": "the front: no trial has ended yet",
+    "epochs": "the learning curves: no epoch has been recorded",
+    "gap": "flatness against the generalisation gap: fewer than two trials are complete",
+    "layers": "flatness by layer: not all layers of the best trial are measured (see `layers`)",
+    "budget": "what pruning saved: no trial has been stopped",
+}
 _LAYOUT: dict[str, Any] = {
     "template": {},
     "paper_bgcolor": "rgba(0, 0, 0, 0)",
@@ -87,6 +95,21 @@ def figures(summary: StudySummary) -> dict[str, Figure]:
     return found
 
 
+def not_drawn(summary: StudySummary, drawn: Collection[str]) -> list[str]:
+    """Return why figures are missing, a sentence each; none for a study that is not ours.
+
+    Args:
+        summary: The study.
+        drawn: The identifiers of the figures that there are.
+
+    Returns:
+        The sentences.
+    """
+    if summary.settings is None:
+        return []
+    return [f"No figure of {what}." for name, what in _REASONS.items() if name not in drawn]
+
+
 def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     """Draw accuracy and flatness by epoch, the front in colour."""
     from plotly.subplots import make_subplots
@@ -103,11 +126,9 @@ def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     most = max(1, min(_MOST_CURVES, _MOST_CURVE_POINTS // length))
     others = thin([t for t in trials if t.number not in numbers], most)
     titles = [f"{metric} by epoch" for metric in metrics]
-    figure = make_subplots(
-        rows=1, cols=len(metrics), subplot_titles=titles, horizontal_spacing=0.12
-    )
-    for column, metric in enumerate(metrics, start=1):
-        place = {"row": 1, "col": column}
+    figure = make_subplots(rows=len(metrics), cols=1, subplot_titles=titles, vertical_spacing=0.2)
+    for row, metric in enumerate(metrics, start=1):
+        place = {"row": row, "col": 1}
         curves = {trial.number: _curve(trial, metric) for trial in [*others, *best]}
         grey = [curves[t.number] for t in others]
         if grey:
@@ -116,7 +137,7 @@ def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
                 y=[y for _, ys in grey for y in [*ys, None]],
                 mode="lines+markers",
                 name="other trials",
-                showlegend=column == 1,
+                showlegend=row == 1,
                 opacity=0.45,
                 line={"color": GREY, "width": 1},
                 marker={"size": 3},
@@ -131,7 +152,7 @@ def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
                 name=f"trial {trial.number}",
                 legendgroup=str(trial.number),
                 marker={"size": 5},
-                showlegend=column == 1,
+                showlegend=row == 1,
                 line={"color": colour, "width": 2},
                 **place,
             )
@@ -190,17 +211,18 @@ def _layers(summary: StudySummary) -> Figure | None:
         return None
     names, numbers = list(best[0].layers), rounded(best[0].layers.values())
     figure = go.Figure()
-    label = "relative flatness (small is flat)"
+    label, marker = "relative flatness (small is flat)", {"color": BLUE, "size": 9}
+    kind = axis_type("flatness", numbers)
     if len(names) <= _MOST_NAMED_LAYERS:
-        figure.add_bar(x=numbers, y=names, orientation="h", marker={"color": BLUE})
-        figure.update_xaxes(title_text=label)
+        figure.add_scatter(x=numbers, y=names, mode="markers", marker=marker)
+        figure.update_xaxes(title_text=label, type=kind)
         # In the order of execution from the top.
         figure.update_yaxes(autorange="reversed", type="category", dtick=1)
     else:
         order = list(range(1, len(names) + 1))
-        figure.add_bar(x=order, y=numbers, hovertext=names, marker={"color": BLUE})
+        figure.add_scatter(x=order, y=numbers, hovertext=names, mode="markers", marker=marker)
         figure.update_xaxes(title_text="convolution, in the order of execution")
-        figure.update_yaxes(title_text=label)
+        figure.update_yaxes(title_text=label, type=kind)
     figure.update_layout(title_text=f"flatness of the convolutions of trial {best[0].number}")
     return figure
 

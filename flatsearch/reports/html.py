@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 
 from flatsearch.errors import UsageError
 from flatsearch.reports import tables
-from flatsearch.reports.colours import PAGE
-from flatsearch.reports.figures import figures
-from flatsearch.reports.verdicts import chosen, searched, verdicts
+from flatsearch.reports.colours import DARK, LIGHT
+from flatsearch.reports.figures import figures, not_drawn
+from flatsearch.reports.verdicts import (
+    chosen,
+    front_meaning,
+    headlines,
+    same_in_all,
+    searched,
+    verdicts,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.reports.tables import Table
 
@@ -24,14 +33,35 @@ _MOST_TRIALS = 30
 # Nothing is loaded from anywhere: the browser itself refuses it.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = f"""
+:root {{ color-scheme: light dark; --words: {LIGHT["words"]}; --background: {LIGHT["background"]};
+  --line: {LIGHT["line"]}; --quiet: {LIGHT["quiet"]}; --missing: {LIGHT["missing"]} }}
+@media (prefers-color-scheme: dark) {{ :root {{ --words: {DARK["words"]};
+  --background: {DARK["background"]}; --line: {DARK["line"]}; --quiet: {DARK["quiet"]};
+  --missing: {DARK["missing"]} }} }}
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
-  color: {PAGE["words"]}; background: {PAGE["background"]} }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums;
-  display: block; overflow-x: auto }}
-th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid {PAGE["line"]} }}
+  color: var(--words); background: var(--background); overflow-wrap: break-word }}
+h2 {{ font-size: 1.15rem; margin: 2rem 0 .5rem }}
+.headline {{ font-size: 1.15rem; font-weight: 600; margin: .3rem 0 }}
+.quiet, summary {{ color: var(--quiet) }}
+summary {{ cursor: pointer; margin: 1rem 0 }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }}
+th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
+  vertical-align: top }}
 th:last-child, td:last-child {{ text-align: left }}
-.figure {{ height: 28rem; margin: 1.5rem 0 }}
-.missing {{ color: {PAGE["missing"]}; font-weight: bold }}
+.figure {{ height: 28rem }}
+#figure-epochs {{ height: 40rem }}
+.missing {{ color: var(--missing); font-weight: bold }}
+@media (max-width: 45rem) {{
+  body {{ margin: 1rem auto }}
+  thead {{ display: none }}
+  table, tbody {{ display: block }}
+  tr {{ display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .4rem 0;
+    border-bottom: 1px solid var(--line) }}
+  td {{ border: 0; padding: 0; text-align: left }}
+  td:last-child {{ flex-basis: 100% }}
+  td:empty {{ display: none }}
+  td[data-label]::before {{ content: attr(data-label) " "; color: var(--quiet) }}
+}}
 """
 # plotly.js has almost 5 MB; a page that holds it compressed has two.
 _SCRIPT = """
@@ -101,26 +131,36 @@ def _page(summary: StudySummary) -> str:
 
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     name = html.escape(summary.name)
-    sentences = [searched(summary), chosen(summary), *verdicts(summary)]
+    own, others = tables.settings(summary)
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{name}</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{name}</h1>",
-        *(f"<p>{html.escape(sentence)}</p>" for sentence in sentences if sentence),
+        *_paragraphs(headlines(summary), "headline"),
+        *_paragraphs([chosen(summary), searched(summary)]),
         f'<p class="missing" id="missing" hidden>{_MISSING}</p>',
         '<noscript><p class="missing">The figures of this page need JavaScript.</p></noscript>',
+        *_section(tables.front(summary)),
+        *_paragraphs([front_meaning(summary), same_in_all(summary)], "quiet"),
     ]
-    parts += _section(tables.front(summary))
     for key, figure in drawn.items():
+        # A heading of the page has room for what a figure's own title would be cut off.
+        title = figure.layout.title.text or ""
+        parts.append(f"<h2>{title[:1].upper()}{title[1:]}</h2>")
+        figure.update_layout(title_text="", margin_t=30)
         # A "<" could end the script element; JSON has another way to write it.
         json = figure.to_json().replace("<", "\\u003c")
         parts.append(f'<script type="application/json" id="json-{key}">{json}</script>')
         parts.append(f'<div class="figure" id="figure-{key}" data-json="json-{key}"></div>')
+    parts += _paragraphs(not_drawn(summary, drawn), "quiet")
     parts += _section(tables.best_trials(summary, _MOST_TRIALS, infeasible=False))
-    parts += _section(tables.correlations(summary))
-    parts += _section(tables.settings(summary))
+    numbers = [*_paragraphs(verdicts(summary)), *_section(tables.correlations(summary))]
+    parts += _folded("What stopping early and flatness did, in numbers", numbers)
+    parts += _section(own)
+    parts += _folded(f"{others.title} ({len(others.rows)})", _section(others, title=False))
     parts += [
         f'<script type="application/gzip" id="plotly">{packed}</script>',
         f"<script>{_SCRIPT}</script></body></html>",
@@ -128,16 +168,33 @@ def _page(summary: StudySummary) -> str:
     return "\n".join(parts)
 
 
-def _section(table: Table) -> list[str]:
+def _paragraphs(sentences: Iterable[str], kind: str = "") -> list[str]:
+    attribute = f' class="{kind}"' if kind else ""
+    return [f"<p{attribute}>{html.escape(text)}</p>" for text in sentences if text]
+
+
+def _folded(title: str, parts: Sequence[str]) -> list[str]:
+    """Return what is shown only when it is asked for."""
+    if not parts:
+        return []
+    return [f"<details><summary>{html.escape(title)}</summary>", *parts, "</details>"]
+
+
+def _section(table: Table, *, title: bool = True) -> list[str]:
     """Return a table under its title; nothing where it has no rows."""
     if not table.rows:
         return []
     head = "".join(f"<th>{html.escape(text)}</th>" for text in table.heads)
+    # On a narrow screen every cell says what it is; the last one, mostly words, need not.
+    labels = [f' data-label="{html.escape(text)}"' for text in table.heads[:-1]] + [""]
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>"
+        "<tr>"
+        + "".join(f"<td{label}>{html.escape(t)}</td>" for label, t in zip(labels, row, strict=True))
+        + "</tr>"
         for row in table.rows
     )
     return [
-        f"<h2>{html.escape(table.title)}</h2>",
+        *([f"<h2>{html.escape(table.title)}</h2>"] if title else []),
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        *_paragraphs([f"... and {table.left_out} more" if table.left_out else ""], "quiet"),
     ]

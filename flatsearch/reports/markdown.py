@@ -6,11 +6,22 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
+from flatsearch.analysis.summary import outcome
 from flatsearch.reports import tables
-from flatsearch.reports.text import describe
-from flatsearch.reports.verdicts import chosen, searched, verdicts
+from flatsearch.reports.figures import not_drawn
+from flatsearch.reports.verdicts import (
+    chosen,
+    front_meaning,
+    headlines,
+    same_in_all,
+    searched,
+    verdicts,
+)
+from flatsearch.spaces.words import short_form
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.record import TrialRecord
     from flatsearch.reports.tables import Table
@@ -47,28 +58,45 @@ def _section(table: Table) -> list[str]:
     ]
 
 
-def study_note(summary: StudySummary) -> str:
-    """Return what is said about a study, in Markdown that begins with `MARK`."""
+def study_note(summary: StudySummary, drawn: Collection[str] = ()) -> str:
+    """Return what is said about a study beside figures, in Markdown that begins with `MARK`."""
     lines = [f"{MARK} {_plain(summary.name)}", "", _plain(searched(summary)), ""]
+    lines += [f"**{_plain(line)}**\n" for line in headlines(summary)]
     lines += _section(tables.front(summary, MOST_TRIALS))
-    lines += [_plain(best), ""] if (best := chosen(summary)) else []
-    if said := verdicts(summary):
-        lines += ["**What the signals and pruning did**", ""]
-        lines += [*(f"- {_plain(sentence)}" for sentence in said), ""]
-    lines += _section(tables.settings(summary))
+    said = (front_meaning(summary), same_in_all(summary), chosen(summary))
+    lines += [f"{_plain(sentence)}\n" for sentence in said if sentence]
+    if numbers := [*verdicts(summary), *not_drawn(summary, drawn)]:
+        lines += ["**In numbers**", ""]
+        lines += [*(f"- {_plain(sentence)}" for sentence in numbers), ""]
+    own, others = tables.settings(summary)
+    lines += _section(own)
+    if others.rows:
+        lines += [f"The other {len(others.rows)} settings have their defaults.", ""]
     lines.append("*Written anew while the search runs; what stands above the heading is kept.*")
     return "\n".join(lines)
 
 
-def trial_note(summary: StudySummary, trial: TrialRecord) -> str:
-    """Return what is said about a trial that is on the front, or was once, likewise."""
-    place = "on the Pareto front" if len(summary.metric_names) > 1 else "the best trial"
-    if trial.number not in summary.front:
-        place = f"no longer {place}"
-    lines = [f"{MARK} {place}", "", _plain(describe(trial)), ""]
-    lines += _section(tables.trial_numbers(summary, trial))
+def trial_note(summary: StudySummary, trial: TrialRecord, *, left: bool = False) -> str:
+    """Return what is said about a trial that has ended, and perhaps left the front, likewise."""
+    lines = [f"{MARK} {_place(summary, trial, left=left)}", ""]
+    if reason := tables.reason(summary, trial):
+        lines += [_plain(reason), ""]
     if trial.architecture is not None:
+        lines += [_plain(short_form({**trial.architecture.values, **trial.recipe})), ""]
+    lines += _section(tables.trial_numbers(summary, trial))
+    if trial.architecture is not None and trial.complete and trial.own:
         # In a code span only a backtick means something.
         name = shlex.quote(summary.name.replace("`", ""))
         lines.append(f"Train it to the end: `flatsearch train {name} --trial {trial.number}`")
     return "\n".join(lines)
+
+
+def _place(summary: StudySummary, trial: TrialRecord, *, left: bool) -> str:
+    """Return in a few words what became of a trial."""
+    front = "on the Pareto front" if len(summary.metric_names) > 1 else "the best trial"
+    if trial.number in summary.front:
+        return front
+    became = outcome(trial)
+    if left:
+        return f"no longer {front}"
+    return f"not {front}" if became == "COMPLETE" else became.lower()

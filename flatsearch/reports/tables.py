@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from flatsearch.reports.text import describe, setting, value
+from flatsearch.reports.text import duration, setting, value
+from flatsearch.settings import RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +24,7 @@ __all__ = [
     "confusions",
     "correlations",
     "front",
+    "reason",
     "seeds",
     "settings",
     "trial_numbers",
@@ -29,6 +32,8 @@ __all__ = [
 
 # What is shown of a trial beside its objectives, where it is recorded.
 _SIZES = ("loss", "parameters", "flops")
+# What tells two data sets and two files apart; nobody reads it.
+_HASHES = ("space_file", "data_fingerprint")
 # A confusion matrix of more classes does not fit.
 _MOST_CLASSES = 12
 _MOST_CONFUSIONS = 10
@@ -72,13 +77,13 @@ def _trials(title: str, summary: StudySummary, trials: Sequence[TrialRecord], mo
             str(trial.number),
             *_values(summary, trial),
             *(value(s, trial.metrics[s]) if s in trial.metrics else "-" for s in sizes),
-            "-" if trial.seconds is None else f"{trial.seconds:.1f}",
+            "-" if trial.seconds is None else duration(trial.seconds),
             "*" if trial.number in summary.front else "",
-            _remark(trial),
+            _remark(summary, trial),
         )
         for trial in shown
     )
-    heads = ("trial", *names, *sizes, "seconds", "front", "architecture")
+    heads = ("trial", *names, *sizes, "time", "front", "architecture")
     return Table(title, heads, rows, len(trials) - len(shown))
 
 
@@ -88,37 +93,71 @@ def _values(summary: StudySummary, trial: TrialRecord) -> tuple[str, ...]:
     return tuple(value(n, v) for n, v in zip(summary.metric_names, trial.values, strict=True))
 
 
-def _remark(trial: TrialRecord) -> str:
+def reason(summary: StudySummary, trial: TrialRecord) -> str:
+    """Return why a trial has no place among the best, or was stopped; empty for others."""
+    if trial.duplicate:
+        return f"The same network as trial {trial.duplicate_of}, whose result it took over."
+    if trial.superseded_by is not None:
+        return f"{trial.stopped}; its network went on as trial {trial.superseded_by}.".capitalize()
+    said = _all_decisions(trial) or trial.failure or trial.stopped or ""
+    if not said and trial.pruned:
+        said = "by the pruner"
+    if not said and trial.complete and not trial.feasible:
+        said = _shortfall(summary, trial)
+    return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _remark(summary: StudySummary, trial: TrialRecord) -> str:
     """Return what there is to say about a trial: its architecture, or why there is no result."""
     if trial.state in {"RUNNING", "WAITING"}:
         return trial.state.lower()
     if trial.superseded_by is not None:
         return f"{trial.stopped}; goes on as trial {trial.superseded_by}"
-    decided = _decision(trial)
     if trial.values is None:
-        reason = trial.failure or decided or trial.stopped or "by the pruner"
+        reason = trial.failure or _decision(trial) or trial.stopped or "by the pruner"
         state = "parked" if trial.parked is not None else trial.state.lower()
         return f"{state}: {reason}"
     if trial.duplicate:
         return f"as trial {trial.duplicate_of}, not trained again"
-    text = describe(trial)
+    text = summary.describe(trial)
     if not trial.feasible:
-        text += f" ({trial.stopped or 'not better than guessing'})"
+        text += f" ({trial.stopped or ('knows too little' if trial.behind else 'infeasible')})"
     if trial.retrain_of is not None:
         text += f" (trial {trial.retrain_of} again)"
-    return f"{text} ({decided})" if decided else text
+    return f"{text} ({decided})" if (decided := _decision(trial)) else text
+
+
+def _shortfall(summary: StudySummary, trial: TrialRecord) -> str:
+    """Say why a trial that was not stopped is not on the front."""
+    if not trial.behind:
+        return "keeps not all constraints: see min_accuracy"
+    return f"knows too little for the front: accuracy below {summary.least_accuracy:.3f}"
 
 
 def _decision(trial: TrialRecord) -> str:
     """Return the decision that ended a trial, or would have, with its reason."""
     for d in trial.decisions:
         if d.outcome == "pruned" or d.runs_on:
-            what = "it" if d.outcome == "pruned" else f"it was {d.outcome}: it"
+            ran_on = f", but {d.outcome}" if d.runs_on else ""
             return (
-                f"after epoch {d.step + 1} {what} had a probability of {d.probability:.2g} to end"
-                f" among the best, the limit was {d.limit:.2g}, learnt from {d.n_trials} trials"
+                f"after epoch {d.step + 1}, at {d.probability:.1%} to end among the best (limit"
+                f" {d.limit:.1%}){ran_on}"
             )
     return ""
+
+
+def _all_decisions(trial: TrialRecord) -> str:
+    """Return what the pruner decided after every step, and why."""
+    said = []
+    for d in trial.decisions:
+        text = f"after epoch {d.step + 1} {d.outcome}"
+        if math.isfinite(d.probability):
+            text += (
+                f", at a chance of {d.probability:.1%} to end among the best (limit {d.limit:.1%},"
+                f" learnt from {d.n_trials} trials)"
+            )
+        said.append(text)
+    return "; ".join(said)
 
 
 def front(summary: StudySummary, most: int | None = None) -> Table:
@@ -127,7 +166,7 @@ def front(summary: StudySummary, most: int | None = None) -> Table:
     return Table(
         "Pareto front" if len(summary.metric_names) > 1 else "Best trial",
         ("trial", *summary.metric_names, "architecture"),
-        tuple((str(t.number), *_values(summary, t), describe(t)) for t in shown),
+        tuple((str(t.number), *_values(summary, t), summary.describe(t)) for t in shown),
         len(summary.front) - len(shown),
     )
 
@@ -156,11 +195,20 @@ def correlations(summary: StudySummary) -> Table:
     )
 
 
-def settings(summary: StudySummary) -> Table:
-    """Return what all trials of a study share; no rows for a study that is not ours."""
-    known = (summary.settings or {}).items()
-    rows = tuple((name, setting(given)) for name, given in known)
-    return Table("Settings of all trials", ("setting", "value"), rows)
+def settings(summary: StudySummary) -> tuple[Table, Table]:
+    """Return the settings that are not the defaults, and the others.
+
+    No rows for a study that is not ours.
+    """
+    defaults = RunSettings().to_dict()
+    known = summary.settings or {}
+    own = {k: v for k, v in known.items() if v != defaults.get(k) and k not in _HASHES}
+    rest = {k: v for k, v in known.items() if k not in own}
+    heads = ("setting", "value")
+    return (
+        Table("Settings", heads, tuple((k, setting(v)) for k, v in own.items())),
+        Table("All other settings", heads, tuple((k, setting(v)) for k, v in rest.items())),
+    )
 
 
 def trial_numbers(summary: StudySummary, trial: TrialRecord) -> Table:

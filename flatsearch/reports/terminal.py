@@ -15,6 +15,8 @@ from flatsearch.reports.verdicts import (
     NO_FRONT,
     chosen,
     front_meaning,
+    headlines,
+    same_in_all,
     shipped,
     tested,
     tested_before,
@@ -60,6 +62,8 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
     """Print the best trials, or all, the front and what the signals and pruning did."""
     counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.counts.items()))
     console.print(f"\nstudy [bold]{summary.name}[/]: {counts or 'no trials'}", highlight=False)
+    for line in headlines(summary):
+        console.print(line, style="bold", highlight=False, markup=False)
     trials = tables.all_trials(summary) if all_trials else tables.best_trials(summary, _MOST_ROWS)
     if trials.rows:
         console.print(_rendered(trials))
@@ -68,12 +72,12 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
     if len(summary.metric_names) > 1 and summary.front:
         console.print(_rendered(tables.front(summary)))
         console.print(front_meaning(summary), style="dim", highlight=False, markup=False)
-    if best := chosen(summary):
-        console.print(best, highlight=False, markup=False)
-    if summary.correlations:
-        console.print(_rendered(tables.correlations(summary)))
-    for sentence in verdicts(summary):
+    for sentence in filter(None, (same_in_all(summary), chosen(summary))):
         console.print(sentence, highlight=False, markup=False)
+    for sentence in verdicts(summary):
+        console.print(sentence, style="dim", highlight=False, markup=False)
+    if all_trials and summary.correlations:
+        console.print(_rendered(tables.correlations(summary)))
 
 
 def print_final(final: FinalTraining, console: Console) -> None:

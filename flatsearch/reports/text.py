@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from flatsearch.record.trial import TrialRecord
-    from flatsearch.spaces.space import Value
-
-__all__ = ["describe", "duration", "in_words", "number", "setting", "value"]
+__all__ = ["duration", "number", "setting", "value"]
 
 
 def number(count: float) -> str:
@@ -27,17 +19,24 @@ def number(count: float) -> str:
 
 
 def value(name: str, x: float) -> str:
-    """Return a metric as it is read: accuracies with four digits, counts with a unit.
+    """Return a metric as it is read: accuracies in thousandths, counts and times with a unit.
 
     Example:
         >>> value("accuracy", 0.98765), value("flatness", 3.21987), value("parameters", 1234)
-        ('0.9877', '3.22', '1.23k')
+        ('0.988', '3.22', '1.23k')
+        >>> value("memory", 20480), value("noise_loss", 0.0001234)
+        ('20.5 kB', '0.000123')
     """
     if name == "accuracy":
-        return f"{x:.4f}"
+        return f"{x:.3f}"
+    if name == "memory":
+        count = number(x)
+        return f"{count} B" if count[-1].isdigit() else f"{count[:-1]} {count[-1]}B"
     if name in {"latency", "batch_latency"}:
         return f"{x:.3g} ms"
-    return number(x) if name in {"parameters", "flops", "memory"} else f"{x:.3g}"
+    if name in {"parameters", "flops"}:
+        return number(x)
+    return f"{x:.0f}" if 1000 <= abs(x) < 1e6 else f"{x:.3g}"
 
 
 def duration(seconds: float) -> str:
@@ -52,29 +51,6 @@ def duration(seconds: float) -> str:
             digits = 0 if seconds >= 9.5 * size else 1
             return f"{seconds / size:.{digits}f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-
-
-def describe(trial: TrialRecord) -> str:
-    """Return an architecture and its recipe in a few words."""
-    if trial.architecture is None:
-        return ", ".join(
-            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items()
-        )
-    rounded = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in trial.recipe.items()}
-    return in_words({**trial.architecture.values, **rounded})
-
-
-def in_words(values: Mapping[str, Value]) -> str:
-    """Return an architecture's values on one line.
-
-    Example:
-        >>> in_words({"kernel": 3, "widths": (8, 16)})
-        'kernel=3 widths=8-16'
-    """
-    return " ".join(
-        f"{key}={'-'.join(map(str, item)) if isinstance(item, (list, tuple)) else item}"
-        for key, item in values.items()
-    )
 
 
 def setting(given: object) -> str:

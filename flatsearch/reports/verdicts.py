@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flatsearch.record import LeastAccuracy
 from flatsearch.signals.table import SIGNALS
+from flatsearch.spaces.words import short_form
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,8 @@ __all__ = [
     "NO_FRONT",
     "chosen",
     "front_meaning",
+    "headlines",
+    "same_in_all",
     "searched",
     "shipped",
     "tested",
@@ -98,6 +101,54 @@ def _listed(names: Sequence[str]) -> str:
         'accuracy, flatness and parameters'
     """
     return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def same_in_all(summary: StudySummary) -> str:
+    """Return what is not said of every architecture, since it is the same in all; or nothing."""
+    known = [t.architecture.values for t in summary.trials if t.architecture is not None]
+    first = known[0] if known else {}
+    said = short_form(first, set(first) - summary.varied)
+    return f"The same in all architectures: {said}." if said else ""
+
+
+def headlines(summary: StudySummary) -> list[str]:
+    """Return in plain words whether stopping early and flatness were of use on a study.
+
+    Args:
+        summary: The study.
+
+    Returns:
+        A line each; none for what has not been tried.
+    """
+    found = []
+    if summary.pruning is not None:
+        found.append(f"Stop early? {_stopping(summary.pruning)}")
+    complete = sum(trial.complete and trial.own for trial in summary.trials)
+    if summary.gain:
+        found.append(f"Flatness: {_use(summary.gain[0])}")
+    elif complete and any("flatness" in trial.metrics for trial in summary.trials):
+        found.append(f"Flatness: too few complete trials ({complete}) to say of what use it is.")
+    return found
+
+
+def _stopping(pruning: PruningEffect) -> str:
+    if not pruning.pruned:
+        return "Nothing was stopped: the pruner is still learning, or found none to stop."
+    saved = pruning.epochs_saved / (pruning.epochs_spent + pruning.epochs_saved)
+    if not pruning.audited:
+        return f"Yes: it saved {saved:.0%} of the epochs."
+    checked = f"of the {pruning.audited} that were run on to check"
+    if pruning.wrong:
+        return f"It saved {saved:.0%} of the epochs, but {pruning.wrong} {checked} ended well."
+    return f"Yes: it saved {saved:.0%} of the epochs, and none {checked} ended well."
+
+
+def _use(gain: FlatnessGain) -> str:
+    if gain.low > 0:
+        return f"it helped to see after epoch {gain.epoch} which trials end well."
+    if gain.high < 0:
+        return f"it misled about which trials end well, after epoch {gain.epoch}."
+    return "no clear use here for seeing early which trials end well."
 
 
 def verdicts(summary: StudySummary) -> list[str]:

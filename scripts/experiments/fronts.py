@@ -23,8 +23,9 @@ most frequent class, and s one of 0.8, 0.9, 0.95.
 *On what.* Simulated studies of 20 networks (the default number of trials), drawn from a table
 without replacement, 400 for each definition. Tables: those of `scripts/results/curves`, where the
 first four definitions can be judged, and those that `record` makes with the default settings of a
-search: networks drawn at random (sampler seed 0; network i is initialised and trained with seed i),
-with all six.
+search: networks drawn at random (sampler seed 0; network i is initialised and trained with seed i;
+those of more than 15 million FLOPs an image are left out, to keep the time of a CPU bounded), with
+all six.
 
 *Criterion.* A network is **shippable** if its test accuracy beyond guessing is at least 90% of that
 of the best network of its study.
@@ -63,6 +64,7 @@ from record_curves import text, write
 
 import flatsearch
 from flatsearch.errors import DivergedError, NonFiniteError
+from flatsearch.networks.cost import count_flops
 from flatsearch.settings import RunSettings
 from flatsearch.spaces.space import build_model, suggest_checked
 from flatsearch.training.evaluation import evaluate
@@ -72,6 +74,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "results" / "fronts"
 STUDIES, TRIALS, DRAWS = 400, 20, 3
 SHARES = (0.8, 0.9, 0.95)
 SHIPPABLE = 0.9
+MOST_FLOPS = 15e6
 # Space and limit on training images, which keeps a CPU's time within minutes.
 TABLES = {
     "digits-resnet": ("resnet_small", None),
@@ -142,6 +145,8 @@ def record(name: str, data, networks: int) -> None:
             space, architecture, in_channels=data.in_channels, num_classes=data.num_classes,
             image_size=data.image_size,
         )  # fmt: skip
+        if count_flops(model, data.in_channels, data.image_size) > MOST_FLOPS:
+            continue
         started = time.perf_counter()
         try:
             for epoch in train(model, data, settings, seed=index):

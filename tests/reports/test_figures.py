@@ -34,7 +34,7 @@ def test_the_front_and_what_is_not_on_it() -> None:
     figure = drawn(small_study())["front"]
     assert points(figure) == {
         "pruned, where they stopped": [(3.0, 0.2), (0.5, 0.25)],
-        "infeasible": [(0.2, 0.95)],
+        "left out by a constraint": [(0.2, 0.95)],
         "complete": [(50.0, 0.5)],
         "Pareto front": [(1.0, 0.6), (40.0, 0.9)],  # from flat to sharp, for the line
     }
@@ -44,8 +44,8 @@ def test_the_front_and_what_is_not_on_it() -> None:
     assert front.mode == "lines+markers"
     assert front.line.shape == "hv"
     assert front.text == (
-        "trial 1: accuracy 0.6000, flatness 1<br>kernel=3",
-        "trial 0: accuracy 0.9000, flatness 40<br>kernel=3",
+        "trial 1: accuracy 0.600, flatness 1<br>3",
+        "trial 0: accuracy 0.900, flatness 40<br>3",
     )
     assert figure.data[0].text[0].endswith("<br>stopped after epoch 1")
 
@@ -160,7 +160,7 @@ def test_what_a_study_has_no_data_for_is_left_out() -> None:
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
     found = drawn(theirs)
     assert set(found) == {"front"}
-    assert "x=" in found["front"].data[0].text[0]
+    assert "<br>x 0." in found["front"].data[0].text[0]
     study = study_of("accuracy", "flatness")
     add(study, [(0.5, 1.0)])
     assert set(drawn(study)) == {"front", "epochs"}

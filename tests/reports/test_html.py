@@ -103,13 +103,32 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     write_page(summarise(study), path)
     text = path.read_text()
     assert "Search space toys on digits, 2 epochs per trial." in text
-    assert "<td>1</td><td>0.6000</td><td>1</td><td>kernel=3</td>" in text
+    cells = {"trial": "1", "accuracy": "0.600", "flatness": "1"}
+    row = "".join(f'<td data-label="{head}">{cell}</td>' for head, cell in cells.items())
+    assert f"<tr>{row}<td>3</td></tr>" in text
+    assert ">Stop early? Yes: it saved 17% of the epochs.<" in text
+    assert "No figure of flatness by layer: not all layers of the best trial" in text
     assert "Pruning stopped 2 trials and saved 2 of 12 epochs (17%)." in text
-    assert "<td>epochs</td><td>2</td>" in text
+    assert '<td data-label="setting">epochs</td><td>2</td>' in text
     best = text.index("Best trials by accuracy")
-    order = re.findall(r"<tr><td>(\d+)</td>", text[best : text.index("Settings")])
+    order = re.findall(
+        r'<tr><td data-label="trial">(\d+)</td>', text[best : text.index("Settings")]
+    )
     assert order == ["0", "1", "2"]  # the infeasible ones are not among them
     assert path.stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    study = large_study(40)
+    path = tmp_path / "page.html"
+    write_page(summarise(study), path)
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-drawn]", timeout=60_000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
 
 
 def test_large_studies_fit(tmp_path: Path) -> None:
