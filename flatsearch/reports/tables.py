@@ -212,8 +212,9 @@ def settings(summary: StudySummary) -> tuple[Table, Table]:
 
 
 def trial_numbers(summary: StudySummary, trial: TrialRecord) -> Table:
-    """Return a complete trial's objectives and sizes, one a row."""
-    numbers = dict(zip(summary.metric_names, trial.values or (), strict=True))
+    """Return a trial's objectives and sizes, one a row."""
+    # What was not trained to the end has no values.
+    numbers = dict(zip(summary.metric_names, trial.values or (), strict=False))
     numbers = {**{s: trial.metrics[s] for s in _SIZES if s in trial.metrics}, **numbers}
     order = dict.fromkeys((*summary.metric_names, *_SIZES))
     rows = tuple((name, value(name, numbers[name])) for name in order if name in numbers)

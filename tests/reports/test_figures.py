@@ -203,7 +203,7 @@ def test_values_that_are_not_finite_are_gaps() -> None:
 def test_what_users_name_is_not_markup() -> None:
     study = study_of("accuracy", "flatness")
     add(study, [(0.5, 1.0)], words="<b>&")
-    assert drawn(study)["front"].data[0].text[0].endswith("kernel=&lt;b&gt;&amp;")
+    assert drawn(study)["front"].data[0].text[0].endswith("<br>&lt;b&gt;&amp;")
 
 
 def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
