@@ -19,7 +19,7 @@ from flatsearch.search.storage import open_storage
 from flatsearch.search.study import load_study
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import optuna
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Publisher", "is_available", "publish", "require", "serve"]
 
 _SECONDS = 30.0
+_STYLE = (
+    b"<style>main p.MuiTypography-body1 { white-space: normal; overflow-wrap: anywhere }</style>"
+)
 # Notes on trials that are not on the front, at a time: each is an entry in the storage.
 _MOST_TOLD = 200
 # Publishing takes at most this share of the time.
@@ -130,6 +133,26 @@ class Publisher:
         self._next = end + max(self._seconds, (end - start) / _SHARE)
 
 
+def _wrapping(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Return optuna-dashboard's application with pages on which long attributes are wrapped.
+
+    It shows each in a line, and a trial's curves and architecture are thousands of pixels long.
+    """
+
+    def wrapped(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        told: list[Any] = []
+        body = app(environ, lambda *arguments: told.extend(arguments))
+        status, headers, *rest = told
+        if any(k.lower() == "content-type" and "text/html" in v for k, v in headers):
+            body = [b"".join(body).replace(b"</head>", _STYLE + b"</head>")]
+            headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
+            headers.append(("Content-Length", str(len(body[0]))))
+        start(status, headers, *rest)
+        return body
+
+    return wrapped
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     """Answers several requests at a time: a browser asks for much at once."""
 
@@ -165,7 +188,7 @@ def serve(
     opened = open_storage(storage)
     study_id = load_study(name, opened)._study_id
     store = None if artifacts is None else FileSystemArtifactStore(artifacts)
-    app = wsgi(opened, artifact_store=store)
+    app = _wrapping(wsgi(opened, artifact_store=store))
     try:
         server = make_server(host, port, app, server_class=_Server, handler_class=_Silent)
     except (OSError, OverflowError) as error:

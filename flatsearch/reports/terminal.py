@@ -37,13 +37,20 @@ __all__ = ["print_comparison", "print_final", "print_flatness", "print_summary"]
 
 _MOST_ROWS = 10
 _BAR_WIDTH = 24
+# Columns that a narrow terminal does without, until the words in the last one have so much room.
+_OPTIONAL = ("flops", "time", "loss", "parameters")
+_LEAST_WORDS = 44
 # A measured layer that may be wrong by more gets a line of its own.
 _MOST_ROUNDING = 1e-3
 
 
 def _empty(title: str, heads: Sequence[str]) -> Table:
     table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for index, head in enumerate(heads):
         last = index == len(heads) - 1
@@ -51,10 +58,16 @@ def _empty(title: str, heads: Sequence[str]) -> Table:
     return table
 
 
-def _rendered(table: tables.Table) -> Table:
-    rendered = _empty(escape(table.title), [escape(head) for head in table.heads])
+def _rendered(table: tables.Table, width: int = 160) -> Table:
+    """Return a table of rich, without what a narrow terminal has no room for."""
+    kept = list(range(len(table.heads)))
+    for name in _OPTIONAL:
+        widths = [max(len(row[i]) for row in (table.heads, *table.rows)) + 2 for i in kept[:-1]]
+        if width - sum(widths) < _LEAST_WORDS and name in table.heads:
+            kept.remove(table.heads.index(name))
+    rendered = _empty(escape(table.title), [escape(table.heads[i]) for i in kept])
     for row in table.rows:
-        rendered.add_row(*map(escape, row))
+        rendered.add_row(*(escape(row[i]) for i in kept))
     return rendered
 
 
@@ -66,11 +79,11 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
         console.print(line, style="bold", highlight=False, markup=False)
     trials = tables.all_trials(summary) if all_trials else tables.best_trials(summary, _MOST_ROWS)
     if trials.rows:
-        console.print(_rendered(trials))
+        console.print(_rendered(trials, console.width))
     if summary.ranked() and not summary.front:
         console.print(NO_FRONT, highlight=False)
     if len(summary.metric_names) > 1 and summary.front:
-        console.print(_rendered(tables.front(summary)))
+        console.print(_rendered(tables.front(summary), console.width))
         console.print(front_meaning(summary), style="dim", highlight=False, markup=False)
     for sentence in filter(None, (same_in_all(summary), chosen(summary))):
         console.print(sentence, highlight=False, markup=False)

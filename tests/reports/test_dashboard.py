@@ -250,6 +250,8 @@ def test_from_the_list_to_an_artifact(
     page.locator("a[href$='/trials']").click()
     page.get_by_text(f"Trial {best.number}", exact=True).first.click()
     page.get_by_role("heading", name="flatsearch: on the Pareto front").wait_for()
+    page.get_by_text("flatsearch:step:0", exact=False).first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 1400
     images = page.locator("img[src*='/artifacts/']")
     images.nth(1).wait_for()
     loaded = "i => i.complete && i.naturalWidth > 500"
