@@ -199,7 +199,7 @@ def trial_columns() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "trial columns": trial_columns,
     "fronts guessing": fronts("guessing"),
-    "fronts 0.9": fronts("0.9"),
+    "fronts relative": fronts("0.9"),
     "tree": tree,
     "settings": settings_table,
     "signals": signals,

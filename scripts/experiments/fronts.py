@@ -1,6 +1,6 @@
 """Which default front of accuracy and flatness holds points that somebody would ship?
 
-    python scripts/experiments/fronts.py record TABLE --data DATA [--root data] [--networks 40]
+    python scripts/experiments/fronts.py record TABLE [--networks 34]
     python scripts/experiments/fronts.py judge
 
 **Protocol**, written before anything was measured.
@@ -75,13 +75,7 @@ STUDIES, TRIALS, DRAWS = 400, 20, 3
 SHARES = (0.8, 0.9, 0.95)
 SHIPPABLE = 0.9
 MOST_FLOPS = 15e6
-# Space and limit on training images, which keeps a CPU's time within minutes.
-TABLES = {
-    "digits-resnet": ("resnet_small", None),
-    "digits-plain": ("plain_cnn", None),
-    "fashion-plain": ("plain_cnn", 2000),
-    "cifar10-resnet": ("resnet_small", 2000),
-}
+TABLES = {"digits-resnet": "resnet_small", "digits-plain": "plain_cnn"}
 
 
 # --- record ---------------------------------------------------------------------------------------
@@ -124,11 +118,7 @@ def robustness(model, data) -> dict[str, float]:
 
 def record(name: str, data, networks: int) -> None:
     """Train and measure; goes on where it was."""
-    space_name, limit = TABLES[name]
-    table = record_curves.Table(space_name, data.image_size, limit or len(data.train), 8)
-    if limit is not None:
-        data = record_curves.small(table, data)
-    settings, space = RunSettings(), flatsearch.load_space(space_name)
+    settings, space = RunSettings(), flatsearch.load_space(TABLES[name])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -168,7 +158,7 @@ def record(name: str, data, networks: int) -> None:
         seconds = time.perf_counter() - started
         print(f"{name} {index}: {last['test_accuracy']:.3f} in {seconds:.0f} s", flush=True)
     environment = {
-        "space": space_name, "data": data.name, "train": len(data.train), "test": len(data.test),
+        "space": TABLES[name], "data": data.name, "train": len(data.train), "test": len(data.test),
         "validation": len(data.validation), "guess": largest_class(data), "epochs": settings.epochs,
         "networks": networks, "torch": torch.__version__, "python": platform.python_version(),
         "processor": platform.machine(),
@@ -281,9 +271,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("record", "judge"))
     parser.add_argument("table", nargs="?", choices=TABLES)
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--root", default="data")
-    parser.add_argument("--networks", type=int, default=40)
+    parser.add_argument("--networks", type=int, default=34)
     args = parser.parse_args()
     if args.what == "judge":
         found = judge()
@@ -291,9 +279,7 @@ def main() -> None:
         return
     if args.table is None:
         parser.error("record needs a table")
-    sizes = {"fashion-plain": 14, "cifar10-resnet": 16}
-    data = flatsearch.load_data(args.data, root=args.root, image_size=sizes.get(args.table))
-    record(args.table, data, args.networks)
+    record(args.table, flatsearch.load_data("digits"), args.networks)
 
 
 if __name__ == "__main__":
