@@ -17,7 +17,7 @@ def test_one_in_words() -> None:
     assert "MySpace: Networks of one layer." in out
     assert "  width            2 to 8\n" in out
     assert "architectures: 700\n" in out
-    assert "example: slope=" in out
+    assert "example: slope " in out
     assert "  conv 3x3" in out
     assert "bytes of activations" in out
 
