@@ -43,7 +43,7 @@ _MOST_NAMED_LAYERS = 22
 _REASONS = {
     "front": "the front: no trial has ended yet",
     "epochs": "the learning curves: no epoch has been recorded",
-    "gap": "flatness against the generalisation gap: fewer than two trials are complete",
+    "gap": "flatness against training less validation accuracy: fewer than two trials are complete",
     "layers": "flatness by layer: not all layers of the best trial are measured (see `layers`)",
     "budget": "what pruning saved: no trial has been stopped",
 }
@@ -68,9 +68,10 @@ def figures(summary: StudySummary) -> dict[str, Figure]:
 
     Returns:
         By identifier: "front" (objectives against each other, or the one by trial), "epochs"
-        (accuracy and flatness by epoch), "gap" (flatness against the generalisation gap), "layers"
-        (flatness of every convolution of the best trial) and "budget" (epochs spent, and what they
-        would have been without pruning); without those for which the study has no data.
+        (accuracy and flatness by epoch), "gap" (flatness against training less validation
+        accuracy), "layers" (flatness of every convolution of the best trial) and "budget" (epochs
+        spent, and what they would have been without pruning); without those for which the study has
+        no data.
 
     Raises:
         UsageError: If plotly is not installed.
