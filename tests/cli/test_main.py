@@ -92,7 +92,7 @@ def test_help_of_a_command_names_all_that_it_is_told(name: str) -> None:
 
 def test_help_explains_the_default_pruner() -> None:
     text = " ".join(call("run", "--help").out.split())
-    assert "(default: flatness). flatness ends a trial that will hardly be among the best" in text
+    assert "(default: flatness, or what the study was made with). flatness ends a trial" in text
     assert "learnt from this study's own finished trials" in text
 
 
