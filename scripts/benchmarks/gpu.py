@@ -55,6 +55,8 @@ GOOD = {
     "widen_3": 2.0, "block": "basic", "kernel": 3, "activation": "relu", "pre_activation": True,
     "squeeze_excitation": False,
 }  # fmt: skip
+# The same with less of everything, to see that it runs.
+SMALL = GOOD | {"stem_width": 16, "stages": 1, "blocks_1": 1}
 PEERS = ("torch.func vmap(jacrev)", "BackPACK DiagGGNExact")
 
 
@@ -77,16 +79,17 @@ def seconds(call: Callable[[], object], device: str, repeats: int = 3) -> float:
 
 
 def images(options: argparse.Namespace) -> ImageData:
-    """Return the images of --data, or those that come with scikit-learn at 32x32."""
-    data = load_data(options.data or "digits", image_size=None if options.data else 32)
+    """Return the images of --data, or scikit-learn's digits at 32x32."""
+    size = None if options.data or options.quick else 32
+    data = load_data(options.data or "digits", image_size=size)
     return search.shortened(data, 256, 128) if options.quick else data
 
 
-def candidate(data: ImageData, device: str) -> nn.Module:
+def candidate(data: ImageData, options: argparse.Namespace, device: str) -> nn.Module:
     """Return the good candidate with its first weights."""
     space = load_space("resnet_small")
     torch.manual_seed(0)
-    architecture = space.suggest(optuna.trial.FixedTrial(GOOD))
+    architecture = space.suggest(optuna.trial.FixedTrial(SMALL if options.quick else GOOD))
     net: nn.Module = space.build(
         architecture, in_channels=data.in_channels, num_classes=data.num_classes
     )
@@ -97,7 +100,7 @@ def numbers(options: argparse.Namespace) -> dict[str, Any]:
     """Compare the measure with the CPU's in float64, and two trainings with each other."""
     data, found = images(options), dict[str, Any]()
     few = tuple(part[:32] for part in data.probe.tensors())
-    net = candidate(data, "cpu").eval()
+    net = candidate(data, options, "cpu").eval()
     exact = relative_flatness(copy.deepcopy(net).double(), few, "all", dtype=torch.float64)
     moved, probe = copy.deepcopy(net).to(options.device), [p.to(options.device) for p in few]
     for tf32 in (False, True):
@@ -111,7 +114,7 @@ def numbers(options: argparse.Namespace) -> dict[str, Any]:
     settings, losses = RunSettings(epochs=1), []
     for _ in range(2):
         trainer = Trainer(
-            candidate(data, options.device), data.to(options.device), settings, seed=0
+            candidate(data, options, options.device), data.to(options.device), settings, seed=0
         )
         losses.append(trainer.epoch()[0])
     found["same_seed_same_loss"] = losses[0] == losses[1]
@@ -131,7 +134,7 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
             epochs=100, precision=precision, memory_format=memory_format, cuda_graphs=graphs,
             batch_size=64 if options.quick else 256,
         )  # fmt: skip
-        trainer = Trainer(candidate(data, options.device), data, settings, seed=0)
+        trainer = Trainer(candidate(data, options, options.device), data, settings, seed=0)
         trainer.epoch()  # warms up, and captures
         took = seconds(trainer.epoch, options.device, repeats=1 if options.quick else 2)
         row = {"precision": precision, "memory_format": memory_format, "graphs": graphs}
@@ -229,7 +232,7 @@ def accuracy(options: argparse.Namespace) -> dict[str, Any]:
     )
     whole = data.merged()
     trainer = Trainer(
-        candidate(data, options.device), dataclasses.replace(whole, validation=data.test),
+        candidate(data, options, options.device), dataclasses.replace(whole, validation=data.test),
         settings, seed=0, label_smoothing=0.1,
     )  # fmt: skip
     wait(options.device)
