@@ -42,11 +42,12 @@ from torchvision.transforms import v2
 
 from flatsearch import FlatnessObjective, load_data, load_space
 from flatsearch.settings import RunSettings
+from flatsearch.spaces.space import build_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from flatsearch.data.splits import ImageData, Split
     from flatsearch.spaces.space import SearchSpace
@@ -111,8 +112,12 @@ def plain(
 
     def objective(trial: optuna.Trial) -> float:
         torch.manual_seed(trial.number)
-        model: nn.Module = space.build(
-            space.suggest(trial), in_channels=data.in_channels, num_classes=data.num_classes
+        model = build_model(
+            space,
+            space.suggest(trial),
+            in_channels=data.in_channels,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
         ).to(device, memory_format=layout)
         batches = DataLoader(training, shuffle=True, **options)
         held_out = DataLoader(validation, **options)
