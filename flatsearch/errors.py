@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ __all__ = [
     "StorageError",
     "UnsupportedModelError",
     "UsageError",
+    "hide_passwords",
     "unknown_name",
 ]
 
@@ -33,8 +35,33 @@ __all__ = [
 _MOST_NAMES = 24
 
 
+_PASSWORDS = (
+    re.compile(r"(://[^\s:/@]*:)\S+(@)"),
+    re.compile(r"([?&](?:password|passwd|pwd|sslpassword)=)[^\s&'\"]+()", re.IGNORECASE),
+)
+
+
+def hide_passwords(text: str) -> str:
+    """Return a text with three stars in the place of every password in a URL.
+
+    Example:
+        >>> hide_passwords("postgresql://me:s3cr@t@db/studies?sslmode=require&password=x")
+        'postgresql://me:***@db/studies?sslmode=require&password=***'
+    """
+    for password in _PASSWORDS:
+        text = password.sub(r"\1***\2", text)
+    return text
+
+
 class FlatsearchError(Exception):
-    """Base class. The message is one line that says what was given and what is accepted."""
+    """Base class. The message is one line that says what was given and what is accepted.
+
+    Args:
+        message: The line; passwords in URLs are hidden.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(hide_passwords(message))
 
 
 class UsageError(FlatsearchError):

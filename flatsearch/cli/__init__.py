@@ -16,13 +16,20 @@ from flatsearch.cli import (
     predict,
     report,
     run,
+    serve_storage,
     spaces,
     train,
     worker,
 )
 from flatsearch.cli.command import Command, Parser
 from flatsearch.cli.config import ConfigFile, configurable, in_toml, read_config, resolve
-from flatsearch.errors import FlatsearchError, SettingsError, UsageError, unknown_name
+from flatsearch.errors import (
+    FlatsearchError,
+    SettingsError,
+    UsageError,
+    hide_passwords,
+    unknown_name,
+)
 from flatsearch.settings import REQUIRED
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ __all__ = ["COMMANDS", "main", "make_parser"]
 _MODULES = (
     run,
     worker,
+    serve_storage,
     spaces,
     report,
     dashboard,
@@ -121,7 +129,7 @@ def _main(argv: Sequence[str]) -> int:
         if "debug" in given:
             raise
         kind = "" if isinstance(error, (FlatsearchError, OSError)) else f"{type(error).__name__}: "
-        text = command.in_options(" ".join(str(error).split()))
+        text = command.in_options(hide_passwords(" ".join(str(error).split())))
         print(f"flatsearch {command.name}: error: {kind}{text}", file=sys.stderr)
         if "json" in given:
             print(json.dumps({"error": f"{kind}{text}", "type": type(error).__name__}))

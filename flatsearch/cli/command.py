@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from flatsearch.errors import hide_passwords
 from flatsearch.settings import REQUIRED, Setting, SettingsRecord
 from flatsearch.settings.values import Choice, Names, Switch
 
@@ -22,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the line and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {hide_passwords(message)} (see {self.prog} --help)\n")
 
     def refuse_unknown(self, arguments: Iterable[str]) -> None:
         """End with an error if there are arguments that the parser did not understand."""

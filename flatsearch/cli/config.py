@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.errors import SettingsError, UsageError, unknown_name
+from flatsearch.errors import SettingsError, UsageError, hide_passwords, unknown_name
 from flatsearch.settings import REQUIRED, RunOptions, RunSettings, Setting
 from flatsearch.settings.values import Names, Quantity
 
@@ -44,7 +45,7 @@ class Held:
 
     Attributes:
         value: The value; `REQUIRED` if there is none.
-        source: "command line", a file's name, or "default".
+        source: "command line", a variable of the environment, a file's name, or "default".
         told: What holds where the value is None.
     """
 
@@ -110,6 +111,9 @@ def resolve(command: Command, given: Mapping[str, Any], file: ConfigFile) -> dic
         if name in given:
             value, source = _parsed(known, given[name]), "command line"
             known.check(name, value)
+        elif known.environment and (text := os.environ.get(known.environment)):
+            value, source = known.accepts.parse(text), known.environment
+            known.check(name, value)
         elif name in file.values and name in of_the_run:
             value, source = _from_file(name, known, file), file.name
         held[name] = Held(value, source, known.unset)
@@ -154,6 +158,7 @@ def in_toml(held: Mapping[str, Held]) -> str:
         elif entry.value is None:
             lines.append(f"# {name}: {entry.told or 'none'}")
         else:
-            line = f"{name} = {json.dumps(entry.value, ensure_ascii=False)}"
+            shown = hide_passwords(json.dumps(entry.value, ensure_ascii=False))
+            line = f"{name} = {shown}"
             lines.append(f"{line:44} # {entry.source}")
     return "\n".join(lines)

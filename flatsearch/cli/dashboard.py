@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import StudyOptions, as_told
+from flatsearch.cli.shared import LOOPBACK, StudyOptions, as_told, warn_of_listening
 from flatsearch.errors import Range, UsageError
 from flatsearch.settings import setting
 from flatsearch.settings.values import Text
@@ -20,7 +20,7 @@ class _Options(StudyOptions):
     """What `flatsearch dashboard` is told."""
 
     artifacts: str | None = as_told("artifacts", help="where the search saved its models")
-    host: str = setting("localhost", Text(), "name or address to listen on")
+    host: str = setting(LOOPBACK, Text(), "name or address to listen on")
     port: int = setting(
         8080, Range(least=0, below=2**16, whole=True), "port to listen on; 0 for any", metavar="N"
     )
@@ -41,6 +41,7 @@ def _dashboard(options: _Options) -> None:
     # A storage that can only be read is shown as it is.
     Publisher(_note).now(study)
     files = folder if found else None
+    warn_of_listening(COMMAND.name, options.host)
     serve(study.study_name, options.storage, files, options.host, options.port, _say)
 
 

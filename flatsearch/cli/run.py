@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from flatsearch.cli import worker
 from flatsearch.cli.command import Command
 from flatsearch.cli.shared import Printing, Reporting, make_console, print_json, storage_option
-from flatsearch.settings import RunOptions, RunSettings
+from flatsearch.errors import hide_passwords
+from flatsearch.settings import STORAGE_VARIABLE, RunOptions, RunSettings
 
 if TYPE_CHECKING:
     from flatsearch.analysis.summary import StudySummary
@@ -38,7 +39,10 @@ def _run(
         if not has_work:
             progress.say("nothing to do; --trials N adds more")
         elif options.workers > 1:
-            run_workers(_worker_commands(study.study_name, options, reporting), progress.say)
+            # A process list shows arguments to everyone, the environment to its owner.
+            environment = {STORAGE_VARIABLE: options.storage}
+            commands = _worker_commands(study.study_name, options, reporting)
+            run_workers(commands, progress.say, environment)
         else:
             worker.run_here(session, COMMAND.name, progress, publisher)
     finally:
@@ -56,7 +60,6 @@ def _worker_commands(study: str, options: RunOptions, reporting: Reporting) -> l
     return [
         worker.COMMAND.arguments(
             study=study,
-            storage=options.storage,
             index=index,
             device=worker_device(options.device, index),
             timeout=options.timeout,
@@ -71,7 +74,7 @@ def _print(summary: StudySummary, options: RunOptions, printing: Printing) -> No
     from flatsearch.reports.terminal import print_summary
 
     if printing.json:
-        print_json({**summary.to_dict(), "storage": options.storage})
+        print_json({**summary.to_dict(), "storage": hide_passwords(options.storage)})
         return
     console = make_console()
     print_summary(summary, console)
@@ -84,7 +87,9 @@ def _next_steps(summary: StudySummary, options: RunOptions) -> str:
     lines = ["next:", f"  flatsearch report {study}", f"  flatsearch dashboard {study}"]
     if summary.front:
         lines.append(f"  flatsearch train {study}    # the final model")
-    given = shlex.join(sys.argv[1:]) if sys.argv[0].endswith("flatsearch") else ""
+    given = ""
+    if sys.argv[0].endswith("flatsearch"):
+        given = shlex.join(hide_passwords(word) for word in sys.argv[1:])
     if given and options.trials is None:
         lines.append(f"  flatsearch {given} --trials 10    # ten more trials")
     return "\n".join(lines)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.settings import DEFAULT_STORAGE, RunOptions, SettingsRecord, same, setting
+from flatsearch.errors import hide_passwords
+from flatsearch.settings import (
+    DEFAULT_STORAGE,
+    STORAGE_VARIABLE,
+    RunOptions,
+    SettingsRecord,
+    same,
+    setting,
+)
 from flatsearch.settings.values import Choice, Switch, Text
 
 if TYPE_CHECKING:
@@ -18,6 +28,7 @@ if TYPE_CHECKING:
     from flatsearch.settings import RunSettings
 
 __all__ = [
+    "LOOPBACK",
     "Preparing",
     "Printing",
     "Reporting",
@@ -28,7 +39,11 @@ __all__ = [
     "make_console",
     "print_json",
     "storage_option",
+    "warn_of_listening",
 ]
+
+# Nobody else can reach what listens there.
+LOOPBACK = "localhost"
 
 
 def as_told(name: str, **changed: Any) -> Any:
@@ -89,15 +104,15 @@ class StudyOptions(SettingsRecord):
     )
     storage: str = same(RunOptions, "storage")
 
-    def load(self) -> optuna.Study:
-        """Return the study, which must exist."""
+    def load(self, *, wait: bool = False) -> optuna.Study:
+        """Return the study, which must exist; wait, if so asked, for a server to answer."""
         import optuna
 
         from flatsearch.search.storage import open_storage
         from flatsearch.search.study import load_study
 
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-        return load_study(self.study, open_storage(self.storage, create=False))
+        return load_study(self.study, open_storage(self.storage, create=False, wait=wait))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,4 +169,16 @@ def make_console() -> Any:
 
 def storage_option(storage: str) -> str:
     """Return what a suggested command needs to find the same storage."""
-    return "" if storage == DEFAULT_STORAGE else f" --storage {shlex.quote(storage)}"
+    if storage == os.environ.get(STORAGE_VARIABLE, DEFAULT_STORAGE):
+        return ""
+    return f" --storage {shlex.quote(hide_passwords(storage))}"
+
+
+def warn_of_listening(command: str, host: str) -> None:
+    """Say so where others can reach what a command serves, which asks for no password."""
+    if host not in {LOOPBACK, "127.0.0.1", "::1"}:
+        print(
+            f"flatsearch {command}: warning: whoever reaches {host or 'this machine'} can read and"
+            " change every study of the storage; no password is asked for",
+            file=sys.stderr,
+        )

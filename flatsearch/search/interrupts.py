@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to a search: the running trial ends, the study stays."""
+"""What SIGINT, SIGTERM and SIGHUP do to a search: the running trial ends, the study stays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM, in the main thread; no other one gets them.
+    """Handle SIGINT, SIGTERM and SIGHUP, in the main thread; no other one gets them.
+
+    A terminal that closes is no end of what was started with nohup.
 
     Args:
         handler: As `signal.signal` takes it.
@@ -38,7 +40,9 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
         Nothing.
     """
     main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    numbers = [signal.SIGINT, signal.SIGTERM] if main else []
+    if main and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
@@ -48,7 +52,7 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into `Interrupted` where it is safe.
+    """Turns signals into `Interrupted` where it is safe.
 
     An exception that is raised wherever the program happens to be can be swallowed by a callback
     or leave a trial running for ever. The first signal is therefore only noted; training asks

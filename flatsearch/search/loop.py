@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 import traceback
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import optuna
 import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from flatsearch.errors import FlatsearchError, OutOfTimeError
+from flatsearch.errors import FlatsearchError, OutOfTimeError, StorageError
 from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.control import Control
 from flatsearch.search.interrupts import StopSignals, handling
 from flatsearch.search.liveness import fail_dead_trials, this_process
 from flatsearch.search.parking import withdraw
+from flatsearch.search.patience import PatientStorage
 from flatsearch.search.tally import Tally
 from flatsearch.search.trial_budget import Budget, finished_count
 from flatsearch.search.unstuck import UnstuckSampler
@@ -35,6 +38,7 @@ __all__ = ["run_study"]
 
 # Seconds between two looks at what other workers do.
 _POLL_SECONDS = 0.2
+_logger = logging.getLogger("flatsearch")
 
 
 class WorkerLoop:
@@ -60,7 +64,8 @@ class WorkerLoop:
         on_trial: Callable[[optuna.Study, FrozenTrial], None] | None,
     ) -> None:
         self._study, self._objective, self._budget = study, objective, budget
-        self._timeout, self._on_trial = timeout, on_trial
+        self._on_trial = on_trial
+        self._trial_id = -1
         self.signals = StopSignals()
         self.tally = Tally(objective.space, max_failures)
         self._control = Control(
@@ -72,19 +77,48 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Run trials until the budget is used up, or something ends the loop."""
-        self._objective.parking.promote(self._study)
+        self._wait_for_storage(lambda: bool(self.signals.received))
         try:
+            self._objective.parking.promote(self._study)
             if self.goes_on():
                 with _sampling(self._study, self._sampler):
-                    self._study.optimize(
-                        self.trial,
-                        timeout=self._timeout,
-                        callbacks=[self.after],
-                        catch=(Exception,),
-                    )
-        finally:
+                    while self._optimize():
+                        pass
             withdraw(self._study)
+        except StorageError:
+            self.signals.check()  # that is why it was not waited for
+            raise
+        finally:
+            self._wait_for_storage(lambda: False)
         self.signals.check()
+
+    def _wait_for_storage(self, stopped: Callable[[], bool]) -> None:
+        """Tell a storage that is waited for when there is no time to."""
+        if isinstance(self._study._storage, PatientStorage):
+            self._study._storage.stopped = stopped
+
+    def _optimize(self) -> bool:
+        """Run trials; return whether there is more to do, because others ended the last one."""
+        try:
+            self._study.optimize(
+                self.trial,
+                timeout=max(0.0, self._control.deadline - time.monotonic()),
+                callbacks=[self.after],
+                catch=(Exception,),
+            )
+        except (AssertionError, UnboundLocalError) as error:
+            # Optuna's own, where the storage does not take how a trial has ended.
+            cause = error.__context__
+            raise cause if isinstance(cause, StorageError) else error from None
+        except (UpdateFinishedTrialError, ValueError):
+            if self._trial_id < 0:
+                raise
+            lost = self._study._storage.get_trial(self._trial_id)
+            if lost.state != TrialState.FAIL:
+                raise
+            _logger.warning(f"trial {lost.number} was taken for dead by another worker; going on")
+            return self.goes_on()
+        return False
 
     def wait(self, trial: optuna.Trial | None = None) -> bool:
         """Wait for other workers until there is something to do; return whether there is."""
@@ -114,6 +148,7 @@ class WorkerLoop:
     def trial(self, trial: optuna.Trial) -> float | tuple[float, ...]:
         """Run the objective, and record why it fails."""
         self.signals.inside = True
+        self._trial_id = trial._trial_id
         try:
             self.signals.check()
             if not self.wait(trial):
@@ -123,7 +158,7 @@ class WorkerLoop:
                 nothing = (math.nan,) * len(self._study.directions)
                 return nothing if len(nothing) > 1 else nothing[0]
             return self._objective.run(trial, self._control)
-        except optuna.TrialPruned:
+        except (optuna.TrialPruned, StorageError):
             raise
         except KeyboardInterrupt:
             write_trial(trial, failure="interrupted", late=True)
@@ -142,6 +177,7 @@ class WorkerLoop:
 
     def after(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Decide, after a trial, how to go on."""
+        self._trial_id = -1
         self.tally.count(study, trial)
         being_trained = trial.state == TrialState.FAIL and TrialRecord(trial).duplicate
         self._sampler.at_random = being_trained or self.tally.repeats_itself
@@ -195,7 +231,7 @@ def run_study(
         Why it ended early, if it did: the space is exhausted. Else an empty string.
 
     Raises:
-        Interrupted: On SIGINT or SIGTERM; a trial that is being trained is marked as failed.
+        Interrupted: On SIGINT, SIGTERM or SIGHUP; the trial that is being trained fails.
         FlatsearchError: If trials fail several times in a row, or no candidate keeps the limits.
     """
     if target is None:

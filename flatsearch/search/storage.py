@@ -2,64 +2,255 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import re
+import socket
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import optuna
-import sqlalchemy.exc
+import sqlalchemy
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages.journal import (
+    JournalFileBackend,
+    JournalFileSymlinkLock,
+    JournalRedisBackend,
+)
+from tenacity import Retrying, retry_if_exception, stop_after_delay
 
-from flatsearch.errors import StorageError, UsageError
+from flatsearch.errors import StorageError, UsageError, hide_passwords
 from flatsearch.record import StudyRecord
+from flatsearch.search.patience import (
+    BACKOFF,
+    PATIENCE_SECONDS,
+    PatientStorage,
+    passes,
+    reason,
+)
 from flatsearch.settings import DEFAULT_ARTIFACTS
 
-__all__ = ["artifact_store", "artifacts_of", "open_storage"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-# A worker that has not been heard of for this long is taken for dead, and its trial failed. Much
-# longer than the interval: a slow machine must not lose a live trial.
-_HEARTBEAT_SECONDS = 60
-_GRACE_SECONDS = 300
+__all__ = ["artifact_store", "artifacts_of", "open_storage", "serve_storage"]
+
+KINDS = (
+    "sqlite:///FILE.db, postgresql://USER@HOST/DB, mysql://USER@HOST/DB, a journal FILE.log,"
+    " redis://HOST, grpc://HOST:PORT"
+)
+# Drivers, whichever is the default of this SQLAlchemy; MariaDB speaks MySQL, and only by that name
+# Optuna knows what to do with it.
+_DRIVERS = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mysql+pymysql",
+}
+_EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "redis": "redis", "grpc": "grpc"}
+# A machine that has vanished is noticed; a server that is only slow is waited for.
+_CONNECTIONS = {
+    "sqlite": {"timeout": 10},
+    "mysql": {"connect_timeout": 10},
+    "postgresql": {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    },
+}
+_GRPC_PORT = 13000
+# A worker that dies while it holds the lock of a journal keeps the others waiting for this long.
+_LOCK_SECONDS = 10
+# Several processes may make the same tables at once.
+_OPEN_SECONDS = 5.0
 
 
-def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage:
+def open_storage(url: str, *, create: bool = True, wait: bool = False) -> PatientStorage:
     """Open an Optuna storage.
 
     Args:
-        url: A database URL, for example "sqlite:///flatsearch.db" or "postgresql://HOST/DB".
-        create: Whether a SQLite file that does not exist is made.
+        url: Of a database, for example "sqlite:///flatsearch.db" or "postgresql://HOST/DB"; of a
+            journal, "study.log" or "journal:///FOLDER/study.log"; "redis://HOST"; or
+            "grpc://HOST:PORT" of a `flatsearch serve-storage`.
+        create: Whether a file that does not exist is made.
+        wait: Whether a server that does not answer yet is waited for.
 
     Returns:
-        The storage, with heartbeats, so that trials of killed workers are noticed.
+        The storage, which waits for what goes away for a while, and notices dead workers.
 
     Raises:
         StorageError: If it cannot be reached, does not exist, or its driver is not installed.
     """
-    file = url.removeprefix("sqlite:///")
-    if not create and file != url and not Path(file).exists():
-        raise StorageError(f"storage {url!r} does not exist; give `storage`, or run a search first")
-    shown = re.sub(r"(?<=:)[^:@/]+(?=@)", "***", url)
-    # The driver that the extra brings, whichever is the default of this SQLAlchemy.
-    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
+    given, url = url, _meant(url)
+    scheme = url.partition("://")[0].partition("+")[0]
+    file = _file_of(url)
+    if file is not None and not file.exists():
+        if not create:
+            raise StorageError(
+                f"storage {given!r} does not exist; give `storage`, or run a search first"
+            )
+        if not file.absolute().parent.is_dir():
+            raise StorageError(f"storage {given!r} cannot be made: no folder {str(file.parent)!r}")
+    seconds = PATIENCE_SECONDS if wait else _OPEN_SECONDS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.storages.RDBStorage(
-                url, heartbeat_interval=_HEARTBEAT_SECONDS, grace_period=_GRACE_SECONDS
+            retrying = Retrying(
+                retry=retry_if_exception(
+                    lambda error: _is_made_elsewhere(error) or (wait and passes(error))
+                ),
+                wait=BACKOFF,
+                stop=stop_after_delay(seconds),
+                reraise=True,
             )
+            backend = retrying(_OPENERS.get(scheme, _open_database), url)
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
-        extra = "; pip install 'flatsearch[postgres]'" if url.startswith("postgres") else ""
-        raise StorageError(f"storage {shown!r} needs a driver: {_one_line(error)}{extra}") from None
-    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError) as error:
-        raise StorageError(f"storage {shown!r} cannot be opened: {_one_line(error)}") from None
+        extra = _EXTRAS.get(scheme)
+        how = f"; pip install 'flatsearch[{extra}]'" if extra else f"; accepted: {KINDS}"
+        raise StorageError(f"storage {given!r} needs a driver: {reason(error)}{how}") from None
+    except Exception as error:
+        raise StorageError(f"storage {given!r} cannot be opened: {reason(error)}") from None
+    return PatientStorage(backend, hide_passwords(given), file=file)  # type: ignore[abstract]
 
 
-def _one_line(error: BaseException) -> str:
-    """Return the cause's own words, without SQLAlchemy's link and SQL."""
-    original = getattr(error, "orig", None) or error.__cause__ or error
-    original = getattr(original, "orig", None) or original
-    return str(original).strip().splitlines()[0] if str(original).strip() else type(error).__name__
+def _meant(url: str) -> str:
+    """Return a storage's URL with the driver's name; a path gets that of its kind.
+
+    Raises:
+        StorageError: If it is no URL; says which one was meant.
+
+    Example:
+        >>> _meant("postgres://HOST/DB"), _meant("./study.log")
+        ('postgresql+psycopg://HOST/DB', 'journal:///./study.log')
+    """
+    scheme, colon, rest = url.partition("://")
+    if not colon:
+        if url.endswith((".log", ".journal", ".jsonl")):
+            return f"journal:///{url}"
+        meant = f"; did you mean 'sqlite:///{url}'?" if _looks_like_sqlite(url) else ""
+        raise StorageError(f"storage {url!r} is no URL{meant}; accepted: {KINDS}")
+    if scheme == "sqlite" and rest and not rest.startswith("/"):
+        raise StorageError(f"storage {url!r} has a slash too few: sqlite:///{rest}")
+    return f"{_DRIVERS.get(scheme, scheme)}://{rest}"
+
+
+def _looks_like_sqlite(name: str) -> bool:
+    return bool(re.fullmatch(r"[^:]+\.(db|db3|sqlite|sqlite3)|[\w./-]+", name))
+
+
+def _file_of(url: str) -> Path | None:
+    """Return the file that holds a storage, if it is one."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "journal":
+        path = Path(rest.removeprefix("/"))
+        # As with SQLite one more slash begins an absolute path; who has left it out meant that.
+        return path if path.parent.is_dir() or not Path(rest).parent.is_dir() else Path(rest)
+    if scheme.partition("+")[0] == "sqlite":
+        database = sqlalchemy.make_url(url).database
+        return Path(database) if database and database != ":memory:" else None
+    return None
+
+
+def _is_made_elsewhere(error: BaseException) -> bool:
+    return "already exists" in reason(error) or isinstance(error, sqlalchemy.exc.IntegrityError)
+
+
+def _open_database(url: str) -> optuna.storages.BaseStorage:
+    arguments = _CONNECTIONS.get(url.partition("://")[0].partition("+")[0], {})
+    # Optuna fills in what is in braces; a password may have some.
+    plain = url.replace("{", "{{").replace("}", "}}")
+    database = optuna.storages.RDBStorage(plain, {"connect_args": arguments})
+    return optuna.storages.get_storage(database)  # with a cache
+
+
+class _MendingLock(JournalFileSymlinkLock):
+    """Cuts off half a line that a full disk has left: what follows would make it unreadable."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(str(file))
+        self.grace_period = _LOCK_SECONDS  # of Optuna 5; an earlier one waits for ever
+        self._file = file
+
+    def acquire(self) -> bool:
+        acquired = super().acquire()
+        try:
+            self._mend()
+        except BaseException:
+            self.release()
+            raise
+        return acquired
+
+    def _mend(self) -> None:
+        with self._file.open("rb+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _open_journal(url: str) -> optuna.storages.BaseStorage:
+    found = _file_of(url)
+    assert found is not None  # noqa: S101 - for the type checker
+    # Absolute: the lock is a link to the file, in the file's folder.
+    file = found.absolute()
+    return optuna.storages.JournalStorage(
+        JournalFileBackend(str(file), lock_obj=_MendingLock(file))
+    )
+
+
+def _open_redis(url: str) -> optuna.storages.BaseStorage:
+    return optuna.storages.JournalStorage(JournalRedisBackend(url))
+
+
+def _open_proxy(url: str) -> optuna.storages.BaseStorage:
+    address = urlsplit(url)
+    if not address.hostname:
+        raise ValueError("it must be grpc://HOST:PORT")
+    proxy = optuna.storages.GrpcStorageProxy(host=address.hostname, port=address.port or _GRPC_PORT)
+    with contextlib.suppress(KeyError):  # there is no such study; but is there a server?
+        proxy.get_study_id_from_name("")
+    return proxy
+
+
+_OPENERS: dict[str, Callable[[str], optuna.storages.BaseStorage]] = {
+    "journal": _open_journal,
+    "redis": _open_redis,
+    "rediss": _open_redis,
+    "grpc": _open_proxy,
+}
+
+
+def serve_storage(url: str, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Let others use a storage through Optuna's gRPC proxy, until interrupted.
+
+    Args:
+        url: The storage; it is waited for.
+        host: Name or address to listen on.
+        port: Number.
+        say: Told the address.
+
+    Raises:
+        UsageError: If gRPC is not installed, or nothing can listen there.
+    """
+    if importlib.util.find_spec("grpc") is None:
+        raise UsageError("serving a storage needs gRPC: pip install 'flatsearch[grpc]'")
+    try:
+        # gRPC itself would share the port with whatever listens there.
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot listen on {host}:{port}: {why}; give another `port`") from None
+    storage = open_storage(url, wait=True)
+    say(f"grpc://{host}:{port}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.run_grpc_proxy_server(storage, host=host, port=port)
 
 
 def artifact_store(name: str) -> FileSystemArtifactStore | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -12,10 +15,10 @@ from flatsearch.errors import FlatsearchError
 from flatsearch.search.interrupts import Interrupted, handling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import FrameType
 
-__all__ = ["run_workers"]
+__all__ = ["end_with_supervisor", "run_workers"]
 
 _POLL_SECONDS = 0.2
 # Workers that are killed (out of memory, most of all) and replaced, in all.
@@ -25,12 +28,17 @@ _RESTARTS = 3
 class _Pool:
     """The processes of the workers, by index."""
 
-    def __init__(self, commands: Sequence[Sequence[str]], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        commands: Sequence[Sequence[str]],
+        environment: Mapping[str, str],
+        say: Callable[[str], None],
+    ) -> None:
         self._commands = commands
         self._say = say
         threads = max(1, _cores() // len(commands))
         # The user's own OMP_NUM_THREADS comes last, and stays.
-        self._environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        self._environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **environment}
         self._restarts = 0
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.received: list[int] = []
@@ -42,6 +50,7 @@ class _Pool:
             [sys.executable, "-m", "flatsearch", *self._commands[index]],
             env=self._environment,
             start_new_session=True,
+            stdin=subprocess.PIPE,  # see `end_with_supervisor`
         )
 
     def handle(self, signum: int, _: FrameType | None) -> None:
@@ -82,7 +91,26 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-def run_workers(commands: Sequence[Sequence[str]], say: Callable[[str], None]) -> None:
+def end_with_supervisor() -> None:
+    """Let this process get SIGTERM when the one that started it with `run_workers` is gone.
+
+    Then the system closes the other end of the pipe that standard input is, whatever it died of.
+    """
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def run_workers(
+    commands: Sequence[Sequence[str]],
+    say: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run a flatsearch command per worker until all of them have ended.
 
     A signal is passed on, once. A worker that is killed is replaced, a few times in all: its trial
@@ -91,12 +119,13 @@ def run_workers(commands: Sequence[Sequence[str]], say: Callable[[str], None]) -
     Args:
         commands: Arguments of each worker's command.
         say: Told, in a line, of what goes wrong.
+        environment: Variables for the workers, beside those of this process.
 
     Raises:
         FlatsearchError: If a worker fails.
-        Interrupted: On SIGINT or SIGTERM, when all workers have ended.
+        Interrupted: On SIGINT, SIGTERM or SIGHUP, when all workers have ended.
     """
-    pool = _Pool(commands, say)
+    pool = _Pool(commands, environment or {}, say)
     with handling(pool.handle):
         try:
             for index in range(len(commands)):

@@ -43,6 +43,7 @@ class Setting:
         many: Whether it is a tuple, one argument for each.
         hidden: Whether the help is silent about it.
         joined: Whether workers that join the run take it over.
+        environment: The variable of the environment that may hold it, if one may.
     """
 
     default: Any
@@ -57,6 +58,7 @@ class Setting:
     many: bool = False
     hidden: bool = False
     joined: bool = False
+    environment: str = ""
 
     def check(self, name: str, value: object) -> None:
         """Raise a `SettingsError` if the value is not accepted."""

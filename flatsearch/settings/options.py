@@ -18,12 +18,15 @@ __all__ = [
     "DEFAULT_FAILURES",
     "DEFAULT_STORAGE",
     "DEFAULT_TRIALS",
+    "STORAGE_VARIABLE",
     "RunOptions",
     "file_name",
     "settings_table",
 ]
 
 DEFAULT_STORAGE = "sqlite:///flatsearch.db"
+# The variable of the environment that may hold the storage.
+STORAGE_VARIABLE = "FLATSEARCH_STORAGE"
 DEFAULT_ARTIFACTS = "flatsearch-artifacts"
 # A study is filled up to this many finished trials where no number is given.
 DEFAULT_TRIALS = 20
@@ -131,7 +134,14 @@ class RunOptions(SettingsRecord):
         None, Text(), "the study's name", unset="SPACE-DATA", group=_WHERE, metavar="NAME"
     )
     storage: str = setting(
-        DEFAULT_STORAGE, Text(), "the Optuna storage", group=_WHERE, metavar="URL"
+        DEFAULT_STORAGE,
+        Text(),
+        "the Optuna storage",
+        more=f"The variable {STORAGE_VARIABLE} may hold it, which keeps a password out of lists of"
+        " processes",
+        group=_WHERE,
+        metavar="URL",
+        environment=STORAGE_VARIABLE,
     )
     artifacts: str = setting(
         DEFAULT_ARTIFACTS,

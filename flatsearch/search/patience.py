@@ -1,0 +1,440 @@
+"""A storage that may go away for a while: what is asked of it waits until it is back.
+
+Around any storage of Optuna's. Databases restart, connections break, files are locked: such an
+error passes, and the same is asked again. Nothing is written twice by that. While a trial trains,
+what it records waits in memory, and the training goes on. Any other error of the storage, for
+example a full disk, is one `StorageError`.
+
+A running trial has a *lease*, an attribute that its worker renews. One that is not renewed for long
+is that of a worker that is gone, wherever it was. All storages have attributes, not all have
+Optuna's heartbeats, and no two clocks are compared.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+import inspect
+import itertools
+import logging
+import sqlite3
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import optuna
+import sqlalchemy.exc
+from optuna.exceptions import (
+    DuplicatedStudyError,
+    StorageInternalError,
+    UpdateFinishedTrialError,
+)
+from optuna.storages import BaseStorage
+from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
+from optuna.trial import TrialState
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_exponential,
+    wait_random,
+)
+
+from flatsearch.errors import StorageError, hide_passwords
+from flatsearch.record import TrialRecord
+from flatsearch.search.liveness import this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from optuna.distributions import BaseDistribution
+    from optuna.study import StudyDirection
+    from optuna.trial import FrozenTrial
+
+__all__ = ["BACKOFF", "PATIENCE_SECONDS", "PatientStorage", "passes", "reason"]
+
+PATIENCE_SECONDS = 600.0
+# What is over sooner than this is not worth a line.
+_QUIET_SECONDS = 1.0
+# Pauses that double, not the same for all workers.
+BACKOFF = wait_exponential(multiplier=0.1, max=5.0) + wait_random(0.0, 0.1)
+# A lease that has not been renewed for this long, while somebody watched, is a dead worker's. Much
+# longer than the interval: a slow machine must not lose a live trial.
+_INTERVAL_SECONDS = 60
+_GRACE_SECONDS = 300.0
+# No clock is this wrong: a lease that is older needs no watching.
+_LONG_AGO_SECONDS = 3600.0
+_LEASE = "flatsearch:lease"
+# SQLSTATE of connections, of servers that shut down or start, of locks, and of too many clients.
+_PASSING_STATES = ("08", "40", "57P", "53300", "55P03")
+# The same of MySQL, as numbers.
+_PASSING_NUMBERS = {1040, 1053, 1205, 1213, 2002, 2003, 2006, 2013}
+_PASSING_NAMES = {"BusyLoadingError", "ConnectionError", "TimeoutError"}
+_logger = logging.getLogger("flatsearch")
+_Result = TypeVar("_Result")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what it was raised from."""
+    while error is not None:
+        yield error
+        error = getattr(error, "orig", None) or error.__cause__
+
+
+def passes(error: BaseException) -> bool:
+    """Return whether an error of a storage is over when its connection or a lock is back."""
+    for cause in _causes(error):
+        code = getattr(cause, "code", None)
+        if callable(code) and getattr(code(), "name", "") in {"CANCELLED", "UNAVAILABLE"}:
+            return True  # gRPC
+        if isinstance(cause, sqlite3.OperationalError):
+            return "locked" in str(cause)
+        if getattr(cause, "connection_invalidated", False):
+            return True
+        if isinstance(cause, (ConnectionError, TimeoutError, sqlalchemy.exc.TimeoutError)):
+            return True
+        kind = type(cause)
+        if kind.__module__.startswith("redis.") and kind.__name__ in _PASSING_NAMES:
+            return True
+        if kind.__module__.startswith("psycopg"):
+            state = getattr(cause, "sqlstate", None)
+            if state is None:  # there was no connection
+                return kind.__name__ in {"OperationalError", "ConnectionTimeout"}
+            return str(state).startswith(_PASSING_STATES)
+        if kind.__module__.startswith("pymysql"):
+            return bool(cause.args) and cause.args[0] in _PASSING_NUMBERS
+        # Optuna's lock of a journal, which others have broken.
+        if isinstance(cause, RuntimeError) and "did not possess lock" in str(cause):
+            return True
+    return False
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's cause in its own words, one line without SQL, links and passwords."""
+    *_, cause = _causes(error)
+    said = getattr(cause, "details", None)  # gRPC's
+    text = str(said() if callable(said) else cause).strip()
+    return hide_passwords(text.splitlines()[0]) if text else type(cause).__name__
+
+
+def _is_of_storage(error: Exception) -> bool:
+    """Return whether an error says that the storage does not work."""
+    kinds = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError)
+    foreign = type(error).__module__.startswith(("grpc.", "redis."))
+    # What Optuna stores as JSON, and cannot read.
+    unread = isinstance(error, ValueError) and type(error).__name__ == "JSONDecodeError"
+    return isinstance(error, kinds) or foreign or unread or passes(error)
+
+
+def _delegating(kind: type[PatientStorage]) -> type[PatientStorage]:
+    """Let a class ask its backend for whatever it does not define itself."""
+
+    def asks(name: str) -> Callable[..., Any]:
+        def ask(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+            return self.ask(lambda: getattr(self.backend, name)(*args, **kwargs))
+
+        return ask
+
+    for name, _ in inspect.getmembers(BaseStorage, inspect.isfunction):
+        if not name.startswith("_") and name not in vars(kind):
+            setattr(kind, name, asks(name))
+    abc.update_abstractmethods(kind)
+    return kind
+
+
+@_delegating
+class PatientStorage(BaseStorage, BaseHeartbeat):
+    """A storage of Optuna's whose passing errors are waited for.
+
+    Args:
+        backend: The storage.
+        shown: What it is called in messages.
+        file: The file that holds it, which must stay where it is; None where it is no file.
+        patience: Seconds after which it is no longer waited for.
+        say: Told, in a line, when it has gone and when it is back.
+
+    Attributes:
+        backend: The storage.
+        stopped: A function that says whether there is no time to wait.
+    """
+
+    def __init__(
+        self,
+        backend: BaseStorage,
+        shown: str,
+        *,
+        file: Path | None = None,
+        patience: float = PATIENCE_SECONDS,
+        say: Callable[[str], None] = _logger.warning,
+    ) -> None:
+        self.backend = backend
+        self.stopped: Callable[[], bool] = lambda: False
+        self._shown, self._file, self._patience, self._say = shown, file, patience, say
+        self._inode = None if file is None else file.stat().st_ino
+        self._gone: float | None = None
+        self._given_up = False
+        self._lock = threading.RLock()
+        self._unwritten: list[tuple[str, int, Any, Any]] = []
+        self._watched: dict[int, tuple[object, float]] = {}
+        self._renewed: tuple[int, float] = (-1, 0.0)
+        self._retrying = Retrying(
+            retry=retry_if_exception(passes),
+            wait=BACKOFF,
+            stop=self._gives_up,
+            sleep=self._sleep,
+            before_sleep=self._wait_begins,
+            reraise=True,
+        )
+
+    def ask(self, call: Callable[[], _Result]) -> _Result:
+        """Call a function of the backend until it comes through.
+
+        Args:
+            call: The function; it may be called several times.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            StorageError: If the storage does not come back, or does not work.
+        """
+
+        def attempt() -> _Result:
+            self._check_file()
+            self._write_what_waits()
+            return call()
+
+        try:
+            result = self._retrying(attempt)
+        except Exception as error:
+            self._given_up = passes(error)
+            raise self._translated(error) from error
+        self._is_back()
+        return result
+
+    def _translated(self, error: Exception) -> Exception:
+        """Return a `StorageError` for an error that says that the storage does not work."""
+        if not _is_of_storage(error):
+            return error
+        waited = f" after {self._patience:.0f} s" if self._given_up else ""
+        return StorageError(
+            f"storage {self._shown!r} cannot be used{waited}: {reason(error)}; what it has is kept:"
+            " the same command goes on when it works again"
+        )
+
+    def _check_file(self) -> None:
+        # SQLite would go on with the file that is no longer there, and a journal with a new one.
+        if self._file is None:
+            return
+        try:
+            same = self._file.stat().st_ino == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise StorageError(
+                f"storage {self._shown!r}: the file is gone, or another one is in its place; what"
+                " is not in a copy is lost"
+            )
+
+    def _gives_up(self, state: RetryCallState) -> bool:
+        late = (state.seconds_since_start or 0.0) > self._patience
+        return late or self._given_up or self.stopped()
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.stopped():
+            time.sleep(min(0.1, seconds))
+
+    def _wait_begins(self, state: RetryCallState) -> None:
+        failed = state.outcome.exception() if state.outcome is not None else None
+        if failed is not None and (state.seconds_since_start or 0.0) > _QUIET_SECONDS:
+            self._is_gone(failed, state.start_time)
+
+    def _is_gone(self, error: BaseException, since: float) -> None:
+        if self._gone is None:
+            self._gone = since
+            self._say(
+                f"storage {self._shown!r} cannot be used: {reason(error)}; trying again for"
+                f" {self._patience / 60:.3g} minutes"
+            )
+
+    def _is_back(self) -> None:
+        self._given_up = False
+        if self._gone is not None:
+            seconds = time.monotonic() - self._gone
+            self._gone = None
+            self._say(f"storage {self._shown!r} is back after {seconds:.0f} s")
+
+    # What a trial records may wait; its training goes on.
+
+    def _write_what_waits(self) -> None:
+        with self._lock:
+            while self._unwritten:
+                name, *arguments = self._unwritten[0]
+                try:
+                    getattr(self.backend, name)(*arguments)
+                except Exception as error:
+                    if not passes(error):
+                        del self._unwritten[0]
+                    raise
+                del self._unwritten[0]
+
+    def _write_or_wait(self, name: str, trial_id: int, key: Any, value: Any) -> None:
+        with self._lock:
+            self._unwritten.append((name, trial_id, key, value))
+            if len(self._unwritten) > 1:
+                return
+            try:
+                self._retrying.copy(stop=stop_after_delay(_QUIET_SECONDS))(self._write_what_waits)
+            except Exception as error:
+                if not passes(error):
+                    raise self._translated(error) from error
+                self._is_gone(error, time.monotonic())
+            else:
+                self._is_back()
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Store an attribute of a trial, now or when the storage is back."""
+        self._write_or_wait("set_trial_user_attr", trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Store an attribute of a trial, now or when the storage is back."""
+        self._write_or_wait("set_trial_system_attr", trial_id, key, value)
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        """Store a value of a trial, now or when the storage is back."""
+        self._write_or_wait("set_trial_intermediate_value", trial_id, step, intermediate_value)
+
+    # What may have arrived although the connection broke before the answer came.
+
+    def create_new_study(
+        self, directions: Sequence[StudyDirection], study_name: str | None = None
+    ) -> int:
+        """Create a study; see Optuna."""
+        name = study_name or f"no-name-{uuid.uuid4()}"
+        tries = itertools.count()
+
+        def create() -> int:
+            again = next(tries) > 0
+            try:
+                return self.backend.create_new_study(directions, name)
+            except DuplicatedStudyError:
+                study_id = self.backend.get_study_id_from_name(name)
+                if again and not self.backend.get_study_user_attrs(study_id):
+                    return study_id
+                raise
+
+        return self.ask(create)
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Create a trial, with a lease and the name of its process; see Optuna."""
+        mark = uuid.uuid4().hex
+        if template_trial is None:
+            attributes = {TrialRecord.worker.key: this_process()}
+            made = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        else:
+            made = copy.copy(template_trial)
+        made.system_attrs = {**made.system_attrs, _LEASE: {"asked": mark, "at": time.time()}}
+        tries = itertools.count()
+
+        def create() -> int:
+            for trial in self._unfinished(study_id) if next(tries) else ():
+                if trial.system_attrs.get(_LEASE, {}).get("asked") == mark:
+                    return trial._trial_id
+            return self.backend.create_new_trial(study_id, made)
+
+        trial_id = self.ask(create)
+        self._renewed = trial_id, time.monotonic()
+        return trial_id
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        """Store a parameter of a trial; see Optuna."""
+        tries = itertools.count()
+
+        def store() -> None:
+            if next(tries) and param_name in self.backend.get_trial(trial_id).params:
+                return
+            self.backend.set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+        self.ask(store)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Tell how a trial has ended, or begin one that waited; see Optuna."""
+        tries = itertools.count()
+
+        def tell() -> bool:
+            again = next(tries) > 0
+            try:
+                return self.backend.set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                now = self.backend.get_trial(trial_id)
+                same = values is None or list(values) == now.values
+                if again and now.state == state and same:
+                    return True
+                raise
+
+        return self.ask(tell)
+
+    # Leases.
+
+    def _unfinished(self, study_id: int) -> list[FrozenTrial]:
+        states = (TrialState.RUNNING, TrialState.WAITING)
+        return self.backend.get_all_trials(study_id, deepcopy=False, states=states)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Renew a trial's lease, if the storage is there."""
+        now = time.monotonic()
+        last_id, last = self._renewed
+        if last_id == trial_id and now - last < _INTERVAL_SECONDS / 2:
+            return
+        with contextlib.suppress(Exception):  # next time, then
+            self._write_what_waits()
+            self.backend.set_trial_system_attr(trial_id, _LEASE, {"at": time.time()})
+            self._renewed = trial_id, now
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """Return the running trials whose worker is gone, wherever it was."""
+
+        def stale() -> list[int]:
+            running = [t for t in self._unfinished(study_id) if t.state == TrialState.RUNNING]
+            found = [trial._trial_id for trial in running if self._has_lapsed(trial)]
+            # Earlier versions left heartbeats.
+            if isinstance(self.backend, BaseHeartbeat) and is_heartbeat_enabled(self.backend):
+                found += self.backend._get_stale_trial_ids(study_id)
+            return found
+
+        return self.ask(stale)
+
+    def _has_lapsed(self, trial: FrozenTrial) -> bool:
+        lease = trial.system_attrs.get(_LEASE)
+        if not isinstance(lease, dict):
+            return False
+        known, since = self._watched.get(trial._trial_id, (None, 0.0))
+        if known == lease:
+            return time.monotonic() - since > _GRACE_SECONDS
+        self._watched[trial._trial_id] = lease, time.monotonic()
+        return time.time() - lease.get("at", 0.0) > _LONG_AGO_SECONDS
+
+    def get_heartbeat_interval(self) -> int:
+        """Return the seconds between two renewals of a lease."""
+        return _INTERVAL_SECONDS
+
+    def get_heartbeat_stale_trial_callback(self) -> None:
+        """Return nothing: what becomes of a failed trial is seen from the study's trials."""
+
+    # What Optuna 4 calls it.
+    get_failed_trial_callback = get_heartbeat_stale_trial_callback
