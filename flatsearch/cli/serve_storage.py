@@ -25,8 +25,11 @@ class _Options(SettingsRecord):
 
 
 def _serve(options: _Options) -> None:
+    import optuna
+
     from flatsearch.search.storage import serve_storage
 
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     warn_of_listening(COMMAND.name, options.host)
     serve_storage(options.storage, options.host, options.port, _say)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 import psutil
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from flatsearch.record import StudyRecord, TrialRecord
@@ -112,8 +113,8 @@ def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
     for trial in dead:
         # One that says that it is parked had only to be told so.
         state = TrialState.FAIL if TrialRecord(trial).parked is None else TrialState.PRUNED
-        # Another worker may have been faster.
-        study.tell(trial.number, state=state, skip_if_finished=True)
+        with contextlib.suppress(UpdateFinishedTrialError, ValueError):  # another was faster
+            study.tell(trial.number, state=state)
     return dead
 
 

@@ -18,19 +18,13 @@ import copy
 import inspect
 import itertools
 import logging
-import sqlite3
 import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
-import sqlalchemy.exc
-from optuna.exceptions import (
-    DuplicatedStudyError,
-    StorageInternalError,
-    UpdateFinishedTrialError,
-)
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
 from optuna.trial import TrialState
@@ -43,19 +37,20 @@ from tenacity import (
     wait_random,
 )
 
-from flatsearch.errors import StorageError, hide_passwords
+from flatsearch.errors import StorageError
 from flatsearch.record import TrialRecord
+from flatsearch.search.faults import is_of_storage, passes, reason
 from flatsearch.search.liveness import this_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from optuna.distributions import BaseDistribution
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
-__all__ = ["BACKOFF", "PATIENCE_SECONDS", "PatientStorage", "passes", "reason"]
+__all__ = ["BACKOFF", "PATIENCE_SECONDS", "PatientStorage"]
 
 PATIENCE_SECONDS = 600.0
 # What is over sooner than this is not worth a line.
@@ -69,65 +64,8 @@ _GRACE_SECONDS = 300.0
 # No clock is this wrong: a lease that is older needs no watching.
 _LONG_AGO_SECONDS = 3600.0
 _LEASE = "flatsearch:lease"
-# SQLSTATE of connections, of servers that shut down or start, of locks, and of too many clients.
-_PASSING_STATES = ("08", "40", "57P", "53300", "55P03")
-# The same of MySQL, as numbers.
-_PASSING_NUMBERS = {1040, 1053, 1205, 1213, 2002, 2003, 2006, 2013}
-_PASSING_NAMES = {"BusyLoadingError", "ConnectionError", "TimeoutError"}
 _logger = logging.getLogger("flatsearch")
 _Result = TypeVar("_Result")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, and what it was raised from."""
-    while error is not None:
-        yield error
-        error = getattr(error, "orig", None) or error.__cause__
-
-
-def passes(error: BaseException) -> bool:
-    """Return whether an error of a storage is over when its connection or a lock is back."""
-    for cause in _causes(error):
-        code = getattr(cause, "code", None)
-        if callable(code) and getattr(code(), "name", "") in {"CANCELLED", "UNAVAILABLE"}:
-            return True  # gRPC
-        if isinstance(cause, sqlite3.OperationalError):
-            return "locked" in str(cause)
-        if getattr(cause, "connection_invalidated", False):
-            return True
-        if isinstance(cause, (ConnectionError, TimeoutError, sqlalchemy.exc.TimeoutError)):
-            return True
-        kind = type(cause)
-        if kind.__module__.startswith("redis.") and kind.__name__ in _PASSING_NAMES:
-            return True
-        if kind.__module__.startswith("psycopg"):
-            state = getattr(cause, "sqlstate", None)
-            if state is None:  # there was no connection
-                return kind.__name__ in {"OperationalError", "ConnectionTimeout"}
-            return str(state).startswith(_PASSING_STATES)
-        if kind.__module__.startswith("pymysql"):
-            return bool(cause.args) and cause.args[0] in _PASSING_NUMBERS
-        # Optuna's lock of a journal, which others have broken.
-        if isinstance(cause, RuntimeError) and "did not possess lock" in str(cause):
-            return True
-    return False
-
-
-def reason(error: BaseException) -> str:
-    """Return an error's cause in its own words, one line without SQL, links and passwords."""
-    *_, cause = _causes(error)
-    said = getattr(cause, "details", None)  # gRPC's
-    text = str(said() if callable(said) else cause).strip()
-    return hide_passwords(text.splitlines()[0]) if text else type(cause).__name__
-
-
-def _is_of_storage(error: Exception) -> bool:
-    """Return whether an error says that the storage does not work."""
-    kinds = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError)
-    foreign = type(error).__module__.startswith(("grpc.", "redis."))
-    # What Optuna stores as JSON, and cannot read.
-    unread = isinstance(error, ValueError) and type(error).__name__ == "JSONDecodeError"
-    return isinstance(error, kinds) or foreign or unread or passes(error)
 
 
 def _delegating(kind: type[PatientStorage]) -> type[PatientStorage]:
@@ -218,7 +156,7 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
 
     def _translated(self, error: Exception) -> Exception:
         """Return a `StorageError` for an error that says that the storage does not work."""
-        if not _is_of_storage(error):
+        if not is_of_storage(error):
             return error
         waited = f" after {self._patience:.0f} s" if self._given_up else ""
         return StorageError(

@@ -7,6 +7,8 @@ import importlib.util
 import os
 import re
 import socket
+import time
+import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +26,9 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay
 
 from flatsearch.errors import StorageError, UsageError, hide_passwords
 from flatsearch.record import StudyRecord
-from flatsearch.search.patience import (
-    BACKOFF,
-    PATIENCE_SECONDS,
-    PatientStorage,
-    passes,
-    reason,
-)
+from flatsearch.search.faults import passes, reason
+from flatsearch.search.liveness import is_dead, this_process
+from flatsearch.search.patience import BACKOFF, PATIENCE_SECONDS, PatientStorage
 from flatsearch.settings import DEFAULT_ARTIFACTS
 
 if TYPE_CHECKING:
@@ -63,8 +61,8 @@ _CONNECTIONS = {
     },
 }
 _GRPC_PORT = 13000
-# A worker that dies while it holds the lock of a journal keeps the others waiting for this long.
-_LOCK_SECONDS = 10
+# A worker of another machine that dies with the lock of a journal keeps the others for this long.
+_LOCK_SECONDS = 30.0
 # Several processes may make the same tables at once.
 _OPEN_SECONDS = 5.0
 
@@ -167,22 +165,38 @@ def _open_database(url: str) -> optuna.storages.BaseStorage:
     return optuna.storages.get_storage(database)  # with a cache
 
 
-class _MendingLock(JournalFileSymlinkLock):
-    """Cuts off half a line that a full disk has left: what follows would make it unreadable."""
+class _JournalLock(JournalFileSymlinkLock):
+    """Optuna's lock of a journal, by the same file; one that a dead process has left is broken.
+
+    Whoever gets it cuts off half a line that a full disk has left at the end: what was written
+    after that would be unreadable.
+    """
 
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
-        self.grace_period = _LOCK_SECONDS  # of Optuna 5; an earlier one waits for ever
         self._file = file
 
     def acquire(self) -> bool:
-        acquired = super().acquire()
+        lock, mine, pause = Path(f"{self._file}.lock"), f"{this_process()} {uuid.uuid4()}", 0.001
+        holder, since = "", 0.0
+        while True:
+            try:
+                lock.symlink_to(mine)
+                break
+            except FileExistsError:
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
+            with contextlib.suppress(OSError):  # it was released
+                if (found := str(lock.readlink())) != holder:
+                    holder, since = found, time.monotonic()
+                elif time.monotonic() - since > _LOCK_SECONDS or is_dead(holder.split()[0]):
+                    _break(lock, holder)
         try:
             self._mend()
         except BaseException:
             self.release()
             raise
-        return acquired
+        return True
 
     def _mend(self) -> None:
         with self._file.open("rb+") as file:
@@ -193,13 +207,23 @@ class _MendingLock(JournalFileSymlinkLock):
                     file.truncate(file.read().rfind(b"\n") + 1)
 
 
+def _break(lock: Path, holder: str) -> None:
+    """Remove a lock, unless another process was faster and it is that one's by now."""
+    broken = lock.with_name(f"{lock.name}{uuid.uuid4()}.rename")
+    lock.rename(broken)
+    if str(broken.readlink()) == holder:
+        broken.unlink()
+    else:
+        broken.rename(lock)
+
+
 def _open_journal(url: str) -> optuna.storages.BaseStorage:
     found = _file_of(url)
     assert found is not None  # noqa: S101 - for the type checker
     # Absolute: the lock is a link to the file, in the file's folder.
     file = found.absolute()
     return optuna.storages.JournalStorage(
-        JournalFileBackend(str(file), lock_obj=_MendingLock(file))
+        JournalFileBackend(str(file), lock_obj=_JournalLock(file))
     )
 
 

