@@ -61,12 +61,14 @@ def choose(summary: StudySummary, which: str = "best", prefer: str | None = None
     if prefer is not None:
         raise UsageError(f"`prefer` is for the best trial, not for trial {which}")
     known = {str(trial.number): trial for trial in summary.trials}
+    if which.isdecimal() and int(which) in summary.unreadable:
+        raise UsageError(summary.unreadable[int(which)])
     if which not in known:
         what = f"0 to {len(known) - 1}" if known else "none"
         raise UsageError(f"there is no trial {which!r} in study {summary.name!r}; it has {what}")
     trial = known[which]
     if trial.duplicate_of is not None:
-        trial = summary.trial(trial.duplicate_of)
+        trial = known.get(str(trial.duplicate_of), trial)
     if trial.superseded_by is not None:
         trial = summary.trial(trial.superseded_by)
     if trial.state in {"RUNNING", "WAITING"}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,8 @@ class StudySummary:
         validation_images: The number of images that accuracies are of; None where it is unknown.
         least_accuracy: The validation accuracy that a trial must have to be on the front, where it
             follows the best one; None elsewhere.
+        unreadable: Why the record of a trial cannot be read, by its number; such trials are left
+            out of everything else, but that they are counted as "UNREADABLE".
     """
 
     name: str
@@ -71,6 +73,7 @@ class StudySummary:
     pruning: PruningEffect | None = None
     validation_images: int | None = None
     least_accuracy: float | None = None
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         """Return what notebooks show: the front, and the trial to go on with."""
@@ -148,6 +151,7 @@ class StudySummary:
             "objectives": dict(zip(self.metric_names, self.directions, strict=True)),
             "settings": self.settings,
             "counts": self.counts,
+            "unreadable": {str(number): why for number, why in self.unreadable.items()},
             "pareto_front": list(self.front),
             "least_accuracy": self.least_accuracy,
             "best": best and {"trial": best.trial.number, "reason": best.reason},
@@ -176,7 +180,8 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
     """
     frozen = study.get_trials(deepcopy=False)
     known = StudyRecord(study)
-    trials = read_trials(frozen, known.least)
+    unreadable: dict[int, str] = {}
+    trials = read_trials(frozen, known.least, unreadable)
     directions = tuple(direction.name.lower() for direction in study.directions)
     names = study.metric_names or [f"value {i}" for i in range(len(directions))]
     # A result that was taken over is an earlier trial's: neither a point of its own on the front
@@ -191,7 +196,7 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
         metric_names=tuple(names),
         directions=directions,
         settings=known.settings,
-        counts=dict(Counter(map(outcome, trials))),
+        counts=dict(Counter([*map(outcome, trials), *("UNREADABLE" for _ in unreadable)])),
         trials=trials,
         front=tuple(front),
         correlations=tuple(signal_correlations(complete)) if statistics else (),
@@ -201,6 +206,7 @@ def summarise(study: optuna.Study, *, statistics: bool = True) -> StudySummary:
         else None,
         validation_images=known.validation_images,
         least_accuracy=least_accuracy(trials, known.least),
+        unreadable=unreadable,
     )
     if len(directions) == 1 and summary.eligible():
         return replace(summary, front=(choose_best(summary).trial.number,))

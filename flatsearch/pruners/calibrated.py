@@ -125,7 +125,7 @@ class CalibratedRule:
 
     def _learn(self, finished: optuna.trial.FrozenTrial) -> None:
         trial = TrialRecord(finished)
-        if not trial.own:
+        if not trial.readable or not trial.own:
             return
         final = None
         if trial.complete:

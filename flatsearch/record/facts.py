@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
     import optuna
 
-__all__ = ["PREFIX", "Fact", "Record", "from_numbers", "to_numbers", "write"]
+__all__ = ["PREFIX", "UNREADABLE", "Fact", "Record", "from_numbers", "to_numbers", "write"]
 
 # All keys begin with it: what else a study or a trial holds is somebody else's.
 PREFIX = "flatsearch:"
 _T = TypeVar("_T")
+# What comes of an attribute that is not what was written.
+UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError, SpaceError)
 
 
 class Record:
@@ -31,6 +33,24 @@ class Record:
         self.owner = owner
         self.attributes = attributes
 
+    def damaged(self, key: str, error: Exception) -> None:
+        """Do what is to be done where an attribute cannot be read.
+
+        Args:
+            key: The attribute's key.
+            error: What went wrong.
+
+        Raises:
+            UsageError: Names the owner and the key.
+        """
+        said = str(error) or type(error).__name__
+        if isinstance(error, KeyError):
+            said = f"{said} is missing"
+        raise UsageError(
+            f"the record of {self.owner} is damaged, or of another version of flatsearch:"
+            f" {key!r}: {said}"
+        ) from None
+
 
 class Fact(Generic[_T]):
     """A fact of a record, stored as the user attribute of its name with the prefix.
@@ -42,6 +62,7 @@ class Fact(Generic[_T]):
             version stored in another way, or what is to be assumed. None where not given.
         encode: Makes JSON types of a value.
         decode: The inverse.
+        stored: The JSON type that it is stored as.
         public: Further attributes, without the prefix, that show the value to people and to
             optuna-dashboard. They are written beside the fact and never read.
         adds: Whether a mapping that is written is added to what is stored.
@@ -54,12 +75,13 @@ class Fact(Generic[_T]):
         *,
         encode: Callable[[Any], Any] = lambda value: value,
         decode: Callable[[Any], _T] = lambda stored: stored,
+        stored: type = str,
         public: Callable[[Any], Mapping[str, Any]] = lambda _: {},
         adds: bool = False,
         key: str | None = None,
     ) -> None:
         self._default = default
-        self._encode, self._decode = encode, decode
+        self._encode, self._decode, self._stored = encode, decode, stored
         self._public, self._adds = public, adds
         self._key = key
 
@@ -78,14 +100,19 @@ class Fact(Generic[_T]):
             return self
         try:
             stored = record.attributes.get(self.key)
-            value = self._default(record) if stored is None else self._decode(stored)
-        except (AttributeError, KeyError, TypeError, ValueError, SpaceError) as error:
-            raise UsageError(
-                f"the record of {record.owner} is damaged, or of another version of flatsearch:"
-                f" {error}"
-            ) from None
+            value = self._default(record) if stored is None else self._read(stored)
+        except UNREADABLE as error:
+            record.damaged(self.key, error)
+            value = self._default(record)  # of a record that says nothing by now
         record.__dict__[self._name] = value  # found before this method from now on
         return value
+
+    def _read(self, stored: Any) -> _T:
+        """Return the value that is stored; a list in memory may still be a tuple."""
+        kind = list if isinstance(stored, tuple) else type(stored)
+        if kind is not self._stored:
+            raise TypeError(f"a {self._stored.__name__} is expected, not {stored!r:.80}")
+        return self._decode(stored)
 
     def write(self, place: optuna.Study | optuna.Trial, value: _T) -> None:
         """Store the value."""

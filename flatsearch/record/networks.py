@@ -92,19 +92,25 @@ def networks_of(trials: Iterable[TrialRecord]) -> list[Network]:
 
 
 def read_trials(
-    trials: Iterable[FrozenTrial], least: LeastAccuracy | None = None
+    trials: Iterable[FrozenTrial],
+    least: LeastAccuracy | None = None,
+    unreadable: dict[int, str] | None = None,
 ) -> tuple[TrialRecord, ...]:
-    """Return the records of a study's trials, which know by which other one they are superseded.
+    """Return the readable records of trials, which know by which other one they are superseded.
 
     Args:
         trials: All trials of the study.
         least: What those must have learnt that are to be on the front. The best trial may have
             come after the one that is judged, so this is told here and not when a trial ends.
+        unreadable: Is given the numbers of those that cannot be read, and why.
 
     Returns:
-        Their records, in the same order.
+        Their records, in the same order; those that cannot be read are left out.
     """
-    records = tuple(map(TrialRecord, trials))
+    found = list(map(TrialRecord, trials))
+    records = tuple(record for record in found if record.readable)
+    if unreadable is not None:
+        unreadable.update({record.number: record.damage for record in found if record.damage})
     for parts in _grouped(records).values():
         finished = [part for part in parts if part.finished]
         for part in finished[:-1]:

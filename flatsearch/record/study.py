@@ -77,13 +77,15 @@ class StudyRecord(Record):
         tests: Every look that was taken at the test split, oldest first.
     """
 
-    settings = Fact[dict[str, Any] | None]()
-    run = Fact[dict[str, Any] | None]()
-    validation_images = Fact[int | None]()
-    least = Fact[LeastAccuracy | None](encode=list, decode=lambda pair: LeastAccuracy(*pair))
-    noted = Fact[list[int]](lambda _: [])
+    settings = Fact[dict[str, Any] | None](stored=dict)
+    run = Fact[dict[str, Any] | None](stored=dict)
+    validation_images = Fact[int | None](stored=int)
+    least = Fact[LeastAccuracy | None](
+        encode=list, decode=lambda pair: LeastAccuracy(*pair), stored=list
+    )
+    noted = Fact[list[int]](lambda _: [], stored=list)
     told = Fact[int](lambda _: 0)
-    tests = Fact[tuple[FinalTest, ...]](lambda _: (), encode=list, decode=_tests)
+    tests = Fact[tuple[FinalTest, ...]](lambda _: (), encode=list, decode=_tests, stored=list)
 
     def __init__(self, study: optuna.Study) -> None:
         super().__init__(f"study {study.study_name!r}", study.user_attrs)

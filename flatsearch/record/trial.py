@@ -11,16 +11,27 @@ fail.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
+from flatsearch.errors import UsageError, hide_passwords
 from flatsearch.record.constraints import LIMIT, PRUNED_SOFTLY, read_constraints
 from flatsearch.record.decisions import Decision, read_decisions
-from flatsearch.record.facts import PREFIX, Fact, Record, from_numbers, to_numbers, write
+from flatsearch.record.facts import (
+    PREFIX,
+    UNREADABLE,
+    Fact,
+    Record,
+    from_numbers,
+    to_numbers,
+    write,
+)
 from flatsearch.record.promotion import Promotion
 from flatsearch.spaces.space import Architecture
 
@@ -37,12 +48,15 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 # Earlier versions stored the following without the prefix, as other people's objectives do.
 
 
+def _flat(trial: TrialRecord, key: str, kind: type) -> Any:
+    # An attribute of that name may be somebody's own.
+    stored = trial.attributes.get(key)
+    return stored if type(stored) is kind else None
+
+
 def _flat_architecture(trial: TrialRecord) -> Architecture | None:
-    stored = trial.attributes.get("architecture")
-    # An attribute of that name may be somebody's own; ours is JSON.
-    if not isinstance(stored, str) or not stored.startswith("{"):
-        return None
-    return Architecture.from_json(stored)
+    stored = _flat(trial, "architecture", str)
+    return Architecture.from_json(stored) if stored and stored.startswith("{") else None
 
 
 def _flat_numbers(trial: TrialRecord) -> Mapping[str, float]:
@@ -58,11 +72,11 @@ def _flat_numbers(trial: TrialRecord) -> Mapping[str, float]:
 
 
 def _flat_failure(trial: TrialRecord) -> str | None:
-    return None if trial.pruned_softly else trial.attributes.get("failure")
+    return None if trial.pruned_softly else _flat(trial, "failure", str)
 
 
 def _flat_stopped(trial: TrialRecord) -> str | None:
-    return trial.attributes.get("failure") if trial.pruned_softly else None
+    return _flat(trial, "failure", str) if trial.pruned_softly else None
 
 
 def _flat_diverged(trial: TrialRecord) -> bool:
@@ -72,6 +86,16 @@ def _flat_diverged(trial: TrialRecord) -> bool:
 
 def _first_words(reason: str) -> str:
     return " ".join(reason.split())[:_LONGEST_REASON]
+
+
+def _two_numbers(stored: list[int]) -> tuple[int, int]:
+    first, second = map(int, stored)
+    return first, second
+
+
+@cache
+def _warn_once(damage: str) -> None:
+    logging.getLogger("flatsearch").warning(f"{damage}; it is left out")
 
 
 class TrialRecord(Record):
@@ -117,6 +141,7 @@ class TrialRecord(Record):
         audit: The number of epochs after which the trial would have been parked but for the audit,
             and the one up to which it went on; None mostly.
         checkpoint: The name of its network's checkpoint in the artifact store, if it has one.
+        damage: Why the record cannot be read, if it cannot; it then says nothing else.
         superseded_by: The number of the later trial that went on with its network and has ended, if
             any; known where all trials are read together, by `flatsearch.record.read_trials`.
         behind: Whether the trial knows too little beside the best one to be on the front; known
@@ -131,15 +156,18 @@ class TrialRecord(Record):
         public=lambda stored: {"architecture": stored},
     )
     recipe = Fact[Mapping[str, Any]](
-        lambda trial: trial.attributes.get("recipe") or {},
+        lambda trial: _flat(trial, "recipe", dict) or {},
+        stored=dict,
         public=lambda stored: {"recipe": stored},
     )
     network = Fact[str | None]()
-    duplicate_of = Fact[int | None](lambda trial: trial.attributes.get("flatsearch:same_as"))
-    retrain_of = Fact[int | None](lambda trial: trial.attributes.get("flatsearch:repeats"))
+    duplicate_of = Fact[int | None](
+        lambda trial: _flat(trial, "flatsearch:same_as", int), stored=int
+    )
+    retrain_of = Fact[int | None](lambda trial: _flat(trial, "flatsearch:repeats", int), stored=int)
     retried = Fact[str | None](encode=_first_words)
     metrics = Fact[Mapping[str, float]](
-        _flat_numbers, encode=to_numbers, decode=from_numbers, public=dict, adds=True
+        _flat_numbers, encode=to_numbers, decode=from_numbers, stored=dict, public=dict, adds=True
     )
     measured = Fact[str | None]()
     computation = Fact[Mapping[str, str]](lambda _: {})
@@ -148,17 +176,20 @@ class TrialRecord(Record):
         lambda _: {},
         encode=lambda values: to_numbers({name: float(f"{v:.6g}") for name, v in values.items()}),
         decode=from_numbers,
+        stored=dict,
     )
     artifact = Fact[str | None](key="model")
-    failure = Fact[str | None](_flat_failure)
-    traceback = Fact[str | None](encode=lambda trace: trace[-_LONGEST_TRACE:])
+    failure = Fact[str | None](_flat_failure, encode=hide_passwords)
+    traceback = Fact[str | None](encode=lambda trace: hide_passwords(trace)[-_LONGEST_TRACE:])
     stopped = Fact[str | None](_flat_stopped)
-    diverged = Fact[bool](_flat_diverged)
-    late = Fact[bool](lambda _: False)
-    promotion = Fact[Promotion | None](encode=Promotion.to_dict, decode=Promotion.from_dict)
-    parked = Fact[int | None]()
-    guesses = Fact[bool](lambda _: False)
-    audit = Fact[tuple[int, int] | None](encode=list, decode=tuple)
+    diverged = Fact[bool](_flat_diverged, stored=bool)
+    late = Fact[bool](lambda _: False, stored=bool)
+    promotion = Fact[Promotion | None](
+        encode=Promotion.to_dict, decode=Promotion.from_dict, stored=dict
+    )
+    parked = Fact[int | None](stored=int)
+    guesses = Fact[bool](lambda _: False, stored=bool)
+    audit = Fact[tuple[int, int] | None](encode=list, decode=_two_numbers, stored=list)
     checkpoint = Fact[str | None]()
 
     def __init__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
@@ -171,30 +202,65 @@ class TrialRecord(Record):
         self.seconds: float | None = None
         self.superseded_by: int | None = None
         self.behind = False
+        self.damage = ""
         if isinstance(trial, optuna.trial.FrozenTrial):
             self.state = trial.state.name
             if trial.state == TrialState.COMPLETE:
-                self.values = tuple(trial.values)
+                self.values = tuple(trial.values or ())
+                if not self.values or any(map(math.isnan, self.values)):
+                    self.damaged("values", ValueError(f"{trial.values} are no results"))
             if trial.duration is not None:
                 self.seconds = trial.duration.total_seconds()
+
+    def damaged(self, key: str, error: Exception) -> None:
+        """Say nothing any more, and say so: one bad trial is one bad trial."""
+        try:
+            super().damaged(key, error)
+        except UsageError as damage:
+            self.damage = str(damage)
+            _warn_once(self.damage)
+        # What is asked for from now on is that of a trial that has come to nothing.
+        self.attributes, self.values, self.state = {}, None, "UNREADABLE"
+
+    @property
+    def readable(self) -> bool:
+        """Whether everything on the record can be read; looks at all of it."""
+        for name in _FACTS:
+            getattr(self, name)
+        return not self.damage
 
     @cached_property
     def constraints(self) -> dict[str, float]:
         """The values of Optuna's constraints by name; one above 0 is violated."""
-        return read_constraints(self.trial)
+        try:
+            return {name: float(value) for name, value in read_constraints(self.trial).items()}
+        except UNREADABLE as error:
+            self.damaged("constraints", error)
+            return {}
 
     @cached_property
     def steps(self) -> Mapping[int, Mapping[str, float]]:
         """The metrics of every reported step in ascending order; 0 is the first epoch."""
-        keys = {int(k[len(_STEP) :]): k for k in self.attributes if k.startswith(_STEP)}
+        key = _STEP
+        try:
+            keys = {int(k[len(_STEP) :]): k for k in self.attributes if k.startswith(_STEP)}
+            found = {}
+            for step, key in sorted(keys.items()):
+                found[step] = from_numbers(self.attributes[key])
+        except UNREADABLE as error:
+            self.damaged(key, error)
+            return {}
         # What an earlier attempt has left is emptied: an attribute cannot be removed.
-        found = {step: from_numbers(self.attributes[keys[step]]) for step in sorted(keys)}
         return {step: metrics for step, metrics in found.items() if metrics}
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """What a pruner that says why decided, by step."""
-        return read_decisions(self.attributes)
+        try:
+            return read_decisions(self.attributes)
+        except UNREADABLE as error:
+            self.damaged("flatsearch:decision", error)
+            return ()
 
     @property
     def feasible(self) -> bool:
@@ -282,6 +348,15 @@ class TrialRecord(Record):
     def weight(self) -> float:
         """How many trials this one stands for: 1, or 1/chance if it was audited."""
         return 1.0 if self.flag is None else 1.0 / self.flag.chance
+
+
+# All that a record says.
+_FACTS = (
+    *(name for name, fact in vars(TrialRecord).items() if isinstance(fact, Fact)),
+    "constraints",
+    "decisions",
+    "steps",
+)
 
 
 def write_trial(trial: optuna.Trial, **facts: Any) -> None:

@@ -78,10 +78,12 @@ class TrainedNetworks:
                 self._dead |= silent
                 break
             time.sleep(_POLL_SECONDS)
+        known = {record.number: record for record in read_trials(trials)}
         same = [
             trial
-            for trial, found in zip(trials, read_trials(trials), strict=True)
-            if trial.number != number
+            for trial in trials
+            if (found := known.get(trial.number)) is not None
+            and trial.number != number
             and found.network == key
             and not found.duplicate
             and found.superseded_by is None
