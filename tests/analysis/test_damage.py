@@ -92,7 +92,7 @@ def test_where_it_is_left_out_and_said(
     assert summary.unreadable == {0: said}
     assert f"{said}; it is left out" in caplog.text
     assert summary.counts["UNREADABLE"] == 1
-    print_summary(summary, Console())
+    print_summary(summary, Console(width=160))
     assert "1 unreadable" in capsys.readouterr().out
     write_page(summary, tmp_path / "page.html")
     with pytest.raises(UsageError, match="trial 0 is damaged"):
