@@ -66,6 +66,7 @@ class WorkerLoop:
         self._study, self._objective, self._budget = study, objective, budget
         self._on_trial = on_trial
         self._trial_id = -1
+        self._broken: StorageError | None = None
         self.signals = StopSignals()
         self.tally = Tally(objective.space, max_failures)
         self._control = Control(
@@ -84,6 +85,8 @@ class WorkerLoop:
                 with _sampling(self._study, self._sampler):
                     while self._optimize():
                         pass
+            if self._broken is not None:
+                raise self._broken
             withdraw(self._study)
         except StorageError:
             self.signals.check()  # that is why it was not waited for
@@ -158,7 +161,11 @@ class WorkerLoop:
                 nothing = (math.nan,) * len(self._study.directions)
                 return nothing if len(nothing) > 1 else nothing[0]
             return self._objective.run(trial, self._control)
-        except (optuna.TrialPruned, StorageError):
+        except optuna.TrialPruned:
+            raise
+        except StorageError as broken:
+            self._broken = broken
+            write_trial(trial, failure=str(broken), late=True)
             raise
         except KeyboardInterrupt:
             write_trial(trial, failure="interrupted", late=True)
@@ -187,7 +194,7 @@ class WorkerLoop:
             self._on_trial(study, trial)
         if self.tally.idle:
             self._budget.target = 0  # no new network; what is parked may go on
-        if self.tally.failing or self.signals.received or not self.goes_on():
+        if self._broken or self.tally.failing or self.signals.received or not self.goes_on():
             study.stop()
 
 

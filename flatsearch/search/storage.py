@@ -33,6 +33,7 @@ from flatsearch.settings import DEFAULT_ARTIFACTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import BinaryIO
 
 __all__ = ["artifact_store", "artifacts_of", "open_storage", "serve_storage"]
 
@@ -277,6 +278,26 @@ def serve_storage(url: str, host: str, port: int, say: Callable[[str], None]) ->
         optuna.storages.run_grpc_proxy_server(storage, host=host, port=port)
 
 
+class _ArtifactFolder(FileSystemArtifactStore):
+    """A folder of files that says in one line when it cannot be written to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._folder = folder
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write a file; see Optuna."""
+        try:
+            super().write(artifact_id, content_body)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # half a file
+                (self._folder / artifact_id).unlink()
+            raise StorageError(
+                f"`artifacts` {str(self._folder)!r} cannot be written to: {error.strerror};"
+                " finished trials are kept: the same command goes on when it can"
+            ) from error
+
+
 def artifact_store(name: str) -> FileSystemArtifactStore | None:
     """Return the store of the trials' files, whose folder is made when a run begins.
 
@@ -295,7 +316,7 @@ def artifact_store(name: str) -> FileSystemArtifactStore | None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UsageError(f"`artifacts` {name!r} is not a folder that can be written to")
-    return FileSystemArtifactStore(folder)
+    return _ArtifactFolder(folder)
 
 
 def artifacts_of(study: optuna.Study) -> str:

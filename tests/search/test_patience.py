@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import signal
 import sqlite3
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import optuna
 import psycopg
@@ -25,10 +29,13 @@ from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.liveness import fail_dead_trials
 from flatsearch.search.loop import run_study
 from flatsearch.search.patience import PatientStorage
+from flatsearch.search.storage import artifact_store
 from flatsearch.search.study import open_study
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flatsearch.data.splits import ImageData
 
 
@@ -218,6 +225,44 @@ def test_a_worker_whose_trial_was_taken_for_dead_goes_on(
     run_study(study, objective, target=1)
     assert [t.state.name for t in study.trials] == ["FAIL", "COMPLETE"]
     assert "trial 0 was taken for dead by another worker; going on" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["vanished", "a file", "full"])
+def test_an_artifact_folder_that_cannot_be_written_to_ends_a_run(
+    what: str, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "artifacts"
+
+    def breaks(trial: optuna.Trial, *_: object) -> None:
+        if trial.number == 1 and what == "full":
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            monkeypatch.setattr(shutil, "copyfileobj", mock.Mock(side_effect=full))
+        elif trial.number == 1:
+            folder.rename(tmp_path / "away")
+            if what == "a file":
+                folder.touch()
+
+    def objective(on_epoch: Any = None) -> FlatnessObjective:
+        settings = RunSettings(epochs=1, min_accuracy=0.0)
+        store = artifact_store(str(folder))
+        return FlatnessObjective(
+            Tiny(), digits, settings=settings, artifact_store=store, on_epoch=on_epoch
+        )
+
+    folder.mkdir()
+    breaking = objective(breaks)
+    study = open_study("s", InMemoryStorage(), breaking, pruner="none")
+    with pytest.raises(StorageError, match=r"`artifacts` '.*' cannot be written to: .*; finished"):
+        run_study(study, breaking, target=3)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL"]
+    if what != "full":
+        folder.unlink(missing_ok=True)
+        (tmp_path / "away").rename(folder)
+    monkeypatch.undo()
+    assert len(list(folder.iterdir())) <= 4  # of the first trial, none in part
+    study = open_study("s", study._storage, objective(), pruner="none")
+    run_study(study, objective(), target=3)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
 @pytest.mark.parametrize("signalled", [False, True])
