@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from flatsearch import __version__
 from flatsearch.data.loading import load_data
 from flatsearch.device import resolve_device
-from flatsearch.errors import UsageError
+from flatsearch.errors import DataError, SpaceError, UsageError
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.record import StudyRecord, write_study
 from flatsearch.search.factories import make_pruner
@@ -99,7 +100,8 @@ class Session:
         target = max(finished, DEFAULT_TRIALS)
         if options.trials is not None:
             target = finished + options.trials
-        write_study(study, run={**options.for_workers(), "target": target})
+        run = {**options.for_workers(), "target": target, "version": __version__}
+        write_study(study, run=run)
         return cls(study, objective, options, finished, target)
 
     @classmethod
@@ -123,8 +125,16 @@ class Session:
 
         Returns:
             The session.
+
+        Raises:
+            UsageError: If anything is not as the study has it; says what.
         """
-        objective = _objective(settings, options, on_epoch)
+        try:
+            objective = _objective(settings, options, on_epoch)
+        except DataError as error:
+            raise UsageError(
+                f"{error}; where are they on this machine? give `data` or `data_root`"
+            ) from None
         study = _open(name, open_storage(options.storage), objective, options, worker)
         target = (StudyRecord(study).run or {})["target"]
         return cls(study, objective, options, finished_count(study), target)
@@ -161,7 +171,8 @@ def joined_options(study: optuna.Study, here: Mapping[str, Any]) -> tuple[RunSet
         The settings, and the options of the run with those of this worker.
 
     Raises:
-        UsageError: If the study has not been run by flatsearch.
+        UsageError: If the study has not been run by flatsearch, is run by another version, or its
+            search space or data are not where they are said to be.
     """
     known = StudyRecord(study)
     run = known.run
@@ -170,7 +181,18 @@ def joined_options(study: optuna.Study, here: Mapping[str, Any]) -> tuple[RunSet
             f"study {study.study_name!r} has not been run by flatsearch; start it with"
             " 'flatsearch run'"
         )
-    return known.run_settings(), RunOptions.from_dict({**run, **here})
+    version = run.get("version", __version__)
+    if version != __version__:
+        raise UsageError(
+            f"study {study.study_name!r} is run by flatsearch {version}, and this is {__version__}:"
+            f" trials may not be comparable; pip install flatsearch=={version}"
+        )
+    settings, options = known.run_settings(), RunOptions.from_dict({**run, **here})
+    try:
+        load_space(options.space)
+    except SpaceError as error:
+        raise UsageError(f"{error}; where is it on this machine? give `space`") from None
+    return settings, options
 
 
 def _with_pruner(options: RunOptions, storage: optuna.storages.BaseStorage) -> RunOptions:
