@@ -27,13 +27,7 @@ __all__ = ["COMMAND", "run_here"]
 class _Options(Reporting, StudyOptions):
     """What `flatsearch worker` is told."""
 
-    space: str | None = same(
-        RunOptions,
-        "space",
-        default=None,
-        unset=_AS_TOLD,
-        help="where the same search space is on this machine",
-    )
+    space: str | None = as_told("space", help="where the same space is on this machine")
     device: str = same(RunOptions, "device")
     timeout: float | None = same(RunOptions, "timeout")
     data: str | None = as_told("data", help="where the same data are on this machine")
