@@ -81,13 +81,13 @@ def test_where_it_is_left_out_and_said(
 
     source = small_study()
     add(source, [(0.85, 45.0)])  # only trial 0 is better
-    study = copied(source, 0, "flatsearch:metrics", {"accuracy": "much"})
+    study = copied(source, 0, "flatsearch:metrics", {"accuracy": "lots"})
     summary = summarise(study)
     assert set(summarise(source).front) == {0, 1}
     assert set(summary.front) == {1, len(study.trials) - 1}
     said = (
         "the record of trial 0 is damaged, or of another version of flatsearch:"
-        " 'flatsearch:metrics': could not convert string to float: 'much'"
+        " 'flatsearch:metrics': could not convert string to float: 'lots'"
     )
     assert summary.unreadable == {0: said}
     assert f"{said}; it is left out" in caplog.text
