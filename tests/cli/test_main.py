@@ -45,7 +45,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         "unknown option --nonsense (see flatsearch run --h",
     ),
     "too many arguments": (["report", "a", "b"], "flatsearch report: error: one argument too many"),
-    "storage out of reach": ([*RUN, "--storage", "sqlite:////no/s.db"], "unable to open"),
+    "storage out of reach": ([*RUN, "--storage", "sqlite:////no/s.db"], "no folder '/no'"),
     "no storage": (["report"], "'sqlite:///flatsearch.db' does not exist"),
     "unknown model": (["measure", "torchvision:resnet19", "--data", "digits"], "'resnet18'"),
     "no model file": (["measure", "nothing.pt", "--data", "digits"], "does not exist"),
