@@ -62,7 +62,7 @@ class Fact(Generic[_T]):
             version stored in another way, or what is to be assumed. None where not given.
         encode: Makes JSON types of a value.
         decode: The inverse.
-        stored: The JSON type that it is stored as.
+        stored: The JSON type that it is stored as; not checked where None.
         public: Further attributes, without the prefix, that show the value to people and to
             optuna-dashboard. They are written beside the fact and never read.
         adds: Whether a mapping that is written is added to what is stored.
@@ -75,7 +75,7 @@ class Fact(Generic[_T]):
         *,
         encode: Callable[[Any], Any] = lambda value: value,
         decode: Callable[[Any], _T] = lambda stored: stored,
-        stored: type = str,
+        stored: type | None = None,
         public: Callable[[Any], Mapping[str, Any]] = lambda _: {},
         adds: bool = False,
         key: str | None = None,
@@ -110,7 +110,7 @@ class Fact(Generic[_T]):
     def _read(self, stored: Any) -> _T:
         """Return the value that is stored; a list in memory may still be a tuple."""
         kind = list if isinstance(stored, tuple) else type(stored)
-        if kind is not self._stored:
+        if self._stored is not None and kind is not self._stored:
             raise TypeError(f"a {self._stored.__name__} is expected, not {stored!r:.80}")
         return self._decode(stored)
 

@@ -148,11 +148,12 @@ class TrialRecord(Record):
             where all trials are read together.
     """
 
-    worker = Fact[str | None]()
+    worker = Fact[str | None](stored=str)
     architecture = Fact[Architecture | None](
         _flat_architecture,
         encode=Architecture.to_json,
         decode=Architecture.from_json,
+        stored=str,
         public=lambda stored: {"architecture": stored},
     )
     recipe = Fact[Mapping[str, Any]](
@@ -160,28 +161,30 @@ class TrialRecord(Record):
         stored=dict,
         public=lambda stored: {"recipe": stored},
     )
-    network = Fact[str | None]()
+    network = Fact[str | None](stored=str)
     duplicate_of = Fact[int | None](
         lambda trial: _flat(trial, "flatsearch:same_as", int), stored=int
     )
     retrain_of = Fact[int | None](lambda trial: _flat(trial, "flatsearch:repeats", int), stored=int)
-    retried = Fact[str | None](encode=_first_words)
+    retried = Fact[str | None](encode=_first_words, stored=str)
     metrics = Fact[Mapping[str, float]](
         _flat_numbers, encode=to_numbers, decode=from_numbers, stored=dict, public=dict, adds=True
     )
-    measured = Fact[str | None]()
-    computation = Fact[Mapping[str, str]](lambda _: {})
-    schedule = Fact[Mapping[str, Any]](lambda _: {})
+    measured = Fact[str | None](stored=str)
+    computation = Fact[Mapping[str, str]](lambda _: {}, stored=dict)
+    schedule = Fact[Mapping[str, Any]](lambda _: {}, stored=dict)
     layers = Fact[Mapping[str, float]](
         lambda _: {},
         encode=lambda values: to_numbers({name: float(f"{v:.6g}") for name, v in values.items()}),
         decode=from_numbers,
         stored=dict,
     )
-    artifact = Fact[str | None](key="model")
-    failure = Fact[str | None](_flat_failure, encode=hide_passwords)
-    traceback = Fact[str | None](encode=lambda trace: hide_passwords(trace)[-_LONGEST_TRACE:])
-    stopped = Fact[str | None](_flat_stopped)
+    artifact = Fact[str | None](key="model", stored=str)
+    failure = Fact[str | None](_flat_failure, encode=hide_passwords, stored=str)
+    traceback = Fact[str | None](
+        encode=lambda trace: hide_passwords(trace)[-_LONGEST_TRACE:], stored=str
+    )
+    stopped = Fact[str | None](_flat_stopped, stored=str)
     diverged = Fact[bool](_flat_diverged, stored=bool)
     late = Fact[bool](lambda _: False, stored=bool)
     promotion = Fact[Promotion | None](
@@ -190,7 +193,7 @@ class TrialRecord(Record):
     parked = Fact[int | None](stored=int)
     guesses = Fact[bool](lambda _: False, stored=bool)
     audit = Fact[tuple[int, int] | None](encode=list, decode=_two_numbers, stored=list)
-    checkpoint = Fact[str | None]()
+    checkpoint = Fact[str | None](stored=str)
 
     def __init__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
         super().__init__(f"trial {trial.number}", trial.user_attrs)
