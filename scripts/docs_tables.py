@@ -196,6 +196,62 @@ def trial_columns() -> str:
     return markdown(("column", "what"), ((f"`{k}`", v) for k, v in (TRIAL_KEYS | others).items()))
 
 
+def bracketed(value: list[float | None], digits: int = 2) -> str:
+    """Return a value with its interval; "never" where it was not reached."""
+    shown = ["never" if v is None else f"{v:.{digits}f}" for v in value]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def schedule_shares(kind: str) -> Callable[[], str]:
+    """Return a table of the epochs to the regret without pruning, of studies of one kind."""
+
+    def table() -> str:
+        found = result("parking")["found"][kind]
+        names = [name for name in found if name != "mean of the judged"]
+        tuned = ("fashion-plain", "cifar10-resnet")  # `TUNING` of scripts/experiments/tables.py
+        names.sort(key=lambda name: name in tuned)
+        head = ["rule; what it ranks by", "mean of the judged"]
+        rows = [
+            [
+                rule,
+                bracketed(mean),
+                *(bracketed(found[name][rule]["share"]) for name in names),
+            ]
+            for rule, mean in found["mean of the judged"].items()
+        ]
+        return markdown([*head, *(f"{n} (t)" if n in tuned else n for n in names)], rows)
+
+    return table
+
+
+def schedule_trials() -> str:
+    """Return what rules do with the same numbers of trials, in the mean of the judged tables."""
+    found = result("parking")["found"]
+    counts = [("whole", "20"), ("whole", "40"), ("whole", "100")]
+    judged = ("cifar10-plain", "cifar10-recipes", "fashion-resnet")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for rule in found["whole"][judged[0]]:
+        points[rule] = []
+        for kind, count in counts:
+            each = [found[kind][name][rule]["same trials"][count] for name in judged]
+            mean = [sum(e[what][0] for e in each) / len(each) for what in ("share", "more regret")]
+            points[rule].append((mean[0], mean[1]))
+    rows = []
+    for rule, own in points.items():
+        row = [rule]
+        for place, (spent, regret) in enumerate(own):
+            others = [other[place] for other in points.values()]
+            beaten = any(
+                a <= spent and b <= regret and (a, b) != (spent, regret) for a, b in others
+            )
+            row.append(
+                f"{'' if beaten else '**'}{spent:.2f}, {regret:+.2f}{'' if beaten else '**'}"
+            )
+        rows.append(row)
+    head = [f"{count} trials" + kind.removeprefix("whole") for kind, count in counts]
+    return markdown(["rule; what it ranks by", *head], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "trial columns": trial_columns,
     "fronts guessing": fronts("guessing"),
@@ -208,6 +264,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "measure all": measure("all"),
     "decisions": decisions,
     "replays": replays,
+    "schedules halves": schedule_shares("halves"),
+    "schedules whole": schedule_shares("whole"),
+    "schedules two objectives": schedule_shares("halves, 2 objectives"),
+    "schedules trials": schedule_trials,
 }
 
 

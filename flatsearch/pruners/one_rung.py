@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.errors import COUNT
+from flatsearch.errors import COUNT, Range
 from flatsearch.pruners.promoter import Board, Promoter, last_resort
 from flatsearch.record.promotion import Promotion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flatsearch.record.networks import Network
+
 __all__ = ["OneRungPromoter"]
+
+_SHARE = Range(above=0, below=1)
 
 
 class OneRungPromoter(Promoter):
     """Park every trial after the same number of epochs; promote the best when all are there.
 
     Egele et al. ("Is One Epoch All You Need For Multi-Fidelity Hyperparameter Optimization?", 2023,
-    arXiv 2307.15422) found it hard to beat. It needs to be known when all are there:
-    `flatsearch run` knows; in a loop of one's own `n_trials` says so.
+    arXiv 2307.15422) found it hard to beat, and so did the replays of this project. It needs to be
+    known when all are there: `flatsearch run` knows; in a loop of one's own `n_trials` or
+    `flatsearch.finish` says so. Where nobody can know, promote at once.
 
     Args:
-        signals: See `flatsearch.pruners.promoter.Promoter`.
+        signals: See `flatsearch.pruners.promoter.Promoter`; one that no trial records says nothing.
         rung: The number of epochs for all.
-        promote: The number of trials that are trained to the end.
+        promote: The number of trials that are trained to the end; below 1 their share of all, at
+            least one.
+        at_once: Whether a trial goes on as soon as it is among the best so far.
         n_trials: The number of trials after which the best are promoted; where None, when the run
             ends.
         **options: See `flatsearch.pruners.promoter.Promoter`.
@@ -35,38 +42,48 @@ class OneRungPromoter(Promoter):
 
     def __init__(
         self,
-        signals: Sequence[str] = ("loss", "train_loss"),
+        signals: Sequence[str] = ("loss", "parameters"),
         *,
         rung: int = 1,
-        promote: int = 5,
+        promote: float = 0.125,
+        at_once: bool = False,
         n_trials: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(signals, **options)
-        for name, value in (("rung", rung), ("promote", promote)):
-            COUNT.check(name, value)
+        COUNT.check("rung", rung)
+        (_SHARE if promote < 1 else COUNT).check("promote", promote)
         if n_trials is not None:
             COUNT.check("n_trials", n_trials)
-        self._rung, self._promote, self._n_trials = rung, promote, n_trials
+        self._rung, self._promote = rung, promote
+        self._at_once, self._n_trials = at_once, n_trials
 
     def rungs(self, epochs: int) -> tuple[int, ...]:
         """Return the one number of epochs after which a trial's turn is over."""
         return (self._rung,) if self._rung < epochs else ()
 
-    def pauses(self, board: Board, number: int, rung: int) -> bool:  # noqa: ARG002 - for any trial
-        """Return that a trial's turn is over."""
-        return True
+    def pauses(self, board: Board, number: int, rung: int) -> bool:  # noqa: ARG002 - there is one
+        """Return whether a trial's turn is over: every trial's, unless it may go on at once."""
+        best = self._best(board, least=0) if self._at_once else []
+        return number not in {network.number for network in best}
 
     def promotions(self, board: Board, *, ends: bool) -> list[Promotion]:
-        """Return the best, once all are parked."""
+        """Return the best, once all are parked or at once."""
         there = board.judge.order(board.networks, self._rung)
         if self._n_trials is not None and len(there) >= self._n_trials:
             ends = True
-        if not ends:
-            return []
         found = [
             Promotion(network.number, self._rung, board.epochs)
-            for network in there[: self._promote]
-            if network.parked == self._rung
+            for network in self._best(board, least=int(ends))
+            if network.parked == self._rung and (ends or self._at_once)
         ]
-        return found or last_resort(board)
+        return found or (last_resort(board) if ends else [])
+
+    def _best(self, board: Board, least: int) -> list[Network]:
+        """Return the best networks of the rung, and at least so many."""
+        there = board.judge.order(board.networks, self._rung)
+        count = int(self._promote)
+        if self._promote < 1:
+            share = self._promote * len(there)
+            count = max(least, round(share) if least else int(share))
+        return there[:count]

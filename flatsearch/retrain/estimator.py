@@ -29,7 +29,7 @@ from flatsearch.retrain.training import build_network, default_epochs
 from flatsearch.search.loop import run_study
 from flatsearch.search.objective import FlatnessObjective
 from flatsearch.search.study import open_study
-from flatsearch.settings import DEFAULT_PRUNER, RunSettings
+from flatsearch.settings import RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,8 @@ class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         image_shape: The shape of an image, (H, W) or (C, H, W), where X has rows of pixels. Where
             None, a row of F pixels is a gray image of sqrt(F) x sqrt(F).
         sampler: What proposes trials, see `flatsearch.settings.choices.SAMPLERS`.
-        pruner: What stops them, see `flatsearch.settings.choices.PRUNERS`.
+        pruner: What stops them, see `flatsearch.settings.choices.PRUNERS`; where None, "flatness":
+            no artifacts are kept, so that no network can be parked.
         timeout: Seconds after which no new trial begins; None for no end.
         device: Where to train, see `flatsearch.device.resolve_device`.
         random_state: The seed, as an integer, of search and training; drawn where None.
@@ -97,7 +98,7 @@ class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         settings: RunSettings | None = None,
         image_shape: Sequence[int] | None = None,
         sampler: str = "tpe",
-        pruner: str = DEFAULT_PRUNER,
+        pruner: str | None = None,
         timeout: float | None = None,
         device: str = "auto",
         random_state: int | None = None,

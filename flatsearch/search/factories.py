@@ -9,8 +9,8 @@ import optuna
 
 from flatsearch.errors import SettingsError, unknown_name
 from flatsearch.pruners.flatness import FlatnessPruner
-from flatsearch.pruners.halving import HalvingPromoter
 from flatsearch.pruners.metric import MetricPruner
+from flatsearch.pruners.one_rung import OneRungPromoter
 from flatsearch.pruners.pareto import ParetoPruner
 from flatsearch.search.constraints import sampler_options
 from flatsearch.settings import COSTS, PRUNE_ON, PRUNERS, SAMPLERS
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["make_pruner", "make_sampler"]
 
+# The shares of trials that are trained to the end, from scripts/experiments/replay_parking.py.
+_BEST, _FRONT = 0.125, 0.25
 _VERSION = tuple(map(int, optuna.__version__.split(".")[:2]))
 
 
@@ -58,7 +60,7 @@ def make_sampler(name: str, seed: int, n_objectives: int = 1) -> optuna.samplers
 
 
 def make_pruner(
-    name: str, objectives: tuple[str, ...], prune_on: str | None = None
+    name: str, objectives: tuple[str, ...], prune_on: str | None = None, *, counted: bool = True
 ) -> optuna.pruners.BasePruner:
     """Return a pruner by its command-line name.
 
@@ -67,6 +69,8 @@ def make_pruner(
         objectives: The study's objectives.
         prune_on: What median, asha and hyperband judge by, from `PRUNE_ON`. Where None, the
             objective of a single-objective study, else the Pareto rank.
+        counted: Whether the run ends after a number of trials; one that ends when its time is up
+            cannot wait with what it promotes.
 
     Returns:
         The pruner.
@@ -85,7 +89,9 @@ def make_pruner(
     if name == "flatness":
         return FlatnessPruner()
     if name == "promote":
-        return HalvingPromoter()
+        # A front takes more networks than a best one.
+        share = _BEST if len(objectives) == 1 else _FRONT
+        return OneRungPromoter(promote=share, at_once=not counted)
     rules: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
         "median": optuna.pruners.MedianPruner,
         "asha": optuna.pruners.SuccessiveHalvingPruner,

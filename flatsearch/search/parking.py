@@ -56,6 +56,11 @@ class Parking:
         self._checkpoints = None if store is None else Checkpoints(store)
         self._warned = False
 
+    @property
+    def has_store(self) -> bool:
+        """Whether anything can be parked."""
+        return self._checkpoints is not None
+
     def keeps(self, study: optuna.Study) -> bool:
         """Return whether the trials of a study are parked; warn, once, where they cannot be."""
         if not isinstance(study.pruner, Promoter):

@@ -20,7 +20,13 @@ from flatsearch.search.objective import FlatnessObjective
 from flatsearch.search.storage import artifact_store, open_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import finished_count
-from flatsearch.settings import DEFAULT_PRUNER, DEFAULT_TRIALS, RunOptions, RunSettings
+from flatsearch.settings import (
+    DEFAULT_PRUNER,
+    DEFAULT_TRIALS,
+    PRUNER_FOR_GOOD,
+    RunOptions,
+    RunSettings,
+)
 from flatsearch.spaces.registry import load_space
 
 if TYPE_CHECKING:
@@ -87,7 +93,7 @@ class Session:
         """
         load_space(options.space)
         resolve_device(options.device)
-        make_pruner(options.pruner or DEFAULT_PRUNER, settings.objectives, options.prune_on)
+        make_pruner(options.pruner or PRUNER_FOR_GOOD, settings.objectives, options.prune_on)
         artifact_store(options.artifacts)
         objective = _objective(settings, options, on_epoch)
         objective.check()
@@ -201,7 +207,8 @@ def _with_pruner(options: RunOptions, storage: optuna.storages.BaseStorage) -> R
     if options.study_name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=options.study_name, storage=storage)
         known = StudyRecord(study).run or {}
-    pruner = known.get("pruner") or DEFAULT_PRUNER
+    default = PRUNER_FOR_GOOD if options.artifacts == "none" else DEFAULT_PRUNER
+    pruner = known.get("pruner") or default
     return replace(options, pruner=pruner, prune_on=options.prune_on or known.get("prune_on"))
 
 
@@ -232,7 +239,8 @@ def _open(
         storage,
         objective,
         sampler=options.sampler,
-        pruner=options.pruner or DEFAULT_PRUNER,
+        pruner=options.pruner,
         prune_on=options.prune_on,
+        counted=options.timeout is None,
         worker=worker,
     )

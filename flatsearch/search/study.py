@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 
-from flatsearch.errors import StorageError, unknown_name
+from flatsearch.errors import SettingsError, StorageError, unknown_name
 from flatsearch.record import StudyRecord, write_study
 from flatsearch.search.factories import make_pruner, make_sampler
 from flatsearch.search.liveness import fail_dead_trials
-from flatsearch.settings import DEFAULT_PRUNER
+from flatsearch.settings import DEFAULT_PRUNER, PRUNER_FOR_GOOD
 
 if TYPE_CHECKING:
     from flatsearch.search.objective import FlatnessObjective
@@ -26,8 +26,9 @@ def open_study(
     objective: FlatnessObjective,
     *,
     sampler: str = "tpe",
-    pruner: str = DEFAULT_PRUNER,
+    pruner: str | None = None,
     prune_on: str | None = None,
+    counted: bool = True,
     worker: int = 0,
 ) -> optuna.Study:
     """Create a study, or resume the one of that name.
@@ -39,8 +40,10 @@ def open_study(
         sampler: See `make_sampler`. Its seed is derived from the settings' seed, the number of
             trials so far and the worker, so that neither a resumed study nor another worker repeats
             suggestions.
-        pruner: See `make_pruner`.
+        pruner: See `make_pruner`; where None, the default one, or where the objective keeps no
+            networks the one that stops trials for good.
         prune_on: See `make_pruner`.
+        counted: See `make_pruner`.
         worker: Number of this worker among those that run the study.
 
     Returns:
@@ -53,7 +56,13 @@ def open_study(
     """
     settings = objective.settings
     wanted = objective.shared_settings()
-    study_pruner = make_pruner(pruner, settings.objectives, prune_on)
+    if pruner is None:
+        pruner = DEFAULT_PRUNER if objective.parking.has_store else PRUNER_FOR_GOOD
+    if pruner == "promote" and not objective.parking.has_store:
+        raise SettingsError(
+            "`pruner` 'promote' parks networks beside the artifacts, and they are kept nowhere"
+        )
+    study_pruner = make_pruner(pruner, settings.objectives, prune_on, counted=counted)
     n_objectives = len(settings.objectives)
     make_sampler(sampler, 0, n_objectives)
     try:

@@ -5,7 +5,13 @@ optimised and limited, `settings.options` where and for how long a run searches,
 the names of samplers and pruners, `settings.fields` and `settings.values` what both are made of.
 """
 
-from flatsearch.settings.choices import DEFAULT_PRUNER, PRUNE_ON, PRUNERS, SAMPLERS
+from flatsearch.settings.choices import (
+    DEFAULT_PRUNER,
+    PRUNE_ON,
+    PRUNER_FOR_GOOD,
+    PRUNERS,
+    SAMPLERS,
+)
 from flatsearch.settings.fields import REQUIRED, Setting, SettingsRecord, same, setting
 from flatsearch.settings.objectives import COSTS, OBJECTIVES, Direction
 from flatsearch.settings.options import (
@@ -29,6 +35,7 @@ __all__ = [
     "DEFAULT_TRIALS",
     "OBJECTIVES",
     "PRUNERS",
+    "PRUNER_FOR_GOOD",
     "PRUNE_ON",
     "REQUIRED",
     "SAMPLERS",

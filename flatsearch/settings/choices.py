@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flatsearch.settings.objectives import Direction
 
-__all__ = ["DEFAULT_PRUNER", "PRUNERS", "PRUNE_ON", "SAMPLERS"]
+__all__ = ["DEFAULT_PRUNER", "PRUNERS", "PRUNER_FOR_GOOD", "PRUNE_ON", "SAMPLERS"]
 
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
 PRUNERS = ("flatness", "promote", "median", "asha", "hyperband", "none")
-DEFAULT_PRUNER = "flatness"
+DEFAULT_PRUNER = "promote"
+# Where nothing can be parked.
+PRUNER_FOR_GOOD = "flatness"
 # What pruners other than "flatness" can judge by, beside the Pareto rank, and which way is good.
 PRUNE_ON: dict[str, Direction] = {
     "pareto_rank": "minimize",

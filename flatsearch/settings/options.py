@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flatsearch.errors import COUNT
-from flatsearch.settings.choices import DEFAULT_PRUNER, PRUNE_ON, PRUNERS, SAMPLERS
+from flatsearch.settings.choices import (
+    DEFAULT_PRUNER,
+    PRUNE_ON,
+    PRUNER_FOR_GOOD,
+    PRUNERS,
+    SAMPLERS,
+)
 from flatsearch.settings.fields import REQUIRED, SettingsRecord, setting
 from flatsearch.settings.run import BUDGET, SEARCH, RunSettings
 from flatsearch.settings.values import Choice, Quantity, Text
@@ -78,12 +84,14 @@ class RunOptions(SettingsRecord):
         None,
         Choice("pruner", PRUNERS),
         "what ends trials early",
-        unset=f"{DEFAULT_PRUNER}, or what the study was made with",
-        more="flatness ends a trial that will hardly be among the best, as predicted from its first"
-        " epochs: accuracy, losses, size and flatness, with weights and signs learnt from this"
-        " study's own finished trials; it lets a tenth of those run on to check itself. promote"
-        " parks trials after the first epochs and goes on with the best of them. median,"
-        " asha and hyperband are Optuna's, and work with any number of objectives",
+        unset=f"what the study was last run with, else {DEFAULT_PRUNER}, without artifacts"
+        f" {PRUNER_FOR_GOOD}",
+        more="promote parks every trial after one epoch, and at the end of the run (under a"
+        " timeout: at once) goes on with the best eighth, with several objectives the best quarter,"
+        " ranked by validation loss and number of parameters. flatness ends a trial that will"
+        " hardly be among the best, as predicted from its first epochs, with weights and signs"
+        " learnt from this study's own finished trials. median, asha and hyperband are Optuna's,"
+        " and work with any number of objectives",
         joined=True,
         group=SEARCH,
     )

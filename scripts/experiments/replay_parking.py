@@ -175,7 +175,6 @@ def regrets(table: Table, order: Row, found: Row) -> tuple[Row, Row]:
 
 
 CALIBRATED = "calibrated"
-SLOWLY = 30  # studies of the calibrated rule
 
 
 class Slow(replay.Table):
@@ -259,15 +258,17 @@ def trials_of(table: Table, *, half: bool) -> int:
     return round(0.4 * (table.n // 2)) if half else 40
 
 
-def shares(job: Job, result: dict[str, Any], unpruned: dict[str, Any]) -> dict[str, Any]:
+def shares(
+    job: Job, result: dict[str, Any], unpruned: dict[str, Any], resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """Return when the mean regret is that of the finished studies without pruning.
 
     Returns:
-        By the kind of accuracy, the value for these studies and for `RESAMPLES` samples of them.
+        By the kind of accuracy, the value for these studies, and for samples of them.
     """
     random = np.random.default_rng(0)
     n = job.studies
-    weights = random.multinomial(n, [1 / n] * n, RESAMPLES - 1)
+    weights = random.multinomial(n, [1 / n] * n, resamples - 1)
     weights = np.concatenate([np.ones((1, n)), weights]) / n
     found = {}
     for place, name in enumerate(("validation", "test")):
@@ -290,14 +291,14 @@ def mean_of(values: Row) -> list[float | None]:
     return interval(np.concatenate([[values.mean()], values[picks].mean(1)]))
 
 
-def choose(grid: dict[str, dict[str, Row]]) -> str:
+def choose(grid: dict[str, dict[str, float]]) -> str:
     """Return the rule that the protocol chooses.
 
     Args:
         grid: The shares on random halves by rule, of the tables to choose on.
     """
     rules = every_rule()
-    mean = {r: float(np.mean([grid[t][r][0] for t in grid])) for r in rules}
+    mean = {r: float(np.mean([grid[t][r] for t in grid])) for r in rules}
 
     def eligible(rule: str) -> bool:
         signals = rule.split("; ")[-1]
@@ -328,12 +329,12 @@ FAMILIES = ("epoch", "halving", "gain", "cascade", "median", "successive", "hype
 CASCADES = ("", "+flatness_all", "+gradient_norm")
 
 
-def best_of_families(grid: dict[str, dict[str, Row]]) -> list[str]:
+def best_of_families(grid: dict[str, dict[str, float]]) -> list[str]:
     """Return the rule of each family with the least mean share on the tables to choose on."""
     return [
         min(
             (rule for rule in every_rule() if rule.startswith(family)),
-            key=lambda rule: np.mean([grid[table][rule][0] for table in grid]),
+            key=lambda rule: np.mean([grid[table][rule] for table in grid]),
         )
         for family in FAMILIES
     ]
@@ -348,7 +349,7 @@ def with_flatness(rule: str) -> list[str]:
     ]
 
 
-def compared(grid: dict[str, dict[str, Row]], chosen: str) -> list[str]:
+def compared(grid: dict[str, dict[str, float]], chosen: str) -> list[str]:
     """Return the rules that are looked at more closely, without repetition."""
     own = f"halving (1, 3), eta 4; {OWN}"
     stops = [
@@ -399,27 +400,32 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--studies", type=int, default=300)
+    parser.add_argument("--calibrated", type=int, default=0, help="studies of that rule: slow")
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     names = [name for name in tables.names() if "nasbench201" not in name]
     tuned = [name for name in names if name in tables.TUNING]
     started = time.perf_counter()
-    grid: dict[str, dict[str, Row]] = {}
+    grid: dict[str, dict[str, float]] = {}
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for name in tuned:
             jobs = [Job(name, True, rule, args.studies) for rule in every_rule()]
             results = dict(zip(every_rule(), pool.map(run, jobs, chunksize=4), strict=True))
+            unpruned = results["nothing stopped"]
             grid[name] = {
-                job.rule: shares(job, results[job.rule], results["nothing stopped"])["validation"]
+                job.rule: float(shares(job, results[job.rule], unpruned, 1)["validation"][0])
                 for job in jobs
             }
             print(name, f"{time.perf_counter() - started:.0f} s", flush=True)
         chosen = choose(grid)  # before the other tables are looked at
         print("chosen:", chosen, flush=True)
         rules = compared(grid, chosen)
+        brief = list(dict.fromkeys(["nothing stopped", chosen, *AT_ONCE, *BRIEFLY]))
         found: dict[str, Any] = {}
-        for key, half, workers, several in KINDS:
+        for key in args.kinds:
+            half, workers, several = KINDS[key]
             found[key] = {}
             for name in names:
                 table = known(name, several)
@@ -429,13 +435,13 @@ def main() -> None:
                         name,
                         half,
                         rule,
-                        min(args.studies, SLOWLY) if rule == CALIBRATED else args.studies,
+                        args.calibrated if rule == CALIBRATED else args.studies,
                         workers,
                         (trials_of(table, half=half),) if half else counts,
                         several,
                     )
-                    for rule in (SEVERAL if several else rules)
-                    if rule != CALIBRATED or (half and not several)
+                    for rule in (SEVERAL if several else rules if half else brief)
+                    if rule != CALIBRATED or (args.calibrated and half and not several)
                 ]
                 found[key][name] = closely(pool, jobs)
                 print(key, name, f"{time.perf_counter() - started:.0f} s", flush=True)
@@ -453,7 +459,7 @@ def main() -> None:
         "studies": args.studies,
         "chosen": chosen,
         "grid": {
-            name: {rule: interval(values) for rule, values in by_rule.items()}
+            name: {rule: None if math.isinf(v) else v for rule, v in by_rule.items()}
             for name, by_rule in grid.items()
         },
         "found": found,
@@ -462,14 +468,23 @@ def main() -> None:
         args.out.write_text(json.dumps(fields, indent=1) + "\n")
 
 
-# What is compared closely: (name, random halves, workers, two objectives).
-KINDS = (
-    ("halves", True, 1, False),
-    ("whole", False, 1, False),
-    ("whole, 4 workers", False, 4, False),
-    ("halves, 2 objectives", True, 1, True),
+# What is compared closely: whether random halves, workers, whether two objectives.
+KINDS = {
+    "halves": (True, 1, False),
+    "whole": (False, 1, False),
+    "whole, 4 workers": (False, 4, False),
+    "halves, 2 objectives": (True, 1, True),
+}
+AT_ONCE = ("halving (1,), eta 8; loss+parameters", "halving (1,), eta 4; loss+parameters")
+SEVERAL = ("nothing stopped", f"halving (1, 3), eta 4; {OWN}", *AT_ONCE)
+# On whole tables.
+BRIEFLY = (
+    f"halving (1, 3), eta 4; {OWN}",
+    "median, accuracy",
+    "median, train_loss",
+    "successive halving, train_loss",
+    "hyperband, train_loss",
 )
-SEVERAL = ("nothing stopped", *(f"halving {rungs}, eta {eta}; {OWN}" for rungs, eta in SCHEDULES))
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ def test_help_of_a_command_names_all_that_it_is_told(name: str) -> None:
 
 def test_help_explains_the_default_pruner() -> None:
     text = " ".join(call("run", "--help").out.split())
-    assert "(default: flatness, or what the study was made with). flatness ends a trial" in text
-    assert "learnt from this study's own finished trials" in text
+    assert "(default: what the study was last run with, else promote, without artifacts" in text
+    assert "promote parks every trial after one epoch" in text
 
 
 def test_a_reader_that_goes_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

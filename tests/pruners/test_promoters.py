@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
@@ -93,6 +93,21 @@ def test_one_rung_waits_for_all() -> None:
     assert told(known, networks) == [(5, 1, 12), (4, 1, 12)]
     done = [*networks[:5], network(5, [1.0] * 12, final=(0.5,))]
     assert told(known, done) == [(4, 1, 12)]
+    share = OneRungPromoter(promote=0.25)
+    assert told(share, networks, ends=True) == [(5, 1, 12), (4, 1, 12)]
+    assert told(share, networks[:1], ends=True) == [(0, 1, 12)]
+
+
+def test_one_rung_may_promote_at_once() -> None:
+    networks = [network(i, [float(10 - i)]) for i in range(6)]
+    rule = OneRungPromoter(promote=0.25, at_once=True)
+    assert told(rule, networks[:3]) == []
+    assert told(rule, networks) == [(5, 1, 12)]
+    assert told(rule, networks, ends=True) == [(5, 1, 12), (4, 1, 12)]
+    for loss, over in ((0.5, False), (5.5, True)):
+        board = Board([*networks, network(9, [loss], busy=True)], 12, JUDGE)
+        assert rule.pauses(board, 9, 1) is over
+    assert OneRungPromoter().pauses(board, 9, 1)
 
 
 def test_ranks_by_several_signals_and_what_is_not_there() -> None:
@@ -139,11 +154,14 @@ def test_several_objectives_are_ranked_by_domination() -> None:
         ({"factor": 1}, "`factor` must be above 1 but got 1"),
         ({"audit": 1.0}, "`audit` must be at least 0 and below 1"),
         ({"keep": 0}, "`keep` must be at least 1 but got 0"),
+        ({"promote": 0.0}, "`promote` must be above 0 and below 1 but got 0.0"),
+        ({"promote": 1.5}, "`promote` must be .* but got 1.5"),
     ],
 )
 def test_arguments(options: dict[str, object], message: str) -> None:
+    kind: Any = OneRungPromoter if "promote" in options else HalvingPromoter
     with pytest.raises(SettingsError, match=message):
-        HalvingPromoter(**options)  # type: ignore[arg-type]
+        kind(**options)
 
 
 def study_of(pruner: optuna.pruners.BasePruner, *names: str) -> optuna.Study:

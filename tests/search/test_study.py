@@ -2,14 +2,23 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 import flatsearch
-from flatsearch import FlatnessObjective, RunSettings, SettingsError, StorageError
+from flatsearch import (
+    FlatnessObjective,
+    FlatnessPruner,
+    OneRungPromoter,
+    RunSettings,
+    SettingsError,
+    StorageError,
+)
 from flatsearch.record import write_study
 from flatsearch.search.factories import make_pruner, make_sampler
 from flatsearch.search.interrupts import Interrupted
@@ -20,6 +29,10 @@ from flatsearch.search.trial_budget import finished_count
 from tests.fakes import Tiny, gp_takes_several
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna.pruners import BasePruner
+
     from flatsearch.data.splits import ImageData
 
 
@@ -313,6 +326,22 @@ def test_unknown_sampler_and_pruner() -> None:
         make_pruner("median", ("flops",), "losses")
     with pytest.raises(SettingsError, match="not for 'flatness'"):
         make_pruner("flatness", ("accuracy",), "loss")
+
+
+def test_the_default_pruner_parks_where_it_can(digits: ImageData, tmp_path: Path) -> None:
+    def pruner(store: FileSystemArtifactStore | None, **options: Any) -> BasePruner:
+        objective = FlatnessObjective(Tiny(), digits, epochs=2, artifact_store=store)
+        return open_study("s", InMemoryStorage(), objective, **options).pruner
+
+    store = FileSystemArtifactStore(tmp_path)
+    assert isinstance(pruner(store), OneRungPromoter)
+    assert isinstance(pruner(None), FlatnessPruner)
+    with pytest.raises(SettingsError, match="'promote' parks networks beside the artifacts"):
+        pruner(None, pruner="promote")
+    # A front takes more networks; where the time ends a run, nothing can wait for its end.
+    shares = [make_pruner("promote", names)._promote for names in (("accuracy",), ("a", "b"))]  # type: ignore[attr-defined]
+    assert shares == [0.125, 0.25]
+    assert pruner(store, counted=False)._at_once  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["none", "flatness", "median", "asha", "hyperband"])
