@@ -227,7 +227,7 @@ def schedule_shares(kind: str) -> Callable[[], str]:
 def schedule_trials() -> str:
     """Return what rules do with the same numbers of trials, in the mean of the judged tables."""
     found = result("parking")["found"]
-    counts = [("whole", "20"), ("whole", "40"), ("whole", "100")]
+    counts = [("whole", "20"), ("whole", "40"), ("whole", "100"), ("whole, 4 workers", "40")]
     judged = ("cifar10-plain", "cifar10-recipes", "fashion-resnet")
     points: dict[str, list[tuple[float, float]]] = {}
     for rule in found["whole"][judged[0]]:
@@ -266,6 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "replays": replays,
     "schedules halves": schedule_shares("halves"),
     "schedules whole": schedule_shares("whole"),
+    "schedules workers": schedule_shares("whole, 4 workers"),
     "schedules two objectives": schedule_shares("halves, 2 objectives"),
     "schedules trials": schedule_trials,
 }
