@@ -203,13 +203,14 @@ def joined_options(study: optuna.Study, here: Mapping[str, Any]) -> tuple[RunSet
 
 def _with_pruner(options: RunOptions, storage: optuna.storages.BaseStorage) -> RunOptions:
     """Return options with the pruner that the study has been run with, or the default one."""
-    known: dict[str, Any] = {}
+    default = PRUNER_FOR_GOOD if options.artifacts == "none" else DEFAULT_PRUNER
+    known: dict[str, Any] = {"pruner": default}
     if options.study_name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=options.study_name, storage=storage)
-        known = StudyRecord(study).run or {}
-    default = PRUNER_FOR_GOOD if options.artifacts == "none" else DEFAULT_PRUNER
-    pruner = known.get("pruner") or default
-    return replace(options, pruner=pruner, prune_on=options.prune_on or known.get("prune_on"))
+        # Where that was not stored yet, it was the default of then.
+        known = StudyRecord(study).run or {"pruner": PRUNER_FOR_GOOD}
+    prune_on = options.prune_on or known.get("prune_on")
+    return replace(options, pruner=known.get("pruner", PRUNER_FOR_GOOD), prune_on=prune_on)
 
 
 def _objective(
