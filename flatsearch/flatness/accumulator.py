@@ -22,6 +22,7 @@ from flatsearch.flatness.contraction import (
 from flatsearch.flatness.forward import Layer, Network, Pass, forward
 from flatsearch.flatness.gauss_newton import backpropagate, sample_coupling
 from flatsearch.flatness.normalise import scale_input, scale_kernel
+from flatsearch.flatness.parameters import Settled
 from flatsearch.flatness.proof import Proof, examine
 from flatsearch.flatness.result import (
     FlatnessResult,
@@ -128,6 +129,7 @@ class Accumulator:
         classes: int | None,
     ) -> None:
         self._network, self._found = network, found
+        self._settled = Settled(network.model)
         self._weights = {name: kernel.detach() for name, kernel in network.kernels.items()}
         self._scales, self._budget = scales, budget
         self._most, self._sampled = classes, False
@@ -163,6 +165,7 @@ class Accumulator:
         """Measure one batch."""
         found = self._found
         run = forward(self._network, x, found.layers, found.classifier)
+        self._settled.refuse_changed()
         logits = run.logits.detach()
         self._classes = logits.shape[1]
         self._targets.append(y)

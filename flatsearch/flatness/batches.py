@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sized
 
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_SAMPLES", "Data", "as_batches", "iterate", "memory_budget", "most_samples"]
+__all__ = [
+    "MOST_SAMPLES",
+    "Data",
+    "as_batches",
+    "can_be_read_again",
+    "iterate",
+    "memory_budget",
+    "most_samples",
+]
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
@@ -22,7 +30,7 @@ MOST_SAMPLES = 256
 
 
 def as_batches(data: Data, *, twice: bool) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return the batches, unchecked; to be read twice, a one-shot iterator becomes a list.
+    """Return the batches, unchecked; to be read twice, what may be read once becomes a list.
 
     Raises:
         ValueError: If the data are something else.
@@ -34,7 +42,12 @@ def as_batches(data: Data, *, twice: bool) -> Iterable[tuple[Tensor, Tensor]]:
             "`data` must be (inputs, targets) or an iterable of such batches but got"
             f" {type(data).__name__}"
         )
-    return list(data) if twice and isinstance(data, Iterator) else data
+    return list(data) if twice and not can_be_read_again(data) else data
+
+
+def can_be_read_again(data: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Return whether every iteration starts anew: of what has no length it may be one stream."""
+    return isinstance(data, Sized) and not isinstance(data, Iterator)
 
 
 def iterate(

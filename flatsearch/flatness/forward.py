@@ -79,7 +79,7 @@ class Network:
         head: Whether the classifier's kernel is measured.
         keeping: Told of every tensor that the graph keeps.
         born: What the copy was before it was run, if what is proved of it holds for any weights.
-        follow: Given what every pass of a batch has called.
+        follow: Given what every pass of a batch has called, and its logits.
     """
 
     model: nn.Module
@@ -90,7 +90,7 @@ class Network:
     head: bool = False
     keeping: Callable[[Tensor], None] | None = None
     born: State | None = None
-    follow: Callable[[Program], None] | None = None
+    follow: Callable[[Program, Tensor], None] | None = None
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -112,7 +112,7 @@ class Network:
             program.start(x)
             with program:
                 logits = call(self.model, x)
-        self.follow(program)
+        self.follow(program, logits)
         return logits
 
     def _keep(self, tensor: Tensor) -> tuple[Tensor, int]:

@@ -155,14 +155,14 @@ def _network(
     head: bool,
 ) -> Network:
     """Return the copy to be measured, whose kernels alone require gradients."""
-    share = not changed(model, probe.model)
-    twin = replicate(model, dtype, share=share)
+    twin = replicate(model, dtype)
     kernels: dict[str, Tensor] = {layer.name: twin.get_parameter(layer.kernel) for layer in layers}
     if probe.classifier is not None and probe.classifier_kernel is not None:
         kernels[probe.classifier] = twin.get_parameter(probe.classifier_kernel)
     others: dict[str, Tensor] = {
         name: twin.get_parameter(name) for name in (probe.unseen() if every else ())
     }
+    settled = not changed(model, probe.model)
     for kernel in (*kernels.values(), *others.values()):
         kernel.requires_grad_()
     return Network(
@@ -172,7 +172,7 @@ def _network(
         copies=copies,
         hooks=probe.watch.left_out,
         head=head,
-        born=State(twin) if share and probe.is_structural() else None,
+        born=State(twin) if settled and probe.is_structural() else None,
     )
 
 

@@ -17,15 +17,19 @@ from flatsearch.flatness.batches import (
     MOST_SAMPLES,
     Data,
     as_batches,
+    can_be_read_again,
     iterate,
     memory_budget,
     most_samples,
 )
+from flatsearch.flatness.graph import ordered
 from flatsearch.flatness.layers import locate
 from flatsearch.flatness.normalise import input_scales
 from flatsearch.flatness.precision import exact_arithmetic
+from flatsearch.flatness.replica import refuse_hooks
 from flatsearch.flatness.samplewise import is_samplewise, refuse_mixed_samples
 from flatsearch.flatness.state import State
+from flatsearch.flatness.truth import handwritten
 from flatsearch.flatness.watch import keep_random_state
 
 if TYPE_CHECKING:
@@ -143,6 +147,10 @@ class FlatnessMeter:
         self._prepared: dict[Any, _Prepared] = {}
         self.proofs = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is prepared, of which copies have nothing."""
+        return {**self.__dict__, "_prepared": {}}
+
     def __call__(self, data: Data) -> FlatnessResult:
         """Measure the model as it is now.
 
@@ -174,12 +182,11 @@ class FlatnessMeter:
         device, dtype = _device_and_dtype(model, self._dtype)
         batches = as_batches(data, twice=self._normalize is not None)
         with exact_arithmetic(device), keep_random_state(device) as random:
-            run = _Run(
-                self, model, batches, random, keep=keep and not isinstance(batches, Iterator)
-            )
+            again = can_be_read_again(batches)
+            run = _Run(self, model, batches, random, keep=keep and again)
             measured = run.measure(self._layers, dtype, self._batch_size)
             uncertain = measured.uncertain()
-            if uncertain and dtype == torch.float32 and not isinstance(batches, Iterator):
+            if uncertain and dtype == torch.float32 and again:
                 size = None if self._batch_size is None else max(1, self._batch_size // 2)
                 # Not every model and device can: then it is left at saying so, in `rounding`.
                 with contextlib.suppress(RuntimeError, TypeError, UnsupportedModelError):
@@ -232,8 +239,9 @@ class _Run:
             refuse_mixed_samples(network, x)
         known = prepared.programs
 
-        def check(program: Program) -> None:
-            if not program.followed or known.get(program.steps[0]) != program.steps:
+        def check(program: Program, logits: Tensor) -> None:
+            same = program.followed and known.get(program.steps[0]) == program.steps
+            if not same or handwritten(ordered(logits.grad_fn)):
                 raise _ChangedError
 
         return self._accumulate(
@@ -262,9 +270,9 @@ class _Run:
         programs: Programs = {}
         followed = [found.structural and self._now is not None]
 
-        def note(program: Program) -> None:
+        def note(program: Program, logits: Tensor) -> None:
             same = programs.setdefault(program.steps[0], program.steps) == program.steps
-            followed.append(program.followed and same)
+            followed.append(program.followed and same and not handwritten(ordered(logits.grad_fn)))
 
         watched = replace(network, follow=note) if followed[0] else network
         measured = self._accumulate(watched, found, first, source, dtype, batch_size)
@@ -326,8 +334,10 @@ def _prepare(
 def _unwrapped(model: nn.Module) -> nn.Module:
     compiled: Any = getattr(model, "_orig_mod", None)
     if isinstance(compiled, nn.Module):
+        refuse_hooks(model, "")
         model = compiled
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        refuse_hooks(model, "")
         model = model.module
     return model
 

@@ -9,7 +9,10 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["Parameters"]
+from flatsearch.errors import UnsupportedModelError
+from flatsearch.flatness.forward import disagree
+
+__all__ = ["Parameters", "Settled"]
 
 _MODULES = "torch.nn.utils"
 
@@ -88,3 +91,34 @@ def _undo(hook: Any, call: str) -> str:
     if isinstance(hook, BasePruningMethod):
         return f"{_MODULES}.prune.remove{call}, {hook._tensor_name!r})"
     return ""
+
+
+class Settled:
+    """The parameters of a model, which forward passes must leave as they are.
+
+    Args:
+        model: The copy that is run.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._found = [
+            (name, parameter, _mark(parameter), parameter.detach().clone())
+            for name, parameter in model.named_parameters()
+        ]
+
+    def refuse_changed(self) -> None:
+        """Refuse a model that has changed one; a weight that is normalised again stays the same.
+
+        Raises:
+            UnsupportedModelError: If it has; names it.
+        """
+        for name, parameter, mark, value in self._found:
+            if _mark(parameter) != mark and bool(disagree(parameter.detach(), value)):
+                raise UnsupportedModelError(
+                    f"parameter {name!r} is changed by the forward pass of some batches, so there"
+                    " is no one network to measure"
+                )
+
+
+def _mark(parameter: Tensor) -> tuple[int, int]:
+    return parameter._version, parameter.data_ptr()

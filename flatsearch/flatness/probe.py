@@ -68,7 +68,7 @@ class Probe:
         random: RandomState,
     ) -> None:
         self._original, self._x = model, x
-        self._network = Network(replicate(model, dtype, share=False), {}, copies=copies)
+        self._network = Network(replicate(model, dtype), {}, copies=copies)
         self.model = self._network.model
         require_gradients(self.model)
         self.parameters = Parameters(self.model)
@@ -77,6 +77,8 @@ class Probe:
             self.logits = call(self.model, x)
         self.nodes = ordered(self.logits.grad_fn)
         match_layouts(self.nodes)
+        if not all(self.parameters.names(leaf.variable) for leaf in leaf_users(self.nodes)):
+            self.watch.cut = True  # a tensor made anew of what has been computed
         self.convolutions = find_convolutions(
             self.nodes, self.parameters, len(x), self.watch.convolutions
         )
@@ -168,7 +170,7 @@ class Probe:
         convolutions = [one for one in self.convolutions if not one.problem]
         expected = self._gradients(self.logits, self.nodes, convolutions)
         dtype = self.logits.dtype
-        twin = replicate(self._original, dtype, share=False, gradient_hooks=True)
+        twin = replicate(self._original, dtype, gradient_hooks=True)
         require_gradients(twin)
         parameters, self.parameters = self.parameters, Parameters(twin)
         try:
@@ -187,13 +189,16 @@ class Probe:
                 raise UnsupportedModelError(f"a hook {what} changes gradients; remove it")
 
     def _refuse_untrue(self, convolutions: Sequence[Convolution], written: Sequence[str]) -> None:
-        twin = replicate(self._original, torch.float64, share=False)
+        twin = replicate(self._original, torch.float64)
         require_gradients(twin)
         kernels = {id(twin.get_parameter(convolution.kernel)) for convolution in convolutions}
         with _in_precision(self._original, torch.float64):
             true = derivatives_are_true(twin, kernels, self._x.double())
         if not true:
-            cut = "a tensor that is detached, or computed under torch.no_grad, on the way"
+            cut = (
+                "a tensor that is detached, or computed under torch.no_grad, on the way,"
+                " or a hook on the graph"
+            )
             why = ", ".join(written) or cut
             raise UnsupportedModelError(
                 f"autograd's derivatives are not those of the logits, because of {why}"

@@ -7,6 +7,7 @@ decide on them or to compute with them in Python, are part of its program.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Program"]
 
 _PLACE = "_flatsearch_place"
+_RUNS = itertools.count(1)
+# What is written through it leaves no trace.
+_DATA = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]
 _VALUES = (
     *CONSTANTS, torch.device, torch.layout, torch.memory_format, slice, range, complex, type(...),
 )  # fmt: skip
@@ -47,21 +51,31 @@ class Program(Calls):
         self.followed = True
         self._own = {id(tensor): -1 - place for place, tensor in enumerate(own)}
         self._count = 0
+        self._run = next(_RUNS)
+        self._device = "cpu"
 
     def start(self, x: Tensor) -> None:
         """Note the tensor that the pass begins with."""
+        self._device = x.device.type
         self.steps.append((x.dtype, x.device, tuple(x.shape), x.stride(), self._number(x)))
 
     def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""
         given = self._read(args), self._read(kwargs)
+        if function in _DATA and id(args[0]) in self._own:
+            self.followed = False
         result = super().call(function, args, kwargs)
-        self.steps.append((function, given, self._written(result)))
+        modes = (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled(self._device),
+        )
+        self.steps.append((function, given, modes, self._written(result)))
         return result
 
     def _number(self, tensor: Tensor) -> int:
         self._count += 1
-        setattr(tensor, _PLACE, (id(self), self._count))
+        setattr(tensor, _PLACE, (self._run, self._count))
         return self._count
 
     def _place(self, tensor: Tensor) -> int | None:
@@ -69,7 +83,7 @@ class Program(Calls):
         if own is not None:
             return own
         run, place = getattr(tensor, _PLACE, (0, 0))
-        return place if run == id(self) else None
+        return place if run == self._run else None
 
     def _read(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -81,7 +95,8 @@ class Program(Calls):
     def _written(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             known = self._place(value)
-            return self._number(value) if known is None else known
+            place = self._number(value) if known is None else known
+            return place, value.requires_grad, value.dtype, tuple(value.shape)
         return self._plain(value, self._written)
 
     def _plain(self, value: Any, inside: Callable[[Any], Any]) -> Any:

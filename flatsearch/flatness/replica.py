@@ -3,8 +3,8 @@
 Modules may keep tensors in eval mode, count their calls, change buffers or parameters in place,
 and other threads may use them at the same time. So it is never the model itself that is run, but
 a copy: everything that belongs to a module and can change is copied (containers, tensors, objects
-of the user's classes, the closures of hooks), and its tensors have the measure's precision.
-Parameters share their storage with the model's where that is asked for.
+of the user's classes, the closures of hooks), and its tensors have the measure's precision. It
+shares no storage with the model: a forward pass may renormalise a weight in place.
 
 What is left behind: hooks on gradients, which are not part of what the model computes, and
 compiled versions of it.
@@ -12,6 +12,7 @@ compiled versions of it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import enum
@@ -19,8 +20,10 @@ import functools
 import random
 import sys
 import types
+import warnings
 import weakref
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,22 +36,71 @@ from flatsearch.errors import UnsupportedModelError
 __all__ = [
     "CONSTANTS",
     "DEEP",
+    "FORWARD_HOOKS",
+    "attributes",
     "changed",
+    "global_names",
     "is_foreign",
     "modules_with_gradient_hooks",
+    "refuse_hooks",
     "replicate",
 ]
 
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _HOOKS_ON_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")
 CONSTANTS = (type(None), bool, int, float, str, type, enum.Enum, types.ModuleType, torch.dtype)
 DEEP = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _FOREIGN = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 
 def is_foreign(value: Any) -> bool:
     """Return whether an object stays as it is: no class of the user's, or nothing to change."""
     foreign = type(value).__module__.partition(".")[0] in _FOREIGN
-    return foreign or not getattr(value, "__dict__", None)
+    if foreign and not isinstance(value, _NAMESPACES):
+        return True
+    return not getattr(value, "__dict__", None) and not any(_slots(value))
+
+
+def _slots(value: Any) -> Iterator[tuple[str, Any]]:
+    for kind in type(value).__mro__:
+        if "__slots__" in vars(kind):
+            for name, member in vars(kind).items():
+                if isinstance(member, types.MemberDescriptorType):
+                    yield name, member
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, also those in slots."""
+    result = dict(getattr(value, "__dict__", {}))
+    for name, member in _slots(value):
+        with contextlib.suppress(AttributeError):  # an empty one
+            result[name] = member.__get__(value, type(value))
+    return result
+
+
+def global_names(code: types.CodeType) -> set[str]:
+    """Return the names that a function looks for outside, those within it too."""
+    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return {*code.co_names, *(name for part in inner for name in global_names(part))}
+
+
+def refuse_hooks(wrapper: nn.Module, name: str) -> None:
+    """Refuse a wrapper with hooks of its own, which what is in it does not have.
+
+    Args:
+        wrapper: What `torch.compile` or data parallelism has made of a module.
+        name: The layer's; empty for the model.
+
+    Raises:
+        UnsupportedModelError: If it has any.
+    """
+    if any(vars(wrapper).get(hooks) for hooks in FORWARD_HOOKS):
+        where = f"layer {name!r}" if name else "the model"
+        raise UnsupportedModelError(
+            f"{where} has hooks on the {type(wrapper).__name__} around it; put them on the module"
+            " itself"
+        )
 
 
 def modules_with_gradient_hooks(model: nn.Module) -> list[str]:
@@ -60,16 +112,12 @@ def modules_with_gradient_hooks(model: nn.Module) -> list[str]:
     ]
 
 
-def replicate(
-    model: nn.Module, dtype: torch.dtype, *, share: bool, gradient_hooks: bool = False
-) -> nn.Module:
+def replicate(model: nn.Module, dtype: torch.dtype, *, gradient_hooks: bool = False) -> nn.Module:
     """Return a copy of a model in eval mode.
 
     Args:
         model: Any module; it is only read.
         dtype: The precision of the copy's floating-point tensors.
-        share: Whether its parameters share storage with the model's where the precision is the
-            same. They must not be changed then.
         gradient_hooks: Whether the hooks on gradients are copied too.
 
     Returns:
@@ -78,7 +126,7 @@ def replicate(
     Raises:
         UnsupportedModelError: If a part of it cannot be copied; names it.
     """
-    copier = _Copier(model, dtype, share=share, gradient_hooks=gradient_hooks)
+    copier = _Copier(model, dtype, gradient_hooks=gradient_hooks)
     result: nn.Module = copier(model)
     try:
         result.eval()
@@ -91,11 +139,9 @@ def replicate(
 class _Copier:
     """Copies whatever may belong to a module; what is met twice is copied once."""
 
-    def __init__(
-        self, model: nn.Module, dtype: torch.dtype, *, share: bool, gradient_hooks: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, gradient_hooks: bool) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._dtype, self._share, self._gradient_hooks = dtype, share, gradient_hooks
+        self._dtype, self._gradient_hooks = dtype, gradient_hooks
         self._copies: dict[int, tuple[Any, Any]] = {}  # with the originals, to keep them alive
 
     def __call__(self, value: Any) -> Any:
@@ -140,6 +186,7 @@ class _Copier:
                 " measure the module that it was made from, or torch.export's"
             )
         if "_orig_mod" in module._modules:  # what torch.compile wraps
+            refuse_hooks(module, self._names.get(id(module), ""))
             return self._keep(module, self(module._orig_mod))
         twin = self._keep(module, object.__new__(type(module)))
         attributes = dict(module.__dict__)
@@ -159,8 +206,7 @@ class _Copier:
         if data.is_floating_point() and not data.is_quantized:
             data = data.to(self._dtype)
         alias = data.data_ptr() == tensor.data_ptr() if data.layout == torch.strided else True
-        shared = self._share and isinstance(tensor, nn.Parameter) and not tensor.is_inference()
-        if alias and not shared:
+        if alias:
             data = data.clone()
         return nn.Parameter(data, False) if isinstance(tensor, nn.Parameter) else data
 
@@ -182,6 +228,7 @@ class _Copier:
             items = [self(item) for item in value]
             twin.clear()
             twin.update(items) if isinstance(value, set) else twin.extend(items)
+        self._attributes(value, twin)
         return twin
 
     def _function(self, function: types.FunctionType) -> Any:
@@ -189,7 +236,7 @@ class _Copier:
         names = function.__globals__
         mine = {
             name: names[name]
-            for name in function.__code__.co_names
+            for name in global_names(function.__code__)
             if id(names.get(name)) in self._names
         }
         if not (function.__closure__ or function.__defaults__ or mine):
@@ -232,6 +279,10 @@ class _Copier:
     def _object(self, value: Any) -> Any:
         """Return a copy of an object of the user's classes that has something to change."""
         kind = type(value)
+        if isinstance(value, Iterator) and type(value).__module__ == "itertools":
+            with contextlib.suppress(TypeError), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return self._keep(value, copy.copy(value))
         if is_foreign(value):
             return value
         try:
@@ -241,8 +292,17 @@ class _Copier:
         if twin is value or type(twin) is not kind:
             return value
         self._keep(value, twin)
-        vars(twin).update({name: self(item) for name, item in vars(value).items()})
+        self._attributes(value, twin)
         return twin
+
+    def _attributes(self, value: Any, twin: Any) -> None:
+        """Give a copy of an object copies of what it has."""
+        own = getattr(value, "__dict__", {})
+        if own:
+            vars(twin).update({name: self(item) for name, item in own.items()})
+        for _, member in _slots(value):
+            with contextlib.suppress(AttributeError):  # an empty one
+                member.__set__(twin, self(member.__get__(value, type(value))))
 
 
 def changed(model: nn.Module, twin: nn.Module) -> bool:

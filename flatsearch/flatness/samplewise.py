@@ -76,9 +76,14 @@ def is_samplewise(network: Network, x: Tensor) -> bool:
     Returns:
         False where it is not proved.
     """
-    images = contrasting(x).detach().requires_grad_()
+    images = contrasting(x).detach()
     if len(images) < 2:
         return False
+    return _proves(network, images) and _proves(network, images.detach()[[1, 0, 0]])
+
+
+def _proves(network: Network, images: Tensor) -> bool:
+    images = images.requires_grad_()
     with network.recording(), _Cuts() as seen:
         logits = call(network.model, images)
     return not seen.cut and keep_samples(logits, get_gradient_edge(images).node)

@@ -11,14 +11,22 @@ import functools
 import hashlib
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatsearch.flatness.replica import CONSTANTS, DEEP, is_foreign
+from flatsearch.flatness.replica import (
+    CONSTANTS,
+    DEEP,
+    FORWARD_HOOKS,
+    attributes,
+    global_names,
+    is_foreign,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,6 +35,9 @@ __all__ = ["State"]
 
 _PLAIN = {Tensor, nn.Parameter, nn.Buffer}
 _ITEMS = (dict, list, set, deque, tuple)
+_ITEMS_ALONE = {*_ITEMS, OrderedDict}
+_OF_PYTHON = 1 << 9  # among the flags of a class
+_WITHOUT_MORE = {object, types.SimpleNamespace}
 
 
 class State:
@@ -55,7 +66,7 @@ class State:
         self.tensors: list[Tensor] = []
         self.comparable = True
         self._parts: list[Any] = []
-        self._places: dict[int, int] = {}
+        self._places: dict[tuple[int, bool], int] = {}
         self._alive: list[Any] = []  # so that no other object gets the id of one of these
         self._add(model, shared=False)
         self._versions = [] if not self.comparable else [t._version for t in self.tensors]
@@ -69,13 +80,13 @@ class State:
         """Return whether the values of tensors have not been changed in place either."""
         return self.same(other) and self._versions == other._versions
 
-    def _note(self, value: Any, *parts: object) -> bool:
-        """Note an object; return whether it is a new one."""
-        known = self._places.get(id(value))
+    def _note(self, value: Any, *parts: object, shared: bool = False) -> bool:
+        """Note an object; return whether it is a new one, or has been met only as a shared one."""
+        known = self._places.get((id(value), shared))
         if known is not None:
             self._parts.append(known)
             return False
-        self._places[id(value)] = -1 - len(self._places)
+        self._places[id(value), shared] = -1 - len(self._places)
         self._alive.append(value)
         self._parts += parts or (id(value),)
         return True
@@ -95,10 +106,7 @@ class State:
         elif isinstance(value, Tensor) and not shared:
             self._tensor(value)
         elif isinstance(value, _ITEMS):
-            if not value:
-                self._parts.append(type(value))
-            elif self._note(value, type(value), len(value)):
-                self._items(value, shared=shared)
+            self._container(value, shared=shared)
         elif isinstance(value, types.FunctionType):
             self._function(value)
         else:
@@ -107,23 +115,40 @@ class State:
     def _object(self, value: Any, *, shared: bool) -> None:
         if isinstance(value, types.MethodType):
             self._parts.append(value.__func__)
-            self._add(value.__self__, shared=shared)
+            self._add(value.__self__, shared=False)  # copied wherever it is met
         elif isinstance(value, functools.partial):
             if self._note(value):
-                self._all((value.func, value.args, value.keywords), shared=shared)
+                self._all((value.func, value.args, value.keywords), shared=False)
         elif isinstance(value, weakref.ref):
             self._note(value, id(value()))
         elif isinstance(value, np.ndarray) and value.dtype != object:
             content = hashlib.blake2b(np.ascontiguousarray(value).tobytes()).digest()
             self._note(value, value.shape, value.dtype.str, content)
-        elif isinstance(value, (torch.Generator, *DEEP)):
+        elif isinstance(value, (torch.Generator, Iterator, *DEEP)):
             self.comparable = False
-        elif self._note(value) and not shared and not is_foreign(value):
-            self._named(vars(value), shared=False)
+        elif self._note(value, id(value), type(value), shared=shared) and not (
+            shared or is_foreign(value)
+        ):
+            # What is written in C may have more than its attributes.
+            kinds = {kind for kind in type(value).__mro__ if not kind.__flags__ & _OF_PYTHON}
+            self.comparable = self.comparable and kinds <= _WITHOUT_MORE
+            self._named(attributes(value), shared=False)
 
     def _all(self, values: Iterable[Any], *, shared: bool) -> None:
         for value in values:
             self._add(value, shared=shared)
+
+    def _container(self, value: Any, *, shared: bool) -> None:
+        kind = type(value)
+        limits = getattr(value, "maxlen", None) if isinstance(value, deque) else None
+        if not value and kind in _ITEMS_ALONE:
+            self._parts += (kind, limits)
+        elif self._note(value, kind, len(value), limits, shared=shared):
+            self._items(value, shared=shared)
+            if isinstance(value, defaultdict):
+                self._add(value.default_factory, shared=True)
+            if kind not in _ITEMS_ALONE:
+                self._named(attributes(value), shared=shared)
 
     def _items(self, value: Any, *, shared: bool) -> None:
         if isinstance(value, set) and not all(isinstance(item, CONSTANTS) for item in value):
@@ -140,6 +165,9 @@ class State:
 
     def _module(self, module: nn.Module) -> None:
         if "_orig_mod" in module._modules:  # what torch.compile wraps
+            # With hooks of its own it is refused.
+            hooked = any(vars(module).get(hooks) for hooks in FORWARD_HOOKS)
+            self.comparable = self.comparable and not hooked
             self._add(module._orig_mod, shared=False)
         elif self._note(module):
             self._parts.append(type(module))
@@ -166,6 +194,9 @@ class State:
     def _function(self, function: types.FunctionType) -> None:
         if not self._note(function):
             return
+        names = function.__globals__
+        if any(isinstance(names.get(name), nn.Module) for name in global_names(function.__code__)):
+            self.comparable = False  # a copy has all of the global names as they were
         for cell in function.__closure__ or ():
             try:
                 content = cell.cell_contents

@@ -47,11 +47,13 @@ _CUTS = {
     Tensor.tolist,
     torch.detach,
 }
-_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_NODE = Tensor.grad_fn.__get__  # type: ignore[union-attr]
+# They say something of a tensor's shape only.
+_WITHOUT_VALUES = {"empty_like", "new_empty", "new_ones", "new_zeros", "ones_like", "zeros_like"}
 # In the names of what may draw random numbers, beside others.
 _RANDOM = re.compile(
-    "attention|bernoulli|cauchy|drop|exponential|fractional|geometric|gumbel|multinomial|normal"
-    "|poisson|rand|rrelu|uniform"
+    "attention|bernoulli|cauchy|drop|exponential|fractional|geometric|gumbel|lobpcg|lowrank"
+    "|multinomial|normal|poisson|rand|rrelu|uniform"
 )
 
 
@@ -141,6 +143,22 @@ def keep_random_state(device: torch.device) -> Iterator[RandomState]:
         state.restore()
 
 
+def _is_differentiable(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _is_constant(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.grad_fn is not None:
+        return False
+    return value.is_floating_point() or value.is_complex()
+
+
+def _top_hooks() -> Any:
+    """Return the hooks that are called with what the graph keeps."""
+    top: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if top is None else top(True)
+
+
 class Watch(without_hooks):
     """Sees what a forward pass calls, whether or not autograd does.
 
@@ -159,7 +177,13 @@ class Watch(without_hooks):
         self._random = random
         self.cut = False
         self.largest = 0
+        self._hooks: Any = None
         self.convolutions: list[Tensor] = []
+
+    def __enter__(self) -> Watch:
+        """Begin to see."""
+        self._hooks = _top_hooks()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""
@@ -168,12 +192,19 @@ class Watch(without_hooks):
         result = super().call(function, args, kwargs)
         if before is not None:
             self._random.notice(before)
-        taken = function in _CUTS or function == _DATA
-        hidden = isinstance(result, Tensor) and not torch.is_grad_enabled()
-        if (taken or hidden) and any(
-            isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves((args, kwargs))
-        ):
-            self.cut = True
+        self.cut = self.cut or function == _NODE or _top_hooks() != self._hooks
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if _is_differentiable(leaf)]
+        if given and not self.cut:
+            hidden = isinstance(result, Tensor) and not torch.is_grad_enabled()
+            self.cut = (
+                hidden
+                or function in _CUTS
+                or any(
+                    _is_constant(leaf) and not any(leaf is other for other in given)
+                    for leaf in tree_leaves(result)
+                    if getattr(function, "__name__", "") not in _WITHOUT_VALUES
+                )
+            )
         kernel = kernel_of(function, args, kwargs)
         if kernel is not None:
             x = input_of(args, kwargs)

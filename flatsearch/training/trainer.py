@@ -228,8 +228,15 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was called; the model's own state is loaded apart."""
         self.epochs_done = state["epochs_done"]
+        rates = [group["lr"] for group in self._optimizer.param_groups]
         # What is loaded stays as it is: steps change an optimiser's tensors in place.
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        # The rate is a tensor or a number as this device needs it, wherever the state was saved.
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            value = float(group["lr"])
+            group["lr"] = rate.fill_(value) if isinstance(rate, Tensor) else value
+        if self.graph is not None:  # a captured step goes on with the tensors of before
+            self.graph = GraphedStep(self._step)
         self._schedule.load_state_dict(state["schedule"])
         if state["scaler"]:  # empty where it was not needed
             self._scaler.load_state_dict(state["scaler"])

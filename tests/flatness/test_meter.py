@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import itertools
+import pickle
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +21,10 @@ from flatsearch import FlatnessMeter, GapCnn, UnsupportedModelError, relative_fl
 from tests.flatness.nets import CASES, images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from flatsearch import FlatnessResult
+    from flatsearch.flatness.meter import Normalize
 
 
 class Changeable(nn.Module):
@@ -245,3 +251,198 @@ def test_the_model_is_left_alone() -> None:
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
+
+
+class Factor:
+    """An object of the user's, with a number that hooks multiply with."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x * self.value
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+
+class SlottedAndMore(Slotted):
+    """Its objects have slots and other attributes."""
+
+
+class Named(dict[str, float]):
+    """A container with attributes."""
+
+
+class Listed(list[float]):
+    """Another one, empty."""
+
+
+FACTOR = 1.0
+GLOBAL = Changeable().eval()
+
+
+def behind_a_method(net: Changeable) -> Callable[[], object]:
+    factor = Factor()
+    apply = factor.apply
+    net.conv.register_forward_hook(lambda module, given, result: apply(result))
+    return lambda: setattr(factor, "value", 3.0)
+
+
+def behind_a_partial(net: Changeable) -> Callable[[], object]:
+    factor = Factor()
+    apply = functools.partial(Factor.apply, factor)
+    net.conv.register_forward_hook(lambda module, given, result: apply(result))
+    return lambda: setattr(factor, "value", 3.0)
+
+
+def behind_a_global_name(net: Changeable) -> Callable[[], object]:
+    globals()["GLOBAL"], globals()["FACTOR"] = net, 1.0
+
+    def hook(module: nn.Module, given: object, result: Tensor) -> Tensor:
+        return result * sum(FACTOR for _ in range(1) if module is GLOBAL.conv)
+
+    net.conv.register_forward_hook(hook)
+    return lambda: globals().update(FACTOR=3.0)
+
+
+def of(owner: object) -> Callable[[Changeable], Callable[[], object]]:
+    """Let an attribute of an object be the factor."""
+
+    def prepare(net: Changeable) -> Callable[[], object]:
+        own = copy.copy(owner)
+        own.value, own.other = 1.0, ""  # type: ignore[attr-defined]
+        net.owner = own  # type: ignore[assignment]
+        net.act = Owned(net)
+        return lambda: setattr(own, "value", 3.0)
+
+    return prepare
+
+
+class Owned:
+    def __init__(self, net: Changeable) -> None:
+        self.net = net
+
+    def __call__(self, x: Tensor) -> Tensor:
+        owner: Factor = self.net.owner  # type: ignore[assignment]
+        return x.relu() * owner.value
+
+
+def of_a_factory(net: Changeable) -> Callable[[], object]:
+    net.options = defaultdict(lambda: [1.0])
+    return lambda: setattr(net, "options", defaultdict(lambda: [3.0]))
+
+
+COPIED = {
+    "method": behind_a_method,
+    "partial": behind_a_partial,
+    "global name": behind_a_global_name,
+    "dict": of(Named(a=1.0)),
+    "empty list": of(Listed()),
+    "slots": of(SlottedAndMore()),
+    "factory": of_a_factory,
+}
+
+
+@pytest.mark.parametrize("kind", COPIED)
+def test_whatever_is_copied_is_compared(kind: str) -> None:
+    net = network()
+    change = COPIED[kind](net)
+    meter = FlatnessMeter(net)
+    before = [numbers(meter(images())) for _ in range(2)]
+    change()
+    after = numbers(meter(images()))
+    assert after == numbers(relative_flatness(net, images())) != before[-1]
+    assert before[0] == before[1]
+
+
+class Straight(torch.autograd.Function):
+    """The forward pass of a clamp with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return torch.clamp(x, -0.2, 0.2)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Flagged(Changeable):
+    """Does something else while a flag of its class is set."""
+
+    flag = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x + self.alpha * x.mean(0)) if len(x) > 2 else self.stem(x))
+        x = self.conv(x)
+        if self.way == "inference mode":
+            with torch.inference_mode(self.flag):
+                gate = x.mean((2, 3), keepdim=True).sigmoid()
+            x = x * gate.clone()
+        if self.way == "backward pass":
+            x = Straight.apply(x) if self.flag else torch.clamp(x, -0.2, 0.2)
+        return self.classifier(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", ["inference mode", "backward pass", "mixing"])
+def test_the_same_calls_in_another_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = Flagged().eval()
+    net.way = way
+    meter = FlatnessMeter(net, "conv")
+    meter(images(6))
+    meter(images(6))
+    monkeypatch.setattr(Flagged, "flag", True)
+    if way == "mixing":
+        net.alpha.data.fill_(1.0)
+    with pytest.raises(UnsupportedModelError, match=r"mixes samples|derivatives are not those"):
+        meter(images(6))
+
+
+class SetOnce(Changeable):
+    """Takes a scale from the first images that it is given, without a trace in the buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("most", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.most.data.copy_(torch.where(self.most > 0, self.most, x.abs().mean()))
+        return super().forward(x / self.most)
+
+
+def test_values_that_are_set_past_autograd() -> None:
+    torch.manual_seed(0)
+    net = SetOnce().eval()
+    meter = FlatnessMeter(net)
+    expected = numbers(relative_flatness(net, images()))
+    assert [numbers(meter(images())) for _ in range(3)] == [expected] * 3
+
+
+class Stream:
+    """Batches that can be read once, which does not show."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches = iter(batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.chain(self.batches)
+
+
+@pytest.mark.parametrize("normalize", [None, "input"])
+def test_a_stream_is_measured_whole(normalize: Normalize | None) -> None:
+    net, (x, y) = network(), images(8)
+    batches = [(x[:4], y[:4]), (x[4:], y[4:]), (x[:3], y[:3])]
+    meter = FlatnessMeter(net, "all", normalize, batch_size=4)
+    meter(batches[:2])
+    expected = relative_flatness(net, batches, "all", normalize, batch_size=4)
+    assert numbers(meter(Stream(batches))) == numbers(expected)
+
+
+def test_meters_are_copied_and_pickled() -> None:
+    meter = FlatnessMeter(network())
+    expected = numbers(meter(images()))
+    for twin in (copy.deepcopy(meter), pickle.loads(pickle.dumps(meter))):
+        assert numbers(twin(images())) == expected

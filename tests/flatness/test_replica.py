@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import functools
+import itertools
 import threading
 import types
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -298,17 +302,109 @@ def test_the_copy_is_what_is_measured(name: str) -> None:
         assert result.relative_flatness == pytest.approx(kappa, rel=1e-9)
 
 
-def test_parameters_share_storage_where_possible() -> None:
+def test_no_storage_is_shared() -> None:
     model = network(nn.BatchNorm2d(4))
-    shared = replicate(model, torch.float32, share=True)
-    for a, b in zip(model.parameters(), shared.parameters(), strict=True):
-        assert a is not b
-        assert a.data_ptr() == b.data_ptr()
-    for a, b in zip(model.buffers(), shared.buffers(), strict=True):
-        assert a.data_ptr() != b.data_ptr()
-    apart = replicate(model, torch.float32, share=False)
-    for a, b in zip(model.parameters(), apart.parameters(), strict=True):
-        assert a.data_ptr() != b.data_ptr()
+    twin = replicate(model, torch.float32)
+    pairs = zip(model.state_dict().values(), twin.state_dict().values(), strict=True)
+    assert all(a.data_ptr() != b.data_ptr() for a, b in pairs)
+
+
+class Renormalised(nn.Module):
+    """Scales its weight down in place where it is too large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.norm() > 3:
+            with torch.no_grad():
+                self.weight.mul_(2 / self.weight.norm())
+        return x * self.weight
+
+
+def test_a_weight_that_is_renormalised_later() -> None:
+    layer = Renormalised()
+    model, data = network(layer), images(6)
+    meter = flatsearch.FlatnessMeter(model)
+    meter(data)
+    layer.weight.data.mul_(3)
+    before = picture(model)
+    expected = flatsearch.relative_flatness(model, data)
+    assert meter(data) == expected
+    assert picture(model) == before
+
+
+def test_weights_that_some_batches_change() -> None:
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 4:
+                with torch.no_grad():
+                    self.weight.mul_(0.5)
+            return x * self.weight
+
+    model = network(Halved())
+    before = picture(model)
+    with pytest.raises(flatsearch.UnsupportedModelError, match="is changed by the forward pass"):
+        flatsearch.relative_flatness(model, images(6))
+    assert picture(model) == before
+
+
+@dataclasses.dataclass
+class Slotted:
+    """Counts calls in a slot."""
+
+    __slots__ = ("calls",)
+    calls: int
+
+
+class CountsElsewhere(nn.Module):
+    """Counts its calls in an object."""
+
+    def __init__(self, counter: Any) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.counter, Iterator):
+            next(self.counter)
+        else:
+            self.counter.calls += 1
+        return x
+
+
+@pytest.mark.parametrize(
+    "counter",
+    [types.SimpleNamespace(calls=0), argparse.Namespace(calls=0), Slotted(0), itertools.count()],
+)
+def test_counters_are_left_alone(counter: Any) -> None:
+    model = network(CountsElsewhere(counter))
+    before = repr(counter)
+    flatsearch.relative_flatness(model, images(6))
+    assert repr(counter) == before
+
+
+class Approximate(nn.Module):
+    """Draws random numbers of which nothing comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return x + 0 * torch.svd_lowrank(self.weight, q=3)[1].max()
+
+
+def test_random_numbers_of_an_approximation() -> None:
+    model, data = network(Approximate()), images(6)
+    before = torch.get_rng_state()
+    flatsearch.relative_flatness(model, data)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_one_model_measured_in_several_threads() -> None:

@@ -166,6 +166,18 @@ def noted(x: Tensor) -> Tensor:
     return F.gelu(x)
 
 
+def with_node_hook(x: Tensor) -> Tensor:
+    y = F.gelu(x)
+    if y.grad_fn is not None:
+        y.grad_fn.register_prehook(lambda gradients: (gradients[0] * 3,))
+    return y
+
+
+def with_saved_hooks(x: Tensor) -> Tensor:
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t * 3):
+        return x.sigmoid()
+
+
 UNTRUE: dict[str, Callable[[Tensor], Tensor]] = {
     "straight through": StraightThrough.apply,
     "straight through, detached": lambda x: x + (x.round() - x).detach(),
@@ -173,6 +185,11 @@ UNTRUE: dict[str, Callable[[Tensor], Tensor]] = {
     "scale as a number": lambda x: x / float(x.abs().max()),
     "scale by data": lambda x: x / x.data.std(),
     "scale without gradient": without_gradient,
+    "new tensor": lambda x: x * x.new_tensor(x.sigmoid()),
+    "operator": lambda x: x * torch.ops.aten.detach.default(x.sigmoid()),
+    "parameter": lambda x: x * nn.Parameter(x.sigmoid()),
+    "hook on an operation": with_node_hook,
+    "hooks on what is saved": with_saved_hooks,
     "fake quantisation": lambda x: torch.fake_quantize_per_tensor_affine(
         x.float(), 0.5, 0, -8, 7
     ).double(),
@@ -204,6 +221,32 @@ def test_modes_of_the_caller(layers: str) -> None:
         with mode:
             result = measure(model, x, layers=layers)
         same(result, expected)
+
+
+def compiled_layer(model: nn.Sequential) -> tuple[nn.Module, nn.Module]:
+    model[2] = torch.compile(model[2], backend="eager")
+    return model, model[2]
+
+
+def compiled(model: nn.Sequential) -> tuple[nn.Module, nn.Module]:
+    wrapper: nn.Module = torch.compile(model, backend="eager")
+    return wrapper, wrapper
+
+
+def parallel(model: nn.Sequential) -> tuple[nn.Module, nn.Module]:
+    return (wrapper := nn.DataParallel(model)), wrapper
+
+
+@pytest.mark.parametrize("wrap", [compiled_layer, compiled, parallel])
+def test_hooks_on_what_is_around_a_module(
+    wrap: Callable[[nn.Sequential], tuple[nn.Module, nn.Module]],
+) -> None:
+    model, wrapper = wrap(network())
+    meter = flatsearch.FlatnessMeter(model)
+    meter(data())
+    wrapper.register_forward_hook(lambda module, given, result: 3 * result)
+    with pytest.raises(UnsupportedModelError, match="put them on the module itself"):
+        meter(data())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flatsearch import DivergedError, GapCnn, RunSettings
 from flatsearch.data.splits import ImageData, Split
 from flatsearch.training.evaluation import evaluate
-from flatsearch.training.trainer import EpochResult, train
+from flatsearch.training.trainer import EpochResult, Trainer, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -308,3 +308,16 @@ def test_parts_are_smaller() -> None:
     model = Recorder()
     list(train(model, data(34), settings(epochs=1), seed=0, accumulate=2))
     assert [len(batch) for batch in model.batches] == [16, 16, 2]  # none of one image
+
+
+def test_a_state_that_was_saved_with_a_tensor_as_rate() -> None:
+    trainers = [Trainer(net(), data(), settings(), seed=0) for _ in range(3)]
+    for trainer in trainers[:2]:
+        trainer.epoch()
+    state = copy.deepcopy(trainers[0].state_dict())
+    for group in state["optimizer"]["param_groups"]:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    trainers[2]._model.load_state_dict(trainers[0]._model.state_dict())
+    trainers[2].load_state_dict(state)
+    assert isinstance(trainers[2]._optimizer.param_groups[0]["lr"], float)
+    assert trainers[2].epoch() == trainers[1].epoch()
