@@ -24,7 +24,9 @@ _PASSING_NAMES = {"BusyLoadingError", "ConnectionError", "TimeoutError"}
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error, and what it was raised from or during."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # errors raised twice can form a circle
+        seen.add(id(error))
         yield error
         during = None if error.__suppress_context__ else error.__context__
         error = getattr(error, "orig", None) or error.__cause__ or during

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -96,6 +97,8 @@ def end_with_supervisor() -> None:
 
     Then the system closes the other end of the pipe that standard input is, whatever it died of.
     """
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):  # nobody's worker
+        return
 
     def wait() -> None:
         with contextlib.suppress(OSError):

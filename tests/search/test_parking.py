@@ -70,7 +70,11 @@ def store(tmp_path: Path) -> FileSystemArtifactStore:
 
 
 def make(data: ImageData, store: Any, *, epochs: int = 3, **options: Any) -> FlatnessObjective:
-    settings = RunSettings(layers="last", objectives=options.pop("objectives", ("accuracy",)))
+    settings = RunSettings(
+        layers="last",
+        objectives=options.pop("objectives", ("accuracy",)),
+        min_accuracy=options.pop("min_accuracy", None),
+    )
     options = {"device": "cpu", "artifact_store": store, **options}
     return FlatnessObjective(Noisy(), data, epochs=epochs, settings=settings, **options)
 
@@ -379,7 +383,7 @@ def test_what_waits_at_the_end_is_withdrawn(
 def test_what_has_not_learnt_yet_may_learn_later(
     digits: ImageData, store: FileSystemArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make(digits, store, objectives=("accuracy", "flatness"))
+    made = make(digits, store, objectives=("accuracy", "flatness"), min_accuracy=0.0)
     study = study_of(made, OneRungPromoter(promote=1, n_trials=1, audit=0.0))
 
     def least(_: object) -> float:
