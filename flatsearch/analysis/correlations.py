@@ -30,11 +30,17 @@ if TYPE_CHECKING:
 
     from flatsearch.record.trial import TrialRecord
 
-__all__ = ["FlatnessGain", "SignalCorrelation", "flatness_gain", "signal_correlations"]
+__all__ = [
+    "MIN_TRIALS_GAIN",
+    "FlatnessGain",
+    "SignalCorrelation",
+    "flatness_gain",
+    "signal_correlations",
+]
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 # Below this many complete trials a regression says nothing.
-_MIN_TRIALS_GAIN = 16
+MIN_TRIALS_GAIN = 16
 # Pairs are compared all with all: of more trials a fixed random part is taken.
 _MOST_TRIALS = 2000
 
@@ -134,7 +140,7 @@ def flatness_gain(complete: Sequence[TrialRecord]) -> list[FlatnessGain]:
     flatness; nothing with too few trials, or without flatness.
     """
     complete = _some(complete)
-    if len(complete) < _MIN_TRIALS_GAIN:
+    if len(complete) < MIN_TRIALS_GAIN:
         return []
     final = np.array([trial.metrics["accuracy"] for trial in complete])
     weights = trial_weights(complete)

@@ -16,6 +16,7 @@ from flatsearch.signals.table import SIGNALS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flatsearch.record import LeastAccuracy
     from flatsearch.record.networks import Network
 
 __all__ = ["Judge", "check_signals"]
@@ -58,16 +59,21 @@ class Judge:
     that misleads (the training loss does where networks overfit) does not decide alone. With
     several, by the number of networks that dominate one, where the accuracy is judged by that sum
     and every other objective by its value after the epoch; then by the sum of the ranks in all.
+    Those that know too little for the front beside the best of the epoch come after the others,
+    and are ranked by the accuracy's sum alone: what is flat or small for knowing nothing is nothing
+    to go on with.
 
     Attributes:
         signals: See `check_signals`.
         objectives: The names of the study's objectives; empty where they have none.
         signs: 1 for an objective that is maximised, -1 for one that is minimised.
+        least: What the study says that a network of its front must have learnt.
     """
 
     signals: tuple[str, ...]
     objectives: tuple[str, ...] = ()
     signs: tuple[float, ...] = (1.0,)
+    least: LeastAccuracy | None = None
 
     def order(self, networks: Sequence[Network], epoch: int) -> list[Network]:
         """Return networks that have been trained for an epoch at least, the best first.
@@ -86,8 +92,10 @@ class Judge:
         ranks = stats.rankdata(losses, axis=0).sum(axis=1)
         lower = (losses[:, None] < losses[None]).any(axis=2)
         dominated = (lower & ~lower.T).sum(axis=0)
+        behind = self._behind(there, epoch - 1)
+        first = np.where(behind, losses[:, self._of_accuracy()], dominated)
         keys = [
-            (not network.feasible, dominated[i], ranks[i], network.number)
+            (not network.feasible, bool(behind[i]), first[i], ranks[i], network.number)
             for i, network in enumerate(there)
         ]
         return [there[i] for i in sorted(range(len(there)), key=keys.__getitem__)]
@@ -103,6 +111,18 @@ class Judge:
             by_signals = name in {"", "accuracy"} or np.isnan(own).all()
             columns.append(judged if by_signals and judged is not None else own)
         return np.nan_to_num(np.stack(columns, axis=1), nan=np.inf)
+
+    def _of_accuracy(self) -> int:
+        return self.objectives.index("accuracy") if "accuracy" in self.objectives else 0
+
+    def _behind(
+        self, networks: Sequence[Network], step: int
+    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return which networks know too little for the front, as far as is known."""
+        known = np.array([network.steps[step].get("accuracy", math.nan) for network in networks])
+        if self.least is None or len(self.signs) == 1 or np.isnan(known).all():
+            return np.zeros(len(networks), bool)
+        return known < self.least.beside(float(np.nanmax(known)))
 
     def _rank_sum(self, networks: Sequence[Network], step: int) -> _Array | None:
         """Return the sums of ranks in the signals, 1 for the best; None if none is recorded."""

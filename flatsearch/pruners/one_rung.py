@@ -31,7 +31,7 @@ class OneRungPromoter(Promoter):
         rung: The number of epochs for all.
         promote: The number of trials that are trained to the end; below 1 their share of all, at
             least one.
-        at_once: Whether a trial goes on as soon as it is among the best so far.
+        at_once: Whether a trial goes on as soon as it is among the best so far, the first always.
         n_trials: The number of trials after which the best are promoted; where None, when the run
             ends.
         **options: See `flatsearch.pruners.promoter.Promoter`.
@@ -64,7 +64,7 @@ class OneRungPromoter(Promoter):
 
     def pauses(self, board: Board, number: int, rung: int) -> bool:  # noqa: ARG002 - there is one
         """Return whether a trial's turn is over: every trial's, unless it may go on at once."""
-        best = self._best(board, least=0) if self._at_once else []
+        best = self._best(board) if self._at_once else []
         return number not in {network.number for network in best}
 
     def promotions(self, board: Board, *, ends: bool) -> list[Promotion]:
@@ -74,16 +74,16 @@ class OneRungPromoter(Promoter):
             ends = True
         found = [
             Promotion(network.number, self._rung, board.epochs)
-            for network in self._best(board, least=int(ends))
+            for network in self._best(board, ends=ends)
             if network.parked == self._rung and (ends or self._at_once)
         ]
         return found or (last_resort(board) if ends else [])
 
-    def _best(self, board: Board, least: int) -> list[Network]:
-        """Return the best networks of the rung, and at least so many."""
+    def _best(self, board: Board, *, ends: bool = False) -> list[Network]:
+        """Return the best networks of the rung: one at least, so that a short run has a result."""
         there = board.judge.order(board.networks, self._rung)
         count = int(self._promote)
         if self._promote < 1:
             share = self._promote * len(there)
-            count = max(least, round(share) if least else int(share))
+            count = max(1, round(share) if ends else int(share))
         return there[:count]

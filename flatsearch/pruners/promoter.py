@@ -140,7 +140,8 @@ class Promoter(BasePruner):
                 known[trial.number] = found
             trials.append(found)
         objectives = tuple(study.metric_names or ())
-        judge = Judge(self._signals, objectives, tuple(signs(study.directions).tolist()))
+        least = StudyRecord(study).least
+        judge = Judge(self._signals, objectives, tuple(signs(study.directions).tolist()), least)
         return Board(networks_of(trials), self._epochs_of(study), judge)
 
     def _epochs_of(self, study: optuna.Study) -> int:

@@ -150,7 +150,7 @@ class Progress:
             return "... (more candidates that were tried before are not listed)"
         if trial.state == TrialState.COMPLETE and found.duplicate:
             return f"{text}: the same network as trial {found.duplicate_of}, not trained again"
-        if trial.state == TrialState.COMPLETE:
+        if trial.state == TrialState.COMPLETE and found.parked is None:
             named = zip(self._settings.objectives, trial.values, strict=True)
             return (
                 f"{text}: {', '.join(f'{n} {value(n, v)}' for n, v in named)}; {self._best_text()}"

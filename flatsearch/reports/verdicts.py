@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flatsearch.analysis.correlations import MIN_TRIALS_GAIN
 from flatsearch.record import LeastAccuracy
 from flatsearch.signals.table import SIGNALS
 from flatsearch.spaces.words import short_form
@@ -85,8 +86,10 @@ def front_meaning(summary: StudySummary) -> str:
         said += (
             f"; trials below an accuracy of {summary.least_accuracy:.3f}, which is"
             f" {LeastAccuracy(0).share:.0%} of what the best one has learnt beyond guessing, are"
-            " left out, since networks that know little are flat for that alone"
+            " left out"
         )
+        if set(names) & set(_MEANINGS):
+            said += ", since networks that know little are flat for that alone"
     return f"{said}."
 
 
@@ -121,13 +124,16 @@ def headlines(summary: StudySummary) -> list[str]:
         A line each; none for what has not been tried.
     """
     found = []
-    if summary.pruning is not None:
-        found.append(f"Stop early? {_stopping(summary.pruning)}")
     complete = sum(trial.complete and trial.own for trial in summary.trials)
+    if summary.pruning is not None and complete:
+        found.append(f"Stop early? {_stopping(summary.pruning)}")
     if summary.gain:
         found.append(f"Flatness: {_use(summary.gain[0])}")
     elif complete and any("flatness" in trial.metrics for trial in summary.trials):
-        found.append(f"Flatness: too few complete trials ({complete}) to say of what use it is.")
+        found.append(
+            f"Flatness: {complete} trials that were trained to the end are too few to say of what"
+            f" use it is; it takes {MIN_TRIALS_GAIN}."
+        )
     return found
 
 
@@ -136,7 +142,7 @@ def _stopping(pruning: PruningEffect) -> str:
         return "Nothing was stopped: the pruner is still learning, or found none to stop."
     saved = pruning.epochs_saved / (pruning.epochs_spent + pruning.epochs_saved)
     if not pruning.audited:
-        return f"Yes: it saved {saved:.0%} of the epochs."
+        return f"It saved {saved:.0%} of the epochs; nothing was run on to see what it cost."
     checked = f"of the {pruning.audited} that were run on to check"
     if pruning.wrong:
         return f"It saved {saved:.0%} of the epochs, but {pruning.wrong} {checked} ended well."

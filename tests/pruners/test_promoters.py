@@ -11,7 +11,7 @@ import pytest
 from flatsearch import HalvingPromoter, OneRungPromoter, SettingsError, report, should_prune
 from flatsearch.pruners.judge import Judge
 from flatsearch.pruners.promoter import Board
-from flatsearch.record import Network, Promotion, TrialRecord
+from flatsearch.record import LeastAccuracy, Network, Promotion, TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,7 @@ def test_one_rung_waits_for_all() -> None:
 def test_one_rung_may_promote_at_once() -> None:
     networks = [network(i, [float(10 - i)]) for i in range(6)]
     rule = OneRungPromoter(promote=0.25, at_once=True)
-    assert told(rule, networks[:3]) == []
+    assert told(rule, networks[:3]) == [(2, 1, 12)]  # a run that is cut short has a result
     assert told(rule, networks) == [(5, 1, 12)]
     assert told(rule, networks, ends=True) == [(5, 1, 12), (4, 1, 12)]
     for loss, over in ((0.5, False), (5.5, True)):
@@ -126,6 +126,19 @@ def test_ranks_by_several_signals_and_what_is_not_there() -> None:
     assert numbers("parameters") == [2, 1, 0]
     assert numbers("-parameters") == [0, 1, 2]
     assert Judge(("loss",)).order(networks, 2) == []
+
+
+def test_what_is_flat_for_knowing_nothing_comes_last() -> None:
+    def of(number: int, accuracy: float, flatness: float) -> Network:
+        steps = {0: {"loss": 1 - accuracy, "accuracy": accuracy, "flatness": flatness}}
+        return Network(number, steps)
+
+    networks = [of(0, 0.15, 0.1), of(1, 0.9, 9.0), of(2, 0.3, 0.2), of(3, 0.85, 8.0)]
+    objectives = ("accuracy", "flatness"), (1.0, -1.0)
+    before = Judge(("loss",), *objectives).order(networks, 1)
+    assert [n.number for n in before] == [0, 1, 2, 3]
+    judge = Judge(("loss",), *objectives, LeastAccuracy(0.1))
+    assert [n.number for n in judge.order(networks, 1)] == [1, 3, 2, 0]
 
 
 def test_several_objectives_are_ranked_by_domination() -> None:
