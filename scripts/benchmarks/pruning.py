@@ -27,8 +27,6 @@ import numpy as np
 import optuna
 
 import flatsearch
-from flatsearch.search import epoch_metrics
-from flatsearch.search import epochs as epochs_module
 from flatsearch.training.trainer import Trainer
 
 SIZES = (10, 200, 2_000, 5_000)
@@ -131,7 +129,7 @@ def peer_decision(package, n: int, *, joint: bool) -> float:
 def overhead() -> dict:
     """Return the milliseconds of a trial outside training and measuring."""
     spent = [0.0]
-    results, measure = Trainer.results, epochs_module.relative_flatness
+    results, measure = Trainer.results, flatsearch.FlatnessMeter.__call__
 
     def timed_results(trainer):
         epochs = results(trainer)
@@ -151,7 +149,7 @@ def overhead() -> dict:
             spent[0] += time.perf_counter() - started
 
     Trainer.results = timed_results
-    epochs_module.relative_flatness = epoch_metrics.relative_flatness = timed_measure
+    flatsearch.FlatnessMeter.__call__ = timed_measure
     objective = flatsearch.FlatnessObjective("resnet_small", "digits", epochs=8, device="cpu")
     study = optuna.create_study(
         directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)

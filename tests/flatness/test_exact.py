@@ -155,13 +155,12 @@ def test_confident_predictions_keep_their_precision() -> None:
     assert single.relative_flatness == pytest.approx(double.relative_flatness, rel=1e-3)
 
 
-@pytest.mark.parametrize("classes", [1, 2])
-def test_one_and_two_classes(classes: int) -> None:
+def test_two_classes() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes)
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
     )
-    x, y = images()[0], torch.arange(6) % classes
+    x, y = images()[0], torch.arange(6) % 2
     result = flatsearch.relative_flatness(model, (x, y), dtype=torch.float64)
     trace, kappa = oracle.by_hessian(model, x, y, "0")
     assert result.hessian_trace == pytest.approx(trace, rel=1e-10, abs=1e-14)
