@@ -87,6 +87,8 @@ def relative_flatness(
         the features are g = 2, p = sigmoid(4), H = p (1 - p) (v_1 - v_2)^2 x^2 and
         kappa = w^2 H = 16 p (1 - p).
 
+        >>> import torch
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(1, 2))
         >>> with torch.no_grad():
         ...     _ = net[0].weight.fill_(2), net[2].bias.zero_()

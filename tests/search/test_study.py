@@ -270,8 +270,8 @@ def test_runs_outside_the_main_thread(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "'nonsense' cannot be opened"),
-        ("sqlite:////no/such/folder/s.db", "unable to open database file"),
+        ("nonsense", "did you mean 'sqlite:///nonsense'?"),
+        ("sqlite:////no/such/folder/s.db", "no folder '/no/such/folder'"),
         ("nosuchdb://localhost/x", "needs a driver"),
         ("mysql+nosuchdriver://localhost/x", "needs a driver"),
         ("postgresql+pg8000://me:secret@localhost:1/x", ""),
