@@ -26,7 +26,7 @@ def test_a_row_for_every_trial() -> None:
     assert list(frame[frame.front].index) == [0, 1]
     assert frame.state[3] == "PRUNED"
     assert list(frame.epochs) == [2, 2, 2, 1, 1, 2]
-    assert list(frame.feasible) == [True, True, True, True, False, False]
+    assert list(frame.feasible) == [True, True, True, None, False, False]
     assert (frame.accuracy[0], frame.flatness[0]) == (0.9, 40.0)
     assert set(frame["architecture.kernel"]) == {"3"}
 
