@@ -163,9 +163,11 @@ def fill(model: nn.Module) -> None:
 def calm(model: nn.Module, x: Tensor) -> None:
     """Make the logits' spread 1, so that no probability is 0 or 1 to rounding."""
     with torch.no_grad():
-        spread = model(x).std()
-        for parameter in model.get_classifier().parameters():  # type: ignore[operator]
-            parameter /= spread.clamp(min=1e-30)
+        spread = model(x).std().clamp(min=1e-30)
+        heads = model.get_classifier()  # type: ignore[operator]
+        for head in heads if isinstance(heads, tuple) else (heads,):  # two where one is distilled
+            for parameter in head.parameters():
+                parameter /= spread
 
 
 def deviation(model: nn.Module, x: Tensor, layers: Any) -> float:
