@@ -329,9 +329,18 @@ class Owned:
         return x.relu() * owner.value
 
 
+class Made:
+    def __init__(self) -> None:
+        self.factors = defaultdict[str, float](lambda: 1.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert self.factors.default_factory is not None
+        return x.relu() * self.factors.default_factory()
+
+
 def of_a_factory(net: Changeable) -> Callable[[], object]:
-    net.options = defaultdict(lambda: [1.0])
-    return lambda: setattr(net, "options", defaultdict(lambda: [3.0]))
+    net.act = made = Made()
+    return lambda: setattr(made.factors, "default_factory", lambda: 3.0)
 
 
 COPIED = {
