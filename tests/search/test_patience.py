@@ -34,6 +34,7 @@ from flatsearch.search.study import open_study
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from flatsearch.data.splits import ImageData
@@ -265,6 +266,15 @@ def test_an_artifact_folder_that_cannot_be_written_to_ends_a_run(
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Let SIGHUP be heeded, which it is not where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("signalled", [False, True])
 def test_a_storage_that_stays_away_ends_a_run(
     broken: Breaking, digits: ImageData, signalled: bool
