@@ -196,9 +196,9 @@ def trial_columns() -> str:
     return markdown(("column", "what"), ((f"`{k}`", v) for k, v in (TRIAL_KEYS | others).items()))
 
 
-def bracketed(value: list[float | None], digits: int = 2) -> str:
+def bracketed(value: list[float | None]) -> str:
     """Return a value with its interval; "never" where it was not reached."""
-    shown = ["never" if v is None else f"{v:.{digits}f}" for v in value]
+    shown = ["never" if v is None else f"{v:.2f}" for v in value]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 

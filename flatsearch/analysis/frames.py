@@ -9,6 +9,7 @@ from flatsearch.analysis.summary import StudySummary, outcome, summarise
 from flatsearch.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import optuna
@@ -67,7 +68,7 @@ def epochs_frame(study: optuna.Study | StudySummary) -> pandas.DataFrame:
     Raises:
         UsageError: If pandas is not installed.
     """
-    return _frame(*_epochs(_summary(study)), ["trial", "epoch"])
+    return _frame(*_epochs(_summary(study)), list(_EPOCH_KEYS))
 
 
 def write_trials(summary: StudySummary, path: Path) -> None:
@@ -82,7 +83,7 @@ def write_epochs(summary: StudySummary, path: Path) -> None:
 
 def _trials(summary: StudySummary) -> tuple[list[str], list[dict[str, Any]]]:
     rows = [_trial(summary, trial) for trial in summary.trials]
-    return list(dict.fromkeys([*TRIAL_KEYS, *(key for row in rows for key in row)])), rows
+    return _columns(TRIAL_KEYS, rows), rows
 
 
 def _epochs(summary: StudySummary) -> tuple[list[str], list[dict[str, Any]]]:
@@ -91,7 +92,11 @@ def _epochs(summary: StudySummary) -> tuple[list[str], list[dict[str, Any]]]:
         for trial in summary.trials
         for step, metrics in trial.steps.items()
     ]
-    return list(dict.fromkeys([*_EPOCH_KEYS, *(key for row in rows for key in row)])), rows
+    return _columns(_EPOCH_KEYS, rows), rows
+
+
+def _columns(first: Iterable[str], rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
 
 
 def _summary(study: optuna.Study | StudySummary) -> StudySummary:

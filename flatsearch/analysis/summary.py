@@ -77,15 +77,22 @@ class StudySummary:
 
     def _repr_html_(self) -> str:
         """Return what notebooks show: the front, and the trial to go on with."""
-        counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(self.counts.items()))
         front = [self.trial(number) for number in self.front]
-        best = self.best
         return card(
-            f"study {self.name}: {counts or 'no trials'}",
+            f"study {self.name}: {self.counted() or 'no trials'}",
             ("trial", *self.metric_names, "architecture"),
             [(t.number, *(f"{x:.4g}" for x in t.values or ()), self.describe(t)) for t in front],
-            [f"The trial to go on with is {best.trial.number}: {best.reason}." if best else ""],
+            [self.chosen()],
         )
+
+    def counted(self) -> str:
+        """Return how many trials there are of each outcome; empty where there are none."""
+        return ", ".join(f"{n} {state.lower()}" for state, n in sorted(self.counts.items()))
+
+    def chosen(self) -> str:
+        """Return which trial is the best to go on with, and why; empty where none is."""
+        best = self.best
+        return f"The trial to go on with is {best.trial.number}: {best.reason}." if best else ""
 
     @cached_property
     def varied(self) -> frozenset[str]:

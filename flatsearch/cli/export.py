@@ -64,25 +64,25 @@ def _chosen(options: _Options) -> Any:
     if options.model is not None:
         file = Path(options.model)
         return SavedModel(file, file.stem, "the given model")
-    study, choice = _last_trained(options) or options.choose()
+    study = options.load()
+    choice = _choice(study, options)
     return saved_model(study, choice, Path(options.artifacts or artifacts_of(study)))
 
 
-def _last_trained(options: _Options) -> Any:
-    """Return the study and the trial of its last final training, unless another is asked for."""
+def _choice(study: Any, options: _Options) -> Any:
+    """Return the trial of the last final training, unless another is asked for."""
     import dataclasses
 
     from flatsearch.analysis.selection import choose
     from flatsearch.analysis.summary import summarise
     from flatsearch.record import StudyRecord
 
-    study = options.load()
+    summary = summarise(study, statistics=False)
     tests = StudyRecord(study).tests
     asked = options.trial != "best" or options.prefer is not None
     if asked or not tests or not Path(tests[-1].file).exists():
-        return None
-    choice = choose(summarise(study, statistics=False), str(tests[-1].trial))
-    return study, dataclasses.replace(choice, reason="trained last")
+        return choose(summary, options.trial, options.prefer)
+    return dataclasses.replace(choose(summary, str(tests[-1].trial)), reason="trained last")
 
 
 COMMAND = Command(

@@ -14,7 +14,7 @@ from flatsearch.settings import REQUIRED, RunOptions, RunSettings, same, setting
 from flatsearch.settings.values import Choice, Switch, Text
 
 if TYPE_CHECKING:
-    from flatsearch.data.splits import ImageData, Split
+    from flatsearch.data.splits import Split
     from flatsearch.flatness.result import Flatness
 
 __all__ = ["COMMAND"]
@@ -105,10 +105,11 @@ def _measure(options: _Options) -> None:
     )
     print(loaded.images, file=sys.stderr)
     note = loaded.note
+    part: Split = getattr(loaded.images, options.split)
     try:
         result = relative_flatness(
             loaded.network.to(device),
-            loaded.prepare(_measured(loaded.images, options)),
+            loaded.prepare(part.sample(options.samples, options.seed)),
             layers=layers_of(options.layers),
             normalize="input" if options.normalize else None,
             dtype=torch.float64 if options.float64 else None,
@@ -133,18 +134,6 @@ def _measure(options: _Options) -> None:
         print(f"left out: layer {name!r}: {reason}")
     if note:
         print(note)
-
-
-def _measured(images: ImageData, options: _Options) -> Split:
-    """Return the images to measure on."""
-    if options.split == "train":
-        return images.probe
-    import torch
-
-    part: Split = getattr(images, options.split)
-    generator = torch.Generator().manual_seed(options.seed)
-    index = torch.randperm(len(part), generator=generator)[: options.samples].sort().values
-    return dataclasses.replace(part, images=part.images[index], targets=part.targets[index])
 
 
 def _noise(measured: Flatness) -> dict[str, float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from flatsearch.cli.shared import PREPROCESSING
 from flatsearch.errors import UsageError, unknown_name
 from flatsearch.export.checkpoint import load_model, read_tensors
 from flatsearch.export.programs import load_exported
@@ -20,19 +20,11 @@ if TYPE_CHECKING:
     from flatsearch.data.splits import ImageData, Split
     from flatsearch.export.card import ModelCard
 
-__all__ = ["PREPROCESSING", "Loaded", "load_with_images"]
+__all__ = ["Loaded", "load_with_images"]
 
 _TORCHVISION = "torchvision:"
-# How the images of a model that is not ours may be prepared.
-PREPROCESSING = {
-    "raw": "pixels as stored",
-    "unit": "pixels from 0 to 1",
-    "imagenet": "pixels from 0 to 1, less ImageNet's mean, over its standard deviation",
-    "standardised": "channels of mean 0 and standard deviation 1 on the training images",
-}
 # The most images by which ways to prepare them are told apart.
 _TRIED = 128
-_PAIR = ("images", "targets")
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -109,9 +101,7 @@ def load_with_images(
         published = weights is not None and not Path(weights).exists()
         preprocessing = preprocessing or ("imagenet" if published else "standardised")
     kinds = {name: _preparation(name, data, _first_channels(network)) for name in PREPROCESSING}
-    some = dataclasses.replace(
-        data.probe, **{n: getattr(data.probe, n)[:: -(-len(data.probe) // _TRIED)] for n in _PAIR}
-    )
+    some = data.probe.at(slice(None, None, -(-len(data.probe) // _TRIED)))
     _try(network, kinds[preprocessing or "raw"](some)[0][:2], data, model)
     notes = [note, f"images: {PREPROCESSING[preprocessing]}" if preprocessing else ""]
     if not note:  # it has been trained

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOOPBACK",
+    "PREPROCESSING",
     "Preparing",
     "Printing",
     "Reporting",
@@ -78,13 +79,22 @@ class Reporting(SettingsRecord):
         return Progress(console, settings, log=self.log_file)
 
 
+# How the images of a model that is not ours may be prepared.
+PREPROCESSING = {
+    "raw": "pixels as stored",
+    "unit": "pixels from 0 to 1",
+    "imagenet": "pixels from 0 to 1, less ImageNet's mean, over its standard deviation",
+    "standardised": "channels of mean 0 and standard deviation 1 on the training images",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preparing(SettingsRecord):
     """How the images of other people's models are prepared."""
 
     preprocessing: str | None = setting(
         None,
-        Choice("preprocessing", ("raw", "unit", "imagenet", "standardised")),
+        Choice("preprocessing", PREPROCESSING),
         "how the images of a model that flatsearch has not saved are prepared",
         more="raw: pixels as stored; unit: from 0 to 1; imagenet: that, less ImageNet's mean, over"
         " its standard deviation; standardised: by mean and standard deviation of the training"

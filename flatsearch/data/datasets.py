@@ -44,11 +44,9 @@ class _Entry:
 
 def is_map_style(given: Any) -> bool:
     """Return whether something has a length and gives (image, label) by index."""
-    from torch.utils.data import Dataset, TensorDataset
+    from torch.utils.data import Dataset
 
-    if isinstance(given, TensorDataset):
-        return True
-    return isinstance(given, Dataset) and hasattr(given, "__len__") and not is_hugging_face(given)
+    return isinstance(given, Dataset) and hasattr(given, "__len__")
 
 
 def read_map_style(dataset: Any) -> RawData:

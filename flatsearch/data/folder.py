@@ -197,7 +197,7 @@ class _Scan:
             for split, files in named.items():
                 found.setdefault(split or "", {})[name] = files.all_images()
         found.pop("", None)
-        if not found or "train" not in found:
+        if "train" not in found:
             return None
         if without:
             raise DataError(

@@ -105,13 +105,12 @@ def load_data(
             f"data {name!r} must leave at least 4 training images: {len(train[1])} left"
         )
     mean, std = _statistics(train[0])
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(train[1]), generator=generator)[:probe_size].sort().values
+    splits = {split: Split(*part, mean, std) for split, part in read_parts.items()}
     data = ImageData(
         name=name,
         class_names=classes,
-        **{split: Split(*part, mean, std) for split, part in read_parts.items()},
-        probe=Split(train[0][chosen], train[1][chosen], mean, std),
+        **splits,
+        probe=splits["train"].sample(probe_size, seed),
         may_flip=raw.may_flip,
         note=prepared.note,
         pixels=prepared.pixels,

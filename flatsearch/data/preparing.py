@@ -103,10 +103,8 @@ def _of_arrays(
     sources: Mapping[str, Any], image_size: int | None, where: str
 ) -> tuple[dict[str, Tensor], str, str]:
     images = {split: as_images(source, where) for split, source in sources.items()}
-    sizes = Counter(tuple(part.shape[2:]) for part in images.values() for _ in part)
-    side = min(images["train"].shape[2:])
-    _require_size(side, where)
-    size = min(side, LARGEST_DEFAULT_SIZE) if image_size is None else image_size
+    sizes = {tuple(part.shape[2:]) for part in images.values()}
+    size = _size(min(images["train"].shape[2:]), image_size, where)
     dtype = str(images["train"].dtype).removeprefix("torch.")
     return {s: resized(part, size) for s, part in images.items()}, dtype, _size_note(sizes, size)
 
@@ -118,12 +116,11 @@ def _of_items(
     everything = headers([item for some in items.values() for item in some])
     train = everything[: len(items["train"])]  # they come first
     side = statistics.median_low(min(header.size) for header in train)
-    _require_size(side, where)
-    size = min(side, LARGEST_DEFAULT_SIZE) if image_size is None else image_size
+    size = _size(side, image_size, where)
     channels = max(header.channels for header in train)
     form = Form(channels, train[0].pixels, size)
     _require_one_kind(everything)
-    notes = [_size_note(Counter(header.size for header in everything), size)]
+    notes = [_size_note({header.size for header in everything}, size)]
     for count, what in (
         (
             sum(max(header.size) > _OBLONG * min(header.size) for header in everything),
@@ -143,13 +140,14 @@ def _of_items(
     return {split: ImageItems(some, form) for split, some in items.items()}, form.pixels, note
 
 
-def _require_size(side: int, where: str) -> None:
-    """Refuse images that show nothing."""
+def _size(side: int, image_size: int | None, where: str) -> int:
+    """Return the height and width that images become; refuse those that show nothing."""
     least = int(IMAGE_SIZE.least or 1)
     if side < least:
         raise DataError(
             f"{where}: the shorter side of the median image is {side}, but must be at least {least}"
         )
+    return min(side, LARGEST_DEFAULT_SIZE) if image_size is None else image_size
 
 
 def _require_one_kind(everything: list[Header]) -> None:
@@ -165,21 +163,21 @@ def _require_one_kind(everything: list[Header]) -> None:
         )
 
 
-def _size_note(sizes: Mapping[tuple[int, ...], int], size: int) -> str:
+def _size_note(sizes: set[tuple[int, ...]], size: int) -> str:
     """Say from which sizes images are resized; nothing if they are not.
 
     Args:
-        sizes: How many images there are of each (height, width).
+        sizes: Every (height, width) of an image.
         size: Height and width that they become.
 
     Returns:
         A phrase.
 
     Example:
-        >>> _size_note({(8, 8): 1, (80, 64): 9}, 64)
+        >>> _size_note({(8, 8), (80, 64)}, 64)
         'resized to 64x64, middle squares, from 2 sizes between 8x8 and 80x64'
     """
-    if set(sizes) == {(size, size)}:
+    if sizes == {(size, size)}:
         return ""
     ordered = sorted(sizes, key=lambda s: (s[0] * s[1], s))
     first, last = (f"{height}x{width}" for height, width in (ordered[0], ordered[-1]))

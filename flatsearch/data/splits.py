@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -112,8 +112,16 @@ class Split:
     def parts(self, size: int) -> Iterator[Split]:
         """Yield the split in parts of at most so many images, in order."""
         for start in range(0, len(self), size):
-            some = slice(start, start + size)
-            yield dataclasses.replace(self, images=self.images[some], targets=self.targets[some])
+            yield self.at(slice(start, start + size))
+
+    def at(self, index: slice | Tensor) -> Split:
+        """Return the images at indices, with their targets."""
+        return dataclasses.replace(self, images=self.images[index], targets=self.targets[index])
+
+    def sample(self, n: int, seed: int) -> Split:
+        """Return n images drawn by a seed, in their order; all of them where there are fewer."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.at(torch.randperm(len(self), generator=generator)[:n].sort().values)
 
     def _normalise(self, images: Tensor) -> Tensor:
         return (images.float() - self.mean) / self.std
@@ -197,10 +205,11 @@ class ImageData:
         """Height and width of an image."""
         return int(self.train.images.shape[2])
 
-    def merged(self) -> ImageData:
-        """Return the data with the validation images among the training images."""
-        images = torch.cat([self.train.images, self.validation.images])
-        targets = torch.cat([self.train.targets, self.validation.targets])
+    def merged(self, other: Literal["validation", "test"] = "validation") -> ImageData:
+        """Return the data with the images of another split among the training images."""
+        split: Split = getattr(self, other)
+        images = torch.cat([self.train.images, split.images])
+        targets = torch.cat([self.train.targets, split.targets])
         whole = dataclasses.replace(self.train, images=images, targets=targets)
         return dataclasses.replace(self, train=whole)
 

@@ -143,18 +143,17 @@ def rows(
             f" there, or there is more than one of that name: {_some(missing)}"
         )
     remarks = (f"left out: {unlabelled} rows without a label",) if unlabelled else ()
-    parts = {
-        kind: (images, _as_numbers(found, targets)) for kind, (images, targets) in found.items()
-    }
-    return RawData(parts, remarks=remarks)
+    return RawData(_as_numbers(found), remarks=remarks)
 
 
-def _as_numbers(found: Mapping[str, tuple[Any, list[Any]]], targets: list[Any]) -> list[Any]:
+def _as_numbers(
+    parts: dict[str, tuple[list[Any], list[Any]]],
+) -> dict[str, tuple[list[Any], list[Any]]]:
     """Return labels that are all written as whole numbers as numbers: 2 before 10."""
-    everything = {label for _, labels in found.values() for label in labels}
+    everything = {label for _, labels in parts.values() for label in labels}
     if all(isinstance(label, str) and label == str(_whole(label)) for label in everything):
-        return [int(label) for label in targets]
-    return targets
+        return {kind: (images, list(map(int, labels))) for kind, (images, labels) in parts.items()}
+    return parts
 
 
 def _whole(text: str) -> int | None:
@@ -199,10 +198,11 @@ class _Files:
     def _below(self) -> dict[str, list[Path]]:
         """Files below the folder by name, with and without their endings."""
         found: dict[str, list[Path]] = {}
+        endings = suffixes()
         for folder, _, names in os.walk(self._beside):
             for name in names:
                 file = Path(folder, name)
-                if file.suffix.lower() in suffixes():
+                if file.suffix.lower() in endings:
                     for key in {file.name, file.stem}:
                         found.setdefault(key, []).append(file)
         return found

@@ -108,8 +108,7 @@ class Network:
         with self.recording():
             if self.follow is None or self.born is None:
                 return call(self.model, x)
-            program = Program(self.born.tensors)
-            program.start(x)
+            program = Program(self.born.tensors, x)
             with program:
                 logits = call(self.model, x)
         self.follow(program, logits)

@@ -51,8 +51,6 @@ class Located:
         graph_bytes: What the recorded graph keeps, per sample.
         map_bytes: What a forward pass holds beside it at any moment, per sample, about.
         factor_bytes: Memory of the measured convolutions' outputs, per sample.
-        structural: Whether all that was found out holds for any weights: nothing of it was tried
-            with numbers.
         skipped: Layers that should be measured and are not covered, with the reasons.
     """
 
@@ -62,7 +60,6 @@ class Located:
     graph_bytes: int
     map_bytes: int
     factor_bytes: int
-    structural: bool
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -266,6 +263,5 @@ def _locate(
         # At any moment some of the largest maps are alive beside what the graph keeps.
         map_bytes=4 * probe.watch.largest // len(x),
         factor_bytes=sum(_bytes(convolution) for convolution in chosen) // len(x),
-        structural=network.born is not None,
         skipped=skipped,
     )

@@ -183,7 +183,7 @@ class FlatnessMeter:
         batches = as_batches(data, twice=self._normalize is not None)
         with exact_arithmetic(device), keep_random_state(device) as random:
             again = can_be_read_again(batches)
-            run = _Run(self, model, batches, random, keep=keep and again)
+            run = _Run(self, model, device, batches, random, keep=keep and again)
             measured = run.measure(self._layers, dtype, self._batch_size)
             uncertain = measured.uncertain()
             if uncertain and dtype == torch.float32 and again:
@@ -201,6 +201,7 @@ class _Run:
         self,
         meter: FlatnessMeter,
         model: nn.Module,
+        device: torch.device,
         batches: Iterable[tuple[Tensor, Tensor]],
         random: RandomState,
         *,
@@ -208,7 +209,7 @@ class _Run:
     ) -> None:
         self._meter, self._model, self._batches = meter, model, batches
         self._random, self._keep = random, keep
-        self._device = next(model.parameters()).device
+        self._device = device
         self._now = State(model) if keep else None
 
     def measure(
@@ -240,8 +241,7 @@ class _Run:
         known = prepared.programs
 
         def check(program: Program, logits: Tensor) -> None:
-            same = program.followed and known.get(program.steps[0]) == program.steps
-            if not same or handwritten(ordered(logits.grad_fn)):
+            if not _repeats(program, logits, known.get(program.steps[0])):
                 raise _ChangedError
 
         return self._accumulate(
@@ -268,11 +268,11 @@ class _Run:
             random=self._random,
         )
         programs: Programs = {}
-        followed = [found.structural and self._now is not None]
+        followed = [network.born is not None and self._now is not None]
 
         def note(program: Program, logits: Tensor) -> None:
-            same = programs.setdefault(program.steps[0], program.steps) == program.steps
-            followed.append(program.followed and same and not handwritten(ordered(logits.grad_fn)))
+            steps = programs.setdefault(program.steps[0], program.steps)
+            followed.append(_repeats(program, logits, steps))
 
         watched = replace(network, follow=note) if followed[0] else network
         measured = self._accumulate(watched, found, first, source, dtype, batch_size)
@@ -311,6 +311,12 @@ class _Run:
         for x, y in chunks:
             measured.add(x, y)
         return measured
+
+
+def _repeats(program: Program, logits: Tensor, steps: list[Any] | None) -> bool:
+    """Return whether a pass is one with known steps, of which everything can be followed."""
+    same = program.followed and steps == program.steps
+    return same and not handwritten(ordered(logits.grad_fn))
 
 
 def _prepare(

@@ -43,21 +43,18 @@ class Program(Calls):
 
     Args:
         own: The tensors that belong to the model, in a fixed order.
+        x: The tensor that the pass begins with.
     """
 
-    def __init__(self, own: Iterable[Tensor]) -> None:
+    def __init__(self, own: Iterable[Tensor], x: Tensor) -> None:
         super().__init__()
-        self.steps: list[Any] = []
         self.followed = True
         self._own = {id(tensor): -1 - place for place, tensor in enumerate(own)}
         self._count = 0
         self._run = next(_RUNS)
-        self._device = "cpu"
-
-    def start(self, x: Tensor) -> None:
-        """Note the tensor that the pass begins with."""
         self._device = x.device.type
-        self.steps.append((x.dtype, x.device, tuple(x.shape), x.stride(), self._number(x)))
+        first = (x.dtype, x.device, tuple(x.shape), x.stride(), self._number(x))
+        self.steps: list[Any] = [first]
 
     def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""

@@ -36,17 +36,17 @@ from flatsearch.errors import UnsupportedModelError
 __all__ = [
     "CONSTANTS",
     "DEEP",
-    "FORWARD_HOOKS",
     "attributes",
     "changed",
     "global_names",
+    "has_hooks",
     "is_foreign",
     "modules_with_gradient_hooks",
     "refuse_hooks",
     "replicate",
 ]
 
-FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _HOOKS_ON_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")
 CONSTANTS = (type(None), bool, int, float, str, type, enum.Enum, types.ModuleType, torch.dtype)
 DEEP = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
@@ -85,6 +85,11 @@ def global_names(code: types.CodeType) -> set[str]:
     return {*code.co_names, *(name for part in inner for name in global_names(part))}
 
 
+def has_hooks(wrapper: nn.Module) -> bool:
+    """Return whether a wrapper has forward hooks of its own, which what is in it does not have."""
+    return any(vars(wrapper).get(hooks) for hooks in _FORWARD_HOOKS)
+
+
 def refuse_hooks(wrapper: nn.Module, name: str) -> None:
     """Refuse a wrapper with hooks of its own, which what is in it does not have.
 
@@ -95,7 +100,7 @@ def refuse_hooks(wrapper: nn.Module, name: str) -> None:
     Raises:
         UnsupportedModelError: If it has any.
     """
-    if any(vars(wrapper).get(hooks) for hooks in FORWARD_HOOKS):
+    if has_hooks(wrapper):
         where = f"layer {name!r}" if name else "the model"
         raise UnsupportedModelError(
             f"{where} has hooks on the {type(wrapper).__name__} around it; put them on the module"

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from flatsearch.errors import UnsupportedModelError
 from flatsearch.flatness.forward import call, disagree
 from flatsearch.flatness.proof import keep_samples
-from flatsearch.flatness.watch import Calls
+from flatsearch.flatness.watch import Calls, is_differentiable
 
 if TYPE_CHECKING:
     from flatsearch.flatness.forward import Network
@@ -57,7 +57,7 @@ class _Cuts(Calls):
 
 
 def _depends(value: object) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(value))
+    return any(map(is_differentiable, tree_leaves(value)))
 
 
 def contrasting(x: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from flatsearch.flatness.replica import (
     CONSTANTS,
     DEEP,
-    FORWARD_HOOKS,
     attributes,
     global_names,
+    has_hooks,
     is_foreign,
 )
 
@@ -166,8 +166,7 @@ class State:
     def _module(self, module: nn.Module) -> None:
         if "_orig_mod" in module._modules:  # what torch.compile wraps
             # With hooks of its own it is refused.
-            hooked = any(vars(module).get(hooks) for hooks in FORWARD_HOOKS)
-            self.comparable = self.comparable and not hooked
+            self.comparable = self.comparable and not has_hooks(module)
             self._add(module._orig_mod, shared=False)
         elif self._note(module):
             self._parts.append(type(module))

@@ -24,6 +24,7 @@ __all__ = [
     "RandomState",
     "Watch",
     "input_of",
+    "is_differentiable",
     "keep_random_state",
     "kernel_of",
     "perturbing",
@@ -143,7 +144,8 @@ def keep_random_state(device: torch.device) -> Iterator[RandomState]:
         state.restore()
 
 
-def _is_differentiable(value: object) -> bool:
+def is_differentiable(value: object) -> bool:
+    """Return whether something is a tensor that gradients flow back from."""
     return isinstance(value, Tensor) and value.requires_grad
 
 
@@ -193,7 +195,7 @@ class Watch(without_hooks):
         if before is not None:
             self._random.notice(before)
         self.cut = self.cut or function == _NODE or _top_hooks() != self._hooks
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if _is_differentiable(leaf)]
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if is_differentiable(leaf)]
         if given and not self.cut:
             hidden = isinstance(result, Tensor) and not torch.is_grad_enabled()
             self.cut = (

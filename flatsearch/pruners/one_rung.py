@@ -69,13 +69,15 @@ class OneRungPromoter(Promoter):
 
     def promotions(self, board: Board, *, ends: bool) -> list[Promotion]:
         """Return the best, once all are parked or at once."""
-        there = board.judge.order(board.networks, self._rung)
-        if self._n_trials is not None and len(there) >= self._n_trials:
+        there = sum(self._rung - 1 in network.steps for network in board.networks)
+        if self._n_trials is not None and there >= self._n_trials:
             ends = True
+        if not (ends or self._at_once):
+            return []
         found = [
             Promotion(network.number, self._rung, board.epochs)
             for network in self._best(board, ends=ends)
-            if network.parked == self._rung and (ends or self._at_once)
+            if network.parked == self._rung
         ]
         return found or (last_resort(board) if ends else [])
 

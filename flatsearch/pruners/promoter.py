@@ -140,14 +140,15 @@ class Promoter(BasePruner):
                 known[trial.number] = found
             trials.append(found)
         objectives = tuple(study.metric_names or ())
-        least = StudyRecord(study).least
-        judge = Judge(self._signals, objectives, tuple(signs(study.directions).tolist()), least)
-        return Board(networks_of(trials), self._epochs_of(study), judge)
+        of_study = StudyRecord(study)
+        directions = tuple(signs(study.directions).tolist())
+        judge = Judge(self._signals, objectives, directions, of_study.least)
+        return Board(networks_of(trials), self._epochs_of(study, of_study), judge)
 
-    def _epochs_of(self, study: optuna.Study) -> int:
+    def _epochs_of(self, study: optuna.Study, known: StudyRecord | None = None) -> int:
         if self._epochs is not None:
             return self._epochs
-        epochs = (StudyRecord(study).settings or {}).get("epochs")
+        epochs = ((known or StudyRecord(study)).settings or {}).get("epochs")
         if epochs is None:
             raise ValueError(
                 f"how many epochs a trial of study {study.study_name!r} has is not on its record;"

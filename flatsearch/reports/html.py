@@ -13,7 +13,6 @@ from flatsearch.reports import tables
 from flatsearch.reports.colours import DARK, LIGHT
 from flatsearch.reports.figures import figures, not_drawn
 from flatsearch.reports.verdicts import (
-    chosen,
     front_meaning,
     headlines,
     same_in_all,
@@ -140,7 +139,7 @@ def _page(summary: StudySummary) -> str:
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{name}</h1>",
         *_paragraphs(headlines(summary), "headline"),
-        *_paragraphs([chosen(summary), searched(summary)]),
+        *_paragraphs([summary.chosen(), searched(summary)]),
         f'<p class="missing" id="missing" hidden>{_MISSING}</p>',
         '<noscript><p class="missing">The figures of this page need JavaScript.</p></noscript>',
         *_section(tables.front(summary)),

@@ -10,7 +10,6 @@ from flatsearch.analysis.summary import outcome
 from flatsearch.reports import tables
 from flatsearch.reports.figures import not_drawn
 from flatsearch.reports.verdicts import (
-    chosen,
     front_meaning,
     headlines,
     same_in_all,
@@ -63,7 +62,7 @@ def study_note(summary: StudySummary, drawn: Collection[str] = ()) -> str:
     lines = [f"{MARK} {_plain(summary.name)}", "", _plain(searched(summary)), ""]
     lines += [f"**{_plain(line)}**\n" for line in headlines(summary)]
     lines += _section(tables.front(summary, MOST_TRIALS))
-    said = (front_meaning(summary), same_in_all(summary), chosen(summary))
+    said = (front_meaning(summary), same_in_all(summary), summary.chosen())
     lines += [f"{_plain(sentence)}\n" for sentence in said if sentence]
     if numbers := [*verdicts(summary), *not_drawn(summary, drawn)]:
         lines += ["**In numbers**", ""]

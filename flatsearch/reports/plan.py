@@ -10,10 +10,13 @@ from optuna.trial import TrialState
 
 from flatsearch.record import TrialRecord
 from flatsearch.reports.text import duration
-from flatsearch.search.trial_budget import finished_count
+from flatsearch.search.trial_budget import count_finished
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import optuna
+    from optuna.trial import FrozenTrial
 
     from flatsearch.settings import RunSettings
 
@@ -46,10 +49,9 @@ class Plan:
         self._began, self._clock = datetime.now(), time.monotonic()
         self._told = False
 
-    @property
-    def to_go(self) -> int:
-        """Trials to go, those that run now included."""
-        return max(0, self._target - finished_count(self._study))
+    def _to_go(self, trials: Sequence[FrozenTrial]) -> int:
+        """Return how many trials are to go, those that run now included."""
+        return max(0, self._target - count_finished(trials))
 
     def first_epoch(self, trial: optuna.Trial, epochs: int) -> str:
         """Return what the first epochs that end here say of the whole search; empty later on.
@@ -65,8 +67,9 @@ class Plan:
             return ""
         self._told = True
         passed = (datetime.now() - trial.datetime_start).total_seconds()
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return self._text(passed / epochs, self.to_go, max(1, len(running)))
+        trials = self._study.get_trials(deepcopy=False)
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        return self._text(passed / epochs, self._to_go(trials), max(1, running))
 
     def _text(self, epoch: float, to_go: int, at_once: int) -> str:
         """Say how long it takes.
@@ -101,13 +104,14 @@ class Plan:
         Returns:
             A phrase; empty before the first one, and after the last.
         """
+        trials = self._study.get_trials(deepcopy=False)
         ended = [
             trial
-            for trial in self._study.get_trials(deepcopy=False)
+            for trial in trials
             if trial.datetime_complete is not None and trial.datetime_complete > self._began
         ]
         finished = sum(TrialRecord(trial).counted for trial in ended)
-        passed, to_go = time.monotonic() - self._clock, self.to_go
+        passed, to_go = time.monotonic() - self._clock, self._to_go(trials)
         if not finished or not to_go:
             return ""
         seconds = passed / finished * to_go

@@ -13,7 +13,6 @@ from flatsearch.reports import tables
 from flatsearch.reports.comparison import EXPLANATION, comparison_tables
 from flatsearch.reports.verdicts import (
     NO_FRONT,
-    chosen,
     front_meaning,
     headlines,
     same_in_all,
@@ -73,8 +72,8 @@ def _rendered(table: tables.Table, width: int = 160) -> Table:
 
 def print_summary(summary: StudySummary, console: Console, *, all_trials: bool = False) -> None:
     """Print the best trials, or all, the front and what the signals and pruning did."""
-    counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.counts.items()))
-    console.print(f"\nstudy [bold]{summary.name}[/]: {counts or 'no trials'}", highlight=False)
+    counts = summary.counted() or "no trials"
+    console.print(f"\nstudy [bold]{summary.name}[/]: {counts}", highlight=False)
     for line in headlines(summary):
         console.print(line, style="bold", highlight=False, markup=False)
     trials = tables.all_trials(summary) if all_trials else tables.best_trials(summary, _MOST_ROWS)
@@ -85,7 +84,7 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
     if len(summary.metric_names) > 1 and summary.front:
         console.print(_rendered(tables.front(summary), console.width))
         console.print(front_meaning(summary), style="dim", highlight=False, markup=False)
-    for sentence in filter(None, (same_in_all(summary), chosen(summary))):
+    for sentence in filter(None, (same_in_all(summary), summary.chosen())):
         console.print(sentence, highlight=False, markup=False)
     for sentence in verdicts(summary):
         console.print(sentence, style="dim", highlight=False, markup=False)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_FRONT",
-    "chosen",
     "front_meaning",
     "headlines",
     "same_in_all",
@@ -55,16 +54,7 @@ def searched(summary: StudySummary) -> str:
         )
     named = zip(summary.metric_names, summary.directions, strict=True)
     aims = ", ".join(f"{direction} {name}" for name, direction in named)
-    counts = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.counts.items()))
-    return f"{what}Aim: {aims}. Trials: {counts or 'none'}."
-
-
-def chosen(summary: StudySummary) -> str:
-    """Return which trial is the best to go on with, and why; empty where none is."""
-    choice = summary.best
-    if choice is None:
-        return ""
-    return f"The trial to go on with is {choice.trial.number}: {choice.reason}."
+    return f"{what}Aim: {aims}. Trials: {summary.counted() or 'none'}."
 
 
 def front_meaning(summary: StudySummary) -> str:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from flatsearch.data.splits import ImageData
     from flatsearch.spaces.space import SearchSpace
 
 __all__ = ["FlatSearchClassifier"]
@@ -254,7 +253,7 @@ class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                 image_size=images.shape[2],
                 seed=seed,
             )
-            data = _without_test(load_data((images, targets), **settings.data_options()))
+            data = load_data((images, targets), **settings.data_options()).merged("test")
             objective = FlatnessObjective(self.space, data, settings=settings, device=self.device)
             storage = optuna.storages.InMemoryStorage()
             name, sampler, pruner = type(self).__name__, self.sampler, self.pruner
@@ -305,12 +304,3 @@ class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                 2 if trial.halved else 1,
             )
             return training.run(lambda *_: bar.update()).cpu()
-
-
-def _without_test(data: ImageData) -> ImageData:
-    """Return the data with the images of the test split among those that are trained on."""
-    images = torch.cat([data.train.images, data.test.images])
-    targets = torch.cat([data.train.targets, data.test.targets])
-    return dataclasses.replace(
-        data, train=dataclasses.replace(data.train, images=images, targets=targets)
-    )

@@ -104,11 +104,10 @@ def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
-    ours = StudyRecord(study).settings is not None
     dead = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if is_orphan(trial) or (ours and _is_silent(trial))
+        if is_orphan(trial) or (_is_silent(trial) and StudyRecord(study).settings is not None)
     ]
     for trial in dead:
         # One that says that it is parked had only to be told so.

@@ -20,7 +20,7 @@ from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.control import Control
 from flatsearch.search.interrupts import StopSignals, handling
 from flatsearch.search.liveness import fail_dead_trials, this_process
-from flatsearch.search.parking import withdraw
+from flatsearch.search.parking import no_result, withdraw
 from flatsearch.search.patience import PatientStorage
 from flatsearch.search.tally import Tally
 from flatsearch.search.trial_budget import Budget, finished_count
@@ -156,10 +156,8 @@ class WorkerLoop:
             self.signals.check()
             if not self.wait(trial):
                 self.signals.check()
-                # NaN fails a trial without an exception; samplers learn nothing from it.
                 write_trial(trial, failure="other workers have used up the budget", late=True)
-                nothing = (math.nan,) * len(self._study.directions)
-                return nothing if len(nothing) > 1 else nothing[0]
+                return no_result(self._study)
             return self._objective.run(trial, self._control)
         except optuna.TrialPruned:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
@@ -167,6 +168,10 @@ class FlatnessObjective:
         given = self.settings.min_accuracy is not None
         return None if least is None or given else LeastAccuracy(least)
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.data.fingerprint()  # of all images, which takes time
+
     def shared_settings(self) -> dict[str, Any]:
         """Return what all trials of a study must share, as JSON types."""
         space, content = space_identity(self.space_reference)
@@ -174,7 +179,7 @@ class FlatnessObjective:
             "space": space,
             "space_file": content,
             "data": self.data.name,
-            "data_fingerprint": self.data.fingerprint(),
+            "data_fingerprint": self._fingerprint,
             **self.settings.to_dict(),
             **({} if self._train_name is None else {"train": self._train_name}),
         }

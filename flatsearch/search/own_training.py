@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING
 
-from flatsearch.errors import DivergedError, UsageError
+from flatsearch.errors import UsageError
 from flatsearch.training.evaluation import evaluate
-from flatsearch.training.trainer import EpochResult
+from flatsearch.training.trainer import epoch_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from flatsearch.data.splits import ImageData
     from flatsearch.settings import RunSettings
+    from flatsearch.training.trainer import EpochResult
 
     TrainFunction = Callable[
         [nn.Module, ImageData, RunSettings, int], Generator[tuple[float, float], None, None]
@@ -74,19 +74,11 @@ class OwnTraining:
             while self.epochs_done < self._settings.epochs:
                 started = time.perf_counter()
                 self._model.train()
-                train_loss, train_accuracy = self._next()
+                trained = self._next()
                 self._check()
                 self.epochs_done += 1
-                loss, accuracy = evaluate(self._model, self._data.validation)
-                if not (math.isfinite(train_loss) and math.isfinite(loss)):
-                    raise DivergedError(
-                        f"training diverged in epoch {self.epochs_done}: training loss"
-                        f" {train_loss:.3g}, validation loss {loss:.3g}"
-                    )
-                seconds = time.perf_counter() - started
-                yield EpochResult(
-                    self.epochs_done, train_loss, train_accuracy, loss, accuracy, seconds
-                )
+                validated = evaluate(self._model, self._data.validation)
+                yield epoch_result(self.epochs_done, trained, validated, started)
         finally:
             self._epochs.close()
 

@@ -183,6 +183,12 @@ def steps_of(trial: optuna.Trial) -> dict[int, dict[str, float]]:
     return {step: dict(values) for step, values in TrialRecord(trial).steps.items()}
 
 
+def no_result(study: optuna.Study) -> float | tuple[float, ...]:
+    """Return what fails a trial without an exception, so that samplers learn nothing from it."""
+    nothing = (math.nan,) * len(study.directions)
+    return nothing if len(nothing) > 1 else nothing[0]
+
+
 def _kept_as(trial: optuna.Trial) -> str | None:
     """Return the name of the checkpoint of the network that a trial goes on with, if it has one."""
     promotion = TrialRecord(trial).promotion
@@ -232,8 +238,7 @@ def finish(study: optuna.Study, objective: Callable[[optuna.Trial], Any]) -> Non
         if TrialRecord(trial).promotion is not None:
             return objective(trial)
         write_trial(trial, failure="nothing is left that goes on", late=True)
-        nothing = (math.nan,) * len(study.directions)
-        return nothing if len(nothing) > 1 else nothing[0]
+        return no_result(study)
 
     while parking.promote(study, ends=True) + parking.promote(study) or _waiting(study):
         study.optimize(go_on, n_trials=1)

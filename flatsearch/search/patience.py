@@ -251,15 +251,18 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
 
     # What may have arrived although the connection broke before the answer came.
 
+    def _ask_again(self, call: Callable[[bool], _Result]) -> _Result:
+        """Ask with a function that is told whether it has been called before."""
+        tries = itertools.count()
+        return self.ask(lambda: call(next(tries) > 0))
+
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
         """Create a study; see Optuna."""
         name = study_name or f"no-name-{uuid.uuid4()}"
-        tries = itertools.count()
 
-        def create() -> int:
-            again = next(tries) > 0
+        def create(again: bool) -> int:
             try:
                 return self.backend.create_new_study(directions, name)
             except DuplicatedStudyError:
@@ -268,7 +271,7 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
                     return study_id
                 raise
 
-        return self.ask(create)
+        return self._ask_again(create)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create a trial, with a lease and the name of its process; see Optuna."""
@@ -279,15 +282,14 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
         else:
             made = copy.copy(template_trial)
         made.system_attrs = {**made.system_attrs, _LEASE: {"asked": mark, "at": time.time()}}
-        tries = itertools.count()
 
-        def create() -> int:
-            for trial in self._unfinished(study_id) if next(tries) else ():
+        def create(again: bool) -> int:
+            for trial in self._unfinished(study_id) if again else ():
                 if trial.system_attrs.get(_LEASE, {}).get("asked") == mark:
                     return trial._trial_id
             return self.backend.create_new_trial(study_id, made)
 
-        trial_id = self.ask(create)
+        trial_id = self._ask_again(create)
         self._renewed = trial_id, time.monotonic()
         return trial_id
 
@@ -299,23 +301,20 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
         distribution: BaseDistribution,
     ) -> None:
         """Store a parameter of a trial; see Optuna."""
-        tries = itertools.count()
 
-        def store() -> None:
-            if next(tries) and param_name in self.backend.get_trial(trial_id).params:
+        def store(again: bool) -> None:
+            if again and param_name in self.backend.get_trial(trial_id).params:
                 return
             self.backend.set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
-        self.ask(store)
+        self._ask_again(store)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         """Tell how a trial has ended, or begin one that waited; see Optuna."""
-        tries = itertools.count()
 
-        def tell() -> bool:
-            again = next(tries) > 0
+        def tell(again: bool) -> bool:
             try:
                 return self.backend.set_trial_state_values(trial_id, state, values)
             except UpdateFinishedTrialError:
@@ -325,7 +324,7 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
                     return True
                 raise
 
-        return self.ask(tell)
+        return self._ask_again(tell)
 
     # Leases.
 

@@ -208,7 +208,7 @@ def _with_pruner(options: RunOptions, storage: optuna.storages.BaseStorage) -> R
     if options.study_name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=options.study_name, storage=storage)
         # Where that was not stored yet, it was the default of then.
-        known = StudyRecord(study).run or {"pruner": PRUNER_FOR_GOOD}
+        known = StudyRecord(study).run or {}
     prune_on = options.prune_on or known.get("prune_on")
     return replace(options, pruner=known.get("pruner", PRUNER_FOR_GOOD), prune_on=prune_on)
 

@@ -11,15 +11,22 @@ from flatsearch.record import TrialRecord
 from flatsearch.search.liveness import is_orphan
 
 if TYPE_CHECKING:
-    import optuna
+    from collections.abc import Iterable
 
-__all__ = ["Budget", "finished_count"]
+    import optuna
+    from optuna.trial import FrozenTrial
+
+__all__ = ["Budget", "count_finished", "finished_count"]
 
 
 def finished_count(study: optuna.Study) -> int:
     """Return how many networks have used up a part of the budget: were trained, pruned or not."""
-    trials = map(TrialRecord, study.get_trials(deepcopy=False))
-    return len({trial.begun_by for trial in trials if trial.trained})
+    return count_finished(study.get_trials(deepcopy=False))
+
+
+def count_finished(trials: Iterable[FrozenTrial]) -> int:
+    """Return the same of a study's trials, which have been read."""
+    return len({trial.begun_by for trial in map(TrialRecord, trials) if trial.trained})
 
 
 class Budget:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flatsearch.data.splits import ImageData
     from flatsearch.settings import RunSettings
 
-__all__ = ["EpochResult", "Trainer", "is_out_of_memory", "train"]
+__all__ = ["EpochResult", "Trainer", "epoch_result", "is_out_of_memory", "train"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,33 @@ class EpochResult:
     loss: float
     accuracy: float
     seconds: float
+
+
+def epoch_result(
+    epoch: int, trained: tuple[float, float], validated: tuple[float, float], started: float
+) -> EpochResult:
+    """Return what an epoch gave.
+
+    Args:
+        epoch: 1 for the first.
+        trained: Training loss and accuracy.
+        validated: Validation loss and accuracy.
+        started: When it began, by `time.perf_counter`.
+
+    Returns:
+        The result.
+
+    Raises:
+        DivergedError: If a loss is NaN or infinite.
+    """
+    (train_loss, train_accuracy), (loss, accuracy) = trained, validated
+    if not (math.isfinite(train_loss) and math.isfinite(loss)):
+        raise DivergedError(
+            f"training diverged in epoch {epoch}: training loss {train_loss:.3g}, validation loss"
+            f" {loss:.3g}"
+        )
+    seconds = time.perf_counter() - started
+    return EpochResult(epoch, train_loss, train_accuracy, loss, accuracy, seconds)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -198,22 +225,10 @@ class Trainer:
         """
         while self.epochs_done < self._settings.epochs:
             started = time.perf_counter()
-            train_loss, train_accuracy = self.epoch()
+            trained = self.epoch()
             batch_size = EVALUATION_BATCH // self._accumulate
-            loss, accuracy = evaluate(self._model, self._validation, batch_size, self.computation)
-            if not (math.isfinite(train_loss) and math.isfinite(loss)):
-                raise DivergedError(
-                    f"training diverged in epoch {self.epochs_done}: training loss"
-                    f" {train_loss:.3g}, validation loss {loss:.3g}"
-                )
-            yield EpochResult(
-                epoch=self.epochs_done,
-                train_loss=train_loss,
-                train_accuracy=train_accuracy,
-                loss=loss,
-                accuracy=accuracy,
-                seconds=time.perf_counter() - started,
-            )
+            validated = evaluate(self._model, self._validation, batch_size, self.computation)
+            yield epoch_result(self.epochs_done, trained, validated, started)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model that is needed to go on after this epoch."""
