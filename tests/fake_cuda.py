@@ -276,7 +276,7 @@ class FakeCuda(TorchDispatchMode):
         elif function is _ATEN.copy_.default:
             on_device = isinstance(args[0], _OnDevice)
             self._wait(function, [] if on_device else ours)
-        elif not leaves_of(ours, others) and asked is None and self._backward:
+        elif not ours and not others and asked is None and self._backward:
             on_device = True  # made by the engine, beside its gradients
         elif function in _WAITING:
             self._wait(function, ours)
@@ -305,8 +305,3 @@ class FakeCuda(TorchDispatchMode):
                 self.waits[f"{frame.filename}:{frame.lineno} {function}"] += 1
                 return
         self.waits[str(function)] += 1
-
-
-def leaves_of(*groups: list[Any]) -> list[Any]:
-    """Return the members of several lists."""
-    return [leaf for group in groups for leaf in group]

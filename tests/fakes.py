@@ -13,7 +13,10 @@ from torch import nn
 
 from flatsearch import Architecture, GapCnn
 from flatsearch.cli import main
+from flatsearch.search.liveness import this_process
 
+# A process of this machine that is gone.
+DEAD = f"{this_process().split(':')[0]}:99999999:1.00"
 # Marks a test of GP in a study of several objectives.
 gp_takes_several = pytest.mark.skipif(
     tuple(map(int, optuna.__version__.split(".")[:2])) < (4, 4),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from flatsearch import load_data, relative_flatness
 from tests.fakes import call
+
+if TYPE_CHECKING:
+    from flatsearch.data.splits import ImageData
 
 SMALL = ("--data", "digits", "--image-size", "32", "--samples")
 
@@ -126,9 +129,9 @@ class Bright(nn.Module):
         return self.fc(self.conv(x).mean((2, 3)))
 
 
-def test_how_images_of_others_are_prepared() -> None:
+def test_how_images_of_others_are_prepared(digits: ImageData) -> None:
     """It is stated, tried, and never assumed."""
-    pixels = load_data("digits").train.images
+    pixels = digits.train.images
     brightness = pixels.float().mean((1, 2, 3))
     level = float(brightness.median())
     np.savez("d.npz", x=pixels.numpy(), y=(brightness > level).numpy())
@@ -145,12 +148,12 @@ def test_how_images_of_others_are_prepared() -> None:
     assert wrong["note"].startswith("images: pixels from 0 to 1; ")
 
 
-def test_other_splits() -> None:
+def test_other_splits(digits: ImageData) -> None:
     export(Model(), "model.pt2")
     options = ("model.pt2", "--data=digits", "--samples=8", "--preprocessing=unit")
     values = {s: measured(*options, "--split", s) for s in ("train", "validation", "test")}
     assert len({found["loss"] for found in values.values()}) == 3
-    x, y = load_data("digits").test.images, load_data("digits").test.targets
+    x, y = digits.test.images, digits.test.targets
     generator = torch.Generator().manual_seed(0)
     index = torch.randperm(len(y), generator=generator)[:8].sort().values
     with torch.no_grad():

@@ -246,7 +246,6 @@ class TestThirdParty(SameImages):
 
 def install(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:
     monkeypatch.setattr(sources, "entry_points", lambda group: points)
-    sources._installed.cache_clear()
     monkeypatch.setattr(sources, "_installed", sources._installed.__wrapped__)
 
 

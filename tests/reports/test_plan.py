@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
 import pytest
@@ -26,12 +26,12 @@ def study_with(finished: int, running: int = 1) -> optuna.Study:
     return study
 
 
-def plan(study: optuna.Study, timeout: float | None = None, **settings: Any) -> Plan:
-    return Plan(study, 20, RunSettings(**settings), 64, timeout)
+def plan(study: optuna.Study, timeout: float | None = None) -> Plan:
+    return Plan(study, 20, RunSettings(), 64, timeout)
 
 
-def began(trial: optuna.Trial, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the trial have begun so long ago."""
+def began(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trials have begun so long ago."""
     monkeypatch.setattr(optuna.Trial, "datetime_start", datetime.now() - timedelta(seconds=seconds))
 
 
@@ -56,8 +56,8 @@ def test_the_first_epoch_says_how_long_it_takes(
     study = study_with(0, running)
     planned = plan(study, timeout)
     planned._began -= timedelta(seconds=60)
-    trial = study.ask() if running == 0 else optuna.Trial(study, 0)
-    began(trial, 10.0, monkeypatch)
+    trial = optuna.Trial(study, 0)
+    began(10.0, monkeypatch)
     text = planned.first_epoch(trial, 2)
     assert text.startswith("plan: an epoch takes about 5 s, so a trial of 8 at most 40 s, and ")
     assert said in text
@@ -65,7 +65,7 @@ def test_the_first_epoch_says_how_long_it_takes(
     assert not planned.first_epoch(trial, 3)  # once
 
 
-def test_what_is_left_is_told_by_what_was_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_is_told_by_what_was_finished() -> None:
     study = study_with(3)
     planned = plan(study)
     assert planned.left() == ""

@@ -13,13 +13,12 @@ from optuna.trial import TrialState
 from flatsearch import FlatnessObjective, RunSettings, record
 from flatsearch.analysis.summary import summarise
 from flatsearch.search.duplicates import TrainedNetworks
-from flatsearch.search.liveness import this_process
 from flatsearch.search.loop import run_study
 from flatsearch.search.study import open_study
 from flatsearch.search.tally import Tally
 from flatsearch.search.trial_budget import finished_count
 from flatsearch.spaces.space import Architecture
-from tests.fakes import Tiny
+from tests.fakes import DEAD, Tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -245,16 +244,14 @@ def test_a_continuous_space_that_gives_nothing_new_ends_too(
 def test_a_dead_process_trains_nothing() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     dead, asking = ask(study, "key"), ask(study, "key")
-    machine = this_process().split(":")[0]
-    record.write_trial(dead, worker=f"{machine}:99999999:1.00")
+    record.write_trial(dead, worker=DEAD)
     assert TrainedNetworks().find(study, asking.number, "key") is None
 
 
 def test_a_silent_trial_of_a_dead_process_is_not_waited_for() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     dead, asking = ask(study, None), ask(study, "key")
-    machine = this_process().split(":")[0]
-    record.write_trial(dead, worker=f"{machine}:99999999:1.00")
+    record.write_trial(dead, worker=DEAD)
     started = time.monotonic()
     assert TrainedNetworks().find(study, asking.number, "key") is None
     assert time.monotonic() - started < 30

@@ -12,6 +12,7 @@ import psutil
 
 from flatsearch import record
 from flatsearch.search.liveness import fail_dead_trials, is_dead, this_process
+from tests.fakes import DEAD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +53,7 @@ def test_nothing_is_known_of_other_machines() -> None:
 
 def test_only_the_dead_are_failed(tmp_path: Path) -> None:
     study = optuna.create_study(directions=["minimize"] * 2, storage=f"sqlite:///{tmp_path}/s.db")
-    machine = this_process().split(":")[0]
-    workers = [this_process(), f"{machine}:99999999:1.00", "elsewhere:1:1.00", None]
+    workers = [this_process(), DEAD, "elsewhere:1:1.00", None]
     for worker in workers:
         trial = study.ask()
         if worker is not None:

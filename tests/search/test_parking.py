@@ -38,7 +38,7 @@ from flatsearch.search.sampler_view import seen
 from flatsearch.search.storage import open_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import finished_count
-from tests.fakes import Tiny, gp_takes_several
+from tests.fakes import Tiny, draw_nothing, gp_takes_several
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ class Noisy(Tiny):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than the training."""
-    monkeypatch.setattr("flatsearch.search.pictures.is_available", lambda: False)
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from flatsearch.search.parking import Parking, withdraw
 from flatsearch.search.sampler_view import seen
 from flatsearch.search.tally import Tally
 from flatsearch.search.trial_budget import Budget
-from tests.fakes import Tiny
+from tests.fakes import DEAD, Tiny
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-
-DEAD = f"{this_process().split(':')[0]}:99999999:1.00"
 
 
 class Counting:

@@ -23,7 +23,7 @@ from flatsearch.search.loop import run_study
 from flatsearch.search.storage import _CONNECTIONS, open_storage, serve_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import finished_count
-from tests.fakes import Tiny
+from tests.fakes import DEAD, Tiny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +129,11 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
         ("redis://:secret@127.0.0.1:1/0", "Connection refused"),
         ("grpc://127.0.0.1:1", "Connection refused"),
         ("grpc://", "it must be grpc://HOST:PORT"),
+        ("nonsense", "did you mean 'sqlite:///nonsense'?"),
+        ("sqlite:////no/such/folder/s.db", "no folder '/no/such/folder'"),
+        ("nosuchdb://localhost/x", "needs a driver"),
+        ("mysql+nosuchdriver://localhost/x", "needs a driver"),
+        ("postgresql+pg8000://me:secret@localhost:1/x", ""),
     ],
 )  # fmt: skip
 def test_a_storage_that_cannot_be_opened(url: str, said: str) -> None:
@@ -210,9 +215,8 @@ def test_a_lock_that_a_dead_worker_has_left_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study(storage=open_storage(f"{tmp_path}/s.log"))
-    machine = this_process().partition(":")[0]
     lock = tmp_path / "s.log.lock"
-    lock.symlink_to(f"{machine}:99999999:1.00 x")
+    lock.symlink_to(f"{DEAD} x")
     study.ask()
     monkeypatch.setattr("flatsearch.search.storage._LOCK_SECONDS", 0.5)
     for holder in ("elsewhere:1:1.00 x", str(tmp_path / "s.log")):  # Optuna's own says no more

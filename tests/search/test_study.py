@@ -23,7 +23,6 @@ from flatsearch.record import write_study
 from flatsearch.search.factories import make_pruner, make_sampler
 from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.loop import run_study
-from flatsearch.search.storage import open_storage
 from flatsearch.search.study import load_study, open_study
 from flatsearch.search.trial_budget import finished_count
 from tests.fakes import Tiny, gp_takes_several
@@ -265,24 +264,6 @@ def test_runs_outside_the_main_thread(
     thread.start()
     thread.join()
     assert states(study) == ["COMPLETE"]
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("nonsense", "did you mean 'sqlite:///nonsense'?"),
-        ("sqlite:////no/such/folder/s.db", "no folder '/no/such/folder'"),
-        ("nosuchdb://localhost/x", "needs a driver"),
-        ("mysql+nosuchdriver://localhost/x", "needs a driver"),
-        ("postgresql+pg8000://me:secret@localhost:1/x", ""),
-    ],
-)
-def test_storage_that_cannot_be_opened(url: str, message: str) -> None:
-    with pytest.raises(StorageError) as caught:
-        open_storage(url)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "secret" not in str(caught.value)
 
 
 def test_load_study(storage: optuna.storages.BaseStorage) -> None:

@@ -15,13 +15,12 @@ from optuna.trial import TrialState
 
 from flatsearch import FlatnessObjective, FlatsearchError, record
 from flatsearch.search.interrupts import Interrupted
-from flatsearch.search.liveness import this_process
 from flatsearch.search.loop import run_study
 from flatsearch.search.storage import open_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import Budget, finished_count
 from flatsearch.search.workers import run_workers
-from tests.fakes import Tiny
+from tests.fakes import DEAD, Tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,9 +60,8 @@ def test_after_asking_only_older_running_trials_count() -> None:
 def test_trials_of_dead_processes_do_not_count() -> None:
     study = study_of()
     trial = study.ask()
-    machine = this_process().split(":")[0]
     assert Budget(1).state(study) == "wait"
-    record.write_trial(trial, worker=f"{machine}:99999999:1.00")
+    record.write_trial(trial, worker=DEAD)
     assert Budget(1).state(study) == "run"
 
 
