@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
 from flatsearch.analysis.intervals import trial_weights
 from flatsearch.pareto import is_best, signs
@@ -82,6 +81,8 @@ def pruning_effect(
     audited = len(flagged)
     low, high = 0.0, 1.0
     if audited:
+        from scipy import stats  # takes a second to load
+
         interval = stats.binomtest(wrong, audited).proportion_ci()
         low, high = float(interval.low), float(interval.high)
     return PruningEffect(

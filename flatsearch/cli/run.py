@@ -24,6 +24,7 @@ def _run(
     import optuna
 
     from flatsearch.analysis.summary import require_complete, summarise
+    from flatsearch.cli import main
     from flatsearch.reports.dashboard import Publisher
     from flatsearch.search.session import Session
     from flatsearch.search.workers import run_workers
@@ -42,7 +43,7 @@ def _run(
             # A process list shows arguments to everyone, the environment to its owner.
             environment = {STORAGE_VARIABLE: options.storage}
             commands = _worker_commands(study.study_name, options, reporting)
-            run_workers(commands, progress.say, environment)
+            run_workers(main, commands, progress.say, environment)
         else:
             worker.run_here(session, COMMAND.name, progress, publisher)
     finally:

@@ -41,10 +41,7 @@ class _Options(Reporting, StudyOptions):
 def _worker(options: _Options) -> None:
     from flatsearch.reports.dashboard import Publisher
     from flatsearch.search.session import Session, joined_options
-    from flatsearch.search.workers import end_with_supervisor
 
-    if options.index is not None:
-        end_with_supervisor()
     study = options.load(wait=True)
     here = {name: value for name, value in options.to_dict().items() if value is not None}
     settings, run_options = joined_options(study, here)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from scipy import stats
 
 from flatsearch.errors import SettingsError, unknown_name
 from flatsearch.signals.curve import with_tse
@@ -89,7 +88,7 @@ class Judge:
         if not there:
             return []
         losses = self._losses(there, epoch - 1)
-        ranks = stats.rankdata(losses, axis=0).sum(axis=1)
+        ranks = np.sum([_ranks(column) for column in losses.T], axis=0)
         lower = (losses[:, None] < losses[None]).any(axis=2)
         dominated = (lower & ~lower.T).sum(axis=0)
         behind = self._behind(there, epoch - 1)
@@ -133,8 +132,15 @@ class Judge:
             values = np.array([-sign * _value(network, name, step) for network in networks])
             if not np.isnan(values).all():
                 found = True
-                total += stats.rankdata(np.nan_to_num(values, nan=np.inf))
+                total += _ranks(np.nan_to_num(values, nan=np.inf))
         return total if found else None
+
+
+def _ranks(values: _Array) -> _Array:
+    """Return ranks from 1; equal values have the mean of theirs."""
+    # Not `scipy.stats`, which takes a second to load.
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (count.cumsum() - (count - 1) / 2)[place]
 
 
 def _value(network: Network, name: str, step: int) -> float:

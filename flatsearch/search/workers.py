@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
-import stat
-import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 from flatsearch.errors import FlatsearchError
 from flatsearch.search.interrupts import Interrupted, handling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from multiprocessing.process import BaseProcess
     from types import FrameType
 
-__all__ = ["end_with_supervisor", "run_workers"]
+__all__ = ["run_workers"]
 
 _POLL_SECONDS = 0.2
 # Workers that are killed (out of memory, most of all) and replaced, in all.
@@ -31,38 +32,48 @@ class _Pool:
 
     def __init__(
         self,
+        work: Callable[[Sequence[str]], int],
         commands: Sequence[Sequence[str]],
         environment: Mapping[str, str],
         say: Callable[[str], None],
     ) -> None:
+        self._work = work
         self._commands = commands
         self._say = say
-        threads = max(1, _cores() // len(commands))
+        self._forks = "forkserver" in multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if self._forks else "spawn")
+        # What all workers need is imported once, and in memory once.
+        self._context.set_forkserver_preload(["flatsearch.search.session"])
+        threads = str(max(1, _cores() // len(commands)))
         # The user's own OMP_NUM_THREADS comes last, and stays.
-        self._environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **environment}
+        self._environment = {"OMP_NUM_THREADS": threads, **os.environ, **environment}
         self._restarts = 0
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.processes: dict[int, BaseProcess] = {}
+        self._lifelines: list[Connection] = []
         self.received: list[int] = []
         self.failed: list[int] = []
 
     def start(self, index: int) -> None:
-        # In a session of their own: a terminal's Ctrl-C comes here only, and is passed on once.
-        self.processes[index] = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-m", "flatsearch", *self._commands[index]],
-            env=self._environment,
-            start_new_session=True,
-            stdin=subprocess.PIPE,  # see `end_with_supervisor`
-        )
+        theirs, ours = self._context.Pipe(duplex=False)
+        self._lifelines.append(ours)
+        # A server that forks has the output of the time when it was started.
+        output = [Connection(os.dup(number)) for number in (1, 2)] if self._forks else []
+        arguments = (self._work, self._commands[index], self._environment, theirs, output)
+        self.processes[index] = self._context.Process(target=_begin, args=arguments)
+        self.processes[index].start()
+        for sent in (theirs, *output):
+            sent.close()
 
     def handle(self, signum: int, _: FrameType | None) -> None:
         self.received.append(signum)
         for process in self.processes.values():
-            process.send_signal(signum)
+            with contextlib.suppress(OSError):  # it has just ended
+                os.kill(process.pid or 0, signum)
 
     def look(self) -> None:
         """Note which workers have ended, and replace those that were killed."""
         for index, process in list(self.processes.items()):
-            code = process.poll()
+            code = process.exitcode
             if code is None:
                 continue
             del self.processes[index]
@@ -81,7 +92,9 @@ class _Pool:
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
-            process.wait()
+            process.join()
+        for lifeline in self._lifelines:
+            lifeline.close()
 
 
 def _cores() -> int:
@@ -92,35 +105,49 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-def end_with_supervisor() -> None:
-    """Let this process get SIGTERM when the one that started it with `run_workers` is gone.
+def _begin(
+    work: Callable[[Sequence[str]], int],
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    lifeline: Connection,
+    output: Sequence[Connection],
+) -> None:
+    """Do a worker's work, in its process."""
+    import torch
 
-    Then the system closes the other end of the pipe that standard input is, whatever it died of.
-    """
-    if not stat.S_ISFIFO(os.fstat(0).st_mode):  # nobody's worker
-        return
+    # In a session of its own: a terminal's Ctrl-C comes to the supervisor, and is passed on once.
+    if hasattr(os, "setsid"):
+        os.setsid()
+    for number, stream in enumerate(output, 1):
+        os.dup2(stream.fileno(), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+    sys.exit(work(command))
 
-    def wait() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 1024):
-                pass
-        os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, daemon=True).start()
+def _end_with_supervisor(lifeline: Connection) -> None:
+    """Send SIGTERM to this process when the supervisor is gone, whatever it died of."""
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_workers(
+    work: Callable[[Sequence[str]], int],
     commands: Sequence[Sequence[str]],
     say: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Run a flatsearch command per worker until all of them have ended.
+    """Let processes do a worker's work until all of them have ended.
 
     A signal is passed on, once. A worker that is killed is replaced, a few times in all: its trial
     is failed by the others. The cores are shared out among them, unless OMP_NUM_THREADS is set.
 
     Args:
-        commands: Arguments of each worker's command.
+        work: What a worker does, a function of a module; what it returns is the exit code.
+        commands: What each worker is told.
         say: Told, in a line, of what goes wrong.
         environment: Variables for the workers, beside those of this process.
 
@@ -128,7 +155,7 @@ def run_workers(
         FlatsearchError: If a worker fails.
         Interrupted: On SIGINT, SIGTERM or SIGHUP, when all workers have ended.
     """
-    pool = _Pool(commands, environment or {}, say)
+    pool = _Pool(work, commands, environment or {}, say)
     with handling(pool.handle):
         try:
             for index in range(len(commands)):

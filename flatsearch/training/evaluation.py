@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor, nn
 
 from flatsearch.training.computation import Computation
@@ -50,6 +49,8 @@ def accuracy_interval(accuracy: float, n: int) -> tuple[float, float]:
         >>> round(low, 3), round(high, 3)
         (0.826, 0.945)
     """
+    from scipy import stats  # takes a second to load
+
     interval = stats.binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 

@@ -394,7 +394,12 @@ def test_several_workers_one_of_them_killed() -> None:
         for line in process.stderr:
             if "complete" in line:
                 break
-        children = psutil.Process(process.pid).children()
+        # Workers have sessions of their own; the others import for them and clean up after them.
+        children = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if os.getsid(child.pid) == child.pid
+        ]
         assert len(children) == 2
         Path("unfinished").write_text(f"{process.pid} {children[0].pid} {children[1].pid}")
         Path("unfinished").rename("before")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -14,12 +11,10 @@ import pytest
 from optuna.trial import TrialState
 
 from flatsearch import FlatnessObjective, FlatsearchError, record
-from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.loop import run_study
 from flatsearch.search.storage import open_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import Budget, finished_count
-from flatsearch.search.workers import run_workers
 from tests.fakes import DEAD, Tiny
 
 if TYPE_CHECKING:
@@ -168,65 +163,3 @@ def test_failures_in_a_row_can_be_allowed(digits: ImageData) -> None:
     trace = study.trials[0].user_attrs["flatsearch:traceback"]
     assert "never works" in trace
     assert "in build" in trace
-
-
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers run code, in place of flatsearch commands."""
-    real = subprocess.Popen
-
-    def popen(command: list[str], **options: object) -> subprocess.Popen[bytes]:
-        assert command[1:3] == ["-m", "flatsearch"]
-        return real([sys.executable, "-c", *command[3:]], **options)  # type: ignore[call-overload]
-
-    monkeypatch.setattr("flatsearch.search.workers.subprocess.Popen", popen)
-
-
-@pytest.mark.usefixtures("commands")
-def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
-    dies_once = f"""
-import os, pathlib
-mark = pathlib.Path({str(tmp_path / "mark")!r})
-if not mark.exists():
-    mark.touch()
-    os.kill(os.getpid(), 9)
-"""
-    said: list[str] = []
-    run_workers([[dies_once], ["pass"]], said.append)
-    assert said == ["worker 0 was killed by signal 9; starting another"]
-    with pytest.raises(FlatsearchError, match="1 of 1 workers failed"):
-        run_workers([["import os; os.kill(os.getpid(), 9)"]], said.append)
-    assert len(said) == 1 + 4
-
-
-@pytest.mark.usefixtures("commands")
-def test_a_failed_worker_is_not_replaced() -> None:
-    said: list[str] = []
-    with pytest.raises(FlatsearchError, match="1 of 2 workers failed"):
-        run_workers([["raise SystemExit(1)"], ["pass"]], said.append)
-    assert said == ["worker 0 ended with exit code 1"]
-
-
-@pytest.mark.usefixtures("commands")
-def test_a_signal_is_passed_on_once(tmp_path: Path) -> None:
-    code = f"""
-import signal, sys, time, pathlib
-def end(*_):
-    open({str(tmp_path / "seen")!r}, "a").write("x")
-    sys.exit(130)
-signal.signal(signal.SIGINT, end)
-pathlib.Path({str(tmp_path / "ready")!r}).touch()
-time.sleep(60)
-"""
-
-    def interrupt() -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), 2)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(Interrupted):
-        run_workers([[code]], lambda _: None)
-    thread.join()
-    assert (tmp_path / "seen").read_text() == "x"

@@ -1,0 +1,94 @@
+"""Workers: one that is killed, one that fails, signals, a supervisor that is gone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from flatsearch import FlatsearchError
+from flatsearch.search.interrupts import Interrupted
+from flatsearch.search.workers import run_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def work(command: Sequence[str]) -> int:
+    """Run code, in place of a flatsearch command."""
+    exec(command[0], {})
+    return 0
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    dies_once = f"""
+import os, pathlib
+mark = pathlib.Path({str(tmp_path / "mark")!r})
+if not mark.exists():
+    mark.touch()
+    os.kill(os.getpid(), 9)
+"""
+    said: list[str] = []
+    run_workers(work, [[dies_once], ["pass"]], said.append)
+    assert said == ["worker 0 was killed by signal 9; starting another"]
+    with pytest.raises(FlatsearchError, match="1 of 1 workers failed"):
+        run_workers(work, [["import os; os.kill(os.getpid(), 9)"]], said.append)
+    assert len(said) == 1 + 4
+
+
+def test_a_failed_worker_is_not_replaced() -> None:
+    said: list[str] = []
+    with pytest.raises(FlatsearchError, match="1 of 2 workers failed"):
+        run_workers(work, [["raise SystemExit(1)"], ["pass"]], said.append)
+    assert said == ["worker 0 ended with exit code 1"]
+
+
+def test_a_signal_is_passed_on_once(tmp_path: Path) -> None:
+    code = f"""
+import signal, sys, time, pathlib
+def end(*_):
+    open({str(tmp_path / "seen")!r}, "a").write("x")
+    sys.exit(130)
+signal.signal(signal.SIGINT, end)
+pathlib.Path({str(tmp_path / "ready")!r}).touch()
+time.sleep(60)
+"""
+
+    def interrupt() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), 2)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Interrupted):
+        run_workers(work, [[code]], lambda _: None)
+    thread.join()
+    assert (tmp_path / "seen").read_text() == "x"
+
+
+def supervise(code: str) -> None:
+    run_workers(work, [[code]], print)
+
+
+def test_workers_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib, time
+part = pathlib.Path({str(tmp_path / "part")!r})
+part.write_text(str(os.getpid()))
+part.rename(part.with_name("worker"))
+time.sleep(600)
+"""
+    supervisor = multiprocessing.get_context("forkserver").Process(target=supervise, args=(code,))
+    supervisor.start()
+    while not (tmp_path / "worker").exists():
+        time.sleep(0.05)
+    worker = psutil.Process(int((tmp_path / "worker").read_text()))
+    supervisor.kill()
+    worker.wait(60)
