@@ -232,6 +232,7 @@ def write_page(found: dict) -> None:
         parts += [f"### {sample['cells']} cells: {titles[label]}", ""]
         parts += [page_table(sample["targets"]), ""]
     few, whole = found["samples"]["recorded"]["targets"], found["whole"]
+    many = found["samples"]["depth 1"]
     values = {
         "whole": page_table(whole),
         "cells": f"{found['cells']:,}",
@@ -245,6 +246,10 @@ def write_page(found: dict) -> None:
         "connected": taus(whole, "parameters, connected"),
         "sum": taus(few, "AZ-NAS, nwot"),
         "az_nas": taus(few, "AZ-NAS"),
+        "scored": f"{many['cells']:,}",
+        "vkdnw_sum": taus(many["targets"], "VKDNW's sum, per image"),
+        "sum_many": taus(many["targets"], "AZ-NAS, nwot"),
+        "fit_many": taus(many["targets"], "fitted: scores, graph"),
         "done_1": done(1),
         "done_5": done(5),
     }
