@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from flatsearch.flatness.convolutions import leaf_users
 from flatsearch.flatness.forward import Network, call
-from flatsearch.flatness.graph import ordered, shape_of
+from flatsearch.flatness.graph import match_layouts, ordered, shape_of
 from flatsearch.flatness.watch import perturbing, without_hooks
 
 if TYPE_CHECKING:
@@ -62,9 +62,11 @@ def derivatives_are_true(model: nn.Module, kernels: set[int], x: Tensor) -> bool
     # The model is run again before this graph is differentiated, and may change what it holds.
     with Network(model, {}, copies=True, hooks=True).recording():
         logits = call(model, x)
+    nodes = ordered(logits.grad_fn)
+    match_layouts(nodes)
     edges = {
         id(leaf.variable): users[0][0]
-        for leaf, users in leaf_users(ordered(logits.grad_fn)).items()
+        for leaf, users in leaf_users(nodes).items()
         if id(leaf.variable) in kernels
     }
     generator = torch.Generator().manual_seed(0)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import flatsearch
 from flatsearch.flatness.graph import match_layouts, ordered
@@ -133,8 +134,35 @@ class Attend(nn.Module):
         return (v @ (q.mT @ k).softmax(-1).mT).mean(-1)
 
 
+class Saves(nn.Module):
+    """Keeps no activations."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(self.body, x, use_reentrant=False)
+        return y
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
 @pytest.mark.parametrize("size", [(8, 8), (3, 8)])  # maps of six rows, and of one
+def test_one_sample_behind_attention_with_a_checkpoint(
+    norm: type[nn.Module], size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Saves(nn.Conv2d(2, C, 3)), nn.ReLU(), Attend(norm), nn.Linear(5, 3))
+    model = model.double().eval()
+    x, y = torch.randn(1, 2, *size, dtype=torch.float64), torch.zeros(1).long()
+    result = flatsearch.relative_flatness(model, (x, y), layers=["2.q"])
+    trace, kappa = oracle.by_differences(model, x, "2.q")
+    assert result.hessian_trace == pytest.approx(trace, rel=1e-6)
+    assert result.relative_flatness == pytest.approx(kappa, rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+@pytest.mark.parametrize("size", [(8, 8), (3, 8)])
 def test_one_sample_at_a_time_behind_attention(
     norm: type[nn.Module], size: tuple[int, int]
 ) -> None:
