@@ -7,7 +7,7 @@ import flatsearch
 
 torch.manual_seed(0)
 model = torchvision.models.resnet18(num_classes=10)  # weights="DEFAULT" for trained ones
-images, labels = torch.randn(32, 3, 64, 64), torch.randint(0, 10, (32,))
+images, labels = torch.randn(16, 3, 64, 64), torch.randint(0, 10, (16,))
 
 last = flatsearch.relative_flatness(model, (images, labels))
 print(f"last: {last.relative_flatness:.4g} +- {last.standard_error:.2g} ({last.kind})")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import signal
 from typing import Any, NamedTuple
 
 import optuna
@@ -52,11 +51,6 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """Leave out pictures of trials and figures of studies: they take longer than the training."""
     patch.setattr("flatsearch.search.pictures.is_available", lambda: False)
     patch.setattr("flatsearch.reports.dashboard.publish", lambda *_: None)
-
-
-def heeds_ctrl_c() -> None:
-    """For `preexec_fn`: what is started in the background is told to ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Done(NamedTuple):

@@ -101,12 +101,12 @@ def test_an_epoch_waits_twice_however_many_batches(
 
 
 def test_every_space_is_measured_as_on_the_cpu(gpu: FakeCuda) -> None:
-    images = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    images = torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
     for name in space_names():
         space = load_space(name)
         torch.manual_seed(0)
         architecture = space.suggest(optuna.create_study(sampler=Smallest(seed=0)).ask())
-        net = build_model(space, architecture, in_channels=3, num_classes=2, image_size=32)
+        net = build_model(space, architecture, in_channels=3, num_classes=2, image_size=16)
         expected = relative_flatness(net, images).relative_flatness
         with gpu:
             moved = images[0].to("cuda"), images[1].to("cuda")

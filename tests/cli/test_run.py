@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flatsearch import record
-from tests.fakes import Done, call, heeds_ctrl_c
+from flatsearch.cli import main
+from tests.fakes import Done, call
+from tests.programs import Program
 
 SPACE = ("--space", "./my_space.py:MySpace")
 # One epoch of one layer is hardly better than guessing.
@@ -350,34 +351,19 @@ def test_the_dashboard_shows_the_study(tiny: Path) -> None:
     assert len(detail["trials"]) == 2
 
 
-def started(space: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a search in a process of its own."""
-    # Pictures of trials and figures of the study would take most of the time.
-    code = "import sys; sys.modules['plotly'] = None; from flatsearch.cli import main; exit(main())"
-    command = [sys.executable, "-c", code, "run", "--space", f"./my_space.py:{space}"]
-    command += ["--epochs", "1", "--min-accuracy", "0", "--probe-size", "32", "--artifacts", "none"]
-    return subprocess.Popen(
-        [*command, *arguments],
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
-        text=True,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        preexec_fn=heeds_ctrl_c,
-    )
+def search(*arguments: str) -> int:
+    """Run a search whose pictures would take most of the time."""
+    sys.modules["plotly"] = None  # type: ignore[assignment]
+    options = ("--epochs", "1", "--min-accuracy", "0", "--probe-size", "32", "--artifacts", "none")
+    return main(["run", *options, *arguments])
 
 
 def test_ctrl_c_keeps_finished_trials() -> None:
-    with started("MySpace", "--trials", "5000") as process:
-        assert process.stderr is not None
-        seen = []
-        for line in process.stderr:
-            seen.append(line)
-            if "trial 2 complete" in line:
-                break
-        time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 130, (seen, err)
+    program = Program(search, "--space", "./my_space.py:MySpace", "--trials", "5000")
+    program.until("trial 2 complete")
+    time.sleep(0.05)
+    code, out, err = program.end(signal.SIGINT)
+    assert code == 130, err
     assert "interrupted; finished trials are kept" in err
     assert "Traceback" not in err
     assert "Pareto front" in out
@@ -389,23 +375,20 @@ def test_ctrl_c_keeps_finished_trials() -> None:
 def test_several_workers_one_of_them_killed() -> None:
     # The space waits for the worker that takes the place of the killed one.
     options = ("--trials", "6", "--workers", "2", "--pruner", "none")
-    with started("Waits", *options) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "complete" in line:
-                break
-        # Workers have sessions of their own; the others import for them and clean up after them.
-        children = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if os.getsid(child.pid) == child.pid
-        ]
-        assert len(children) == 2
-        Path("unfinished").write_text(f"{process.pid} {children[0].pid} {children[1].pid}")
-        Path("unfinished").rename("before")
-        children[0].kill()
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    program = Program(search, "--space", "./my_space.py:Waits", *options)
+    program.until("complete")
+    # Workers have sessions of their own; the others import for them and clean up after them.
+    children = [
+        child.pid
+        for child in psutil.Process(program.pid).children(recursive=True)
+        if os.getsid(child.pid) == child.pid
+    ]
+    assert len(children) == 2
+    Path("unfinished").write_text(f"{program.pid} {children[0]} {children[1]}")
+    Path("unfinished").rename("before")
+    os.kill(children[0], signal.SIGKILL)
+    code, out, err = program.end()
+    assert code == 0, err
     assert "was killed by signal 9; starting another" in err
     assert "Pareto front" in out
     study = stored()

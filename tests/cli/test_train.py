@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from flatsearch import load
 from tests.fakes import call
+from tests.programs import started
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,15 +47,11 @@ def test_several_trials(learnt: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
 def test_a_killed_training_goes_on(learnt: Path) -> None:
-    command = [sys.executable, "-m", "flatsearch", "train", "--trial", "0", "--epochs", "12"]
-    killed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert killed.stderr is not None
-    for line in killed.stderr:
-        if "epoch 3:" in line:
-            killed.send_signal(signal.SIGKILL)
-            break
-    killed.wait()
-    err = call("train", "--trial", "0", "--epochs", "12").err
+    command = ("train", "--trial", "0", "--epochs", "12")
+    killed = started(*command)
+    killed.until("epoch 3:")
+    killed.end(signal.SIGKILL)
+    err = call(*command).err
     epochs = [line for line in err.splitlines() if line.startswith("seed 0 epoch")]
     assert len(epochs) <= 9
     assert epochs[-1].startswith("seed 0 epoch 12:")

@@ -290,6 +290,10 @@ SMALL = {
 }
 
 
+# One of the spaces for every kind of operation: what ONNX makes of each takes seconds.
+AS_ONNX = {"convnext_small", "densenet_small", "mobilenet_small", "resnet_small"}
+
+
 @pytest.mark.parametrize("name", flatsearch.space_names())
 def test_every_space_can_be_exported(name: str, tmp_path: Path, digits: ImageData) -> None:
     space = load_space(name)
@@ -299,7 +303,7 @@ def test_every_space_can_be_exported(name: str, tmp_path: Path, digits: ImageDat
     torch.manual_seed(0)
     model = space.build(architecture, in_channels=1, num_classes=10, image_size=8)
     card = ModelCard.of(digits, name, architecture)
-    for kind in ("pt2", "onnx"):
+    for kind in ("pt2", "onnx") if name in AS_ONNX else ("pt2",):
         assert export_model(model, card, kind, tmp_path / f"m{FORMATS[kind]}") <= 1e-4
 
 

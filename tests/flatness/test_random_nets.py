@@ -380,7 +380,7 @@ def test_every_convolution_of_random_networks() -> None:
     kinds: Counter[tuple[str, str, bool]] = Counter()
 
     @settings(
-        max_examples=110, deadline=None, derandomize=True, database=None,
+        max_examples=75, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(nets())
@@ -390,8 +390,8 @@ def test_every_convolution_of_random_networks() -> None:
             kinds[layers, compare(net, layers, known), net.curved] += 1
 
     each()
-    assert kinds["all", "gauss-newton", True] >= 40
-    assert kinds["all", "hessian", False] >= 20
-    assert sum(count for (layers, *_), count in kinds.items() if layers == "all") >= 90
+    assert kinds["all", "gauss-newton", True] >= 27
+    assert kinds["all", "hessian", False] >= 13
+    assert sum(count for (layers, *_), count in kinds.items() if layers == "all") >= 60
     # smooth, but channel by channel up to the features: the second derivatives are included
-    assert kinds["last", "hessian", True] >= 8
+    assert kinds["last", "hessian", True] >= 5

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.resnet import Bottleneck
 
 import flatsearch
 from flatsearch import UnsupportedModelError
 from tests.flatness import oracle
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 CLASSES = 3  # the time that the independent computation takes is in proportion
 # Larger than 48 pixels where the last maps would be of one pixel, which cannot show much.
 SIZES = {"convnext_tiny": 64, "densenet121": 64}
+# Fewer blocks, or narrower ones, of networks whose millions of parameters take most of the time.
+SMALLER: dict[str, Callable[..., nn.Module]] = {
+    "resnet50": lambda **options: models.ResNet(Bottleneck, [1, 2, 1, 1], **options),
+    "convnext_tiny": lambda **options: models.ConvNeXt(
+        [CNBlockConfig(24, 48, 1), CNBlockConfig(48, 96, 2), CNBlockConfig(96, None, 1)], **options
+    ),
+    "densenet121": lambda **options: models.DenseNet(16, (3, 4, 6, 4), 32, **options),
+}
 # The kind of the last convolution's measure.
 LAST = {
     "resnet18": "hessian",
@@ -37,7 +52,8 @@ def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # googlenet's note on its initialisation
-        model = models.get_model(name, num_classes=CLASSES).double()
+        make = SMALLER.get(name, functools.partial(models.get_model, name))
+        model = make(num_classes=CLASSES).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None

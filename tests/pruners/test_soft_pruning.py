@@ -171,7 +171,7 @@ def test_samplers_go_on_and_do_not_repeat_themselves(sampler: str, mode: str) ->
         pruner=ParetoPruner(optuna.pruners.MedianPruner(4)),
     )
     study.set_metric_names(["a", "b"])
-    n_trials = 14 if sampler == "gp" else 40  # GP thinks for a second
+    n_trials = 12 if sampler == "gp" else 30  # GP thinks for a second
     study.optimize(synthetic(mode == "soft"), n_trials=n_trials)
     early = [t for t in study.trials if record.TrialRecord(t).pruned]
     assert len(study.trials) == n_trials
@@ -216,15 +216,15 @@ def proposals(sampler: str, *, soft: bool) -> float:
     """Return the mean distance of the last proposals of some studies."""
     found: list[float] = []
     slow = sampler == "gp"
-    for seed in range(1 if slow else 3):
+    for seed in range(1 if slow else 2):
         study = optuna.create_study(
             directions=["minimize", "minimize"],
             sampler=SAMPLERS[sampler](seed),
             pruner=ParetoPruner(optuna.pruners.MedianPruner(8)),
         )
         study.set_metric_names(["a", "b"])
-        study.optimize(parabolas(soft), n_trials=20 if slow else 50)
-        found += [distance(trial) for trial in study.trials[-10 if slow else -15 :]]
+        study.optimize(parabolas(soft), n_trials=18 if slow else 40)
+        found += [distance(trial) for trial in study.trials[-8 if slow else -12 :]]
     return float(np.mean(found))
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
@@ -31,10 +30,10 @@ from flatsearch.search.storage import open_storage
 from flatsearch.search.study import load_study
 from tests import fakes
 from tests.cases import add, small_study, study_of
-from tests.fakes import Tiny, heeds_ctrl_c
+from tests.fakes import Tiny
+from tests.programs import Program, started
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from playwright.sync_api import Browser
@@ -204,25 +203,17 @@ def test_a_search_publishes_at_its_end(searched: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(searched: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(searched: Path) -> tuple[Program, str]:
     """`flatsearch dashboard` as a process, and the address; the last test with it ends it."""
-    command = [sys.executable, "-m", "flatsearch", "dashboard", "mine", "--port", "0"]
-    process = subprocess.Popen(
-        command,
-        cwd=searched,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heeds_ctrl_c,
-    )
-    assert process.stdout is not None
-    yield process, process.stdout.readline().strip()
-    process.kill()
-    process.communicate()
+    storage = f"sqlite:///{searched}/flatsearch.db"
+    files = str(searched / "flatsearch-artifacts")
+    options = ("--port", "0", "--storage", storage, "--artifacts", files)
+    program = started("dashboard", "mine", *options)
+    return program, program.out.readline().strip()
 
 
 def test_from_the_list_to_an_artifact(
-    browser: Browser, server: tuple[subprocess.Popen[str], str], searched: Path
+    browser: Browser, server: tuple[Program, str], searched: Path
 ) -> None:
     _, address = server
     study = load_study("mine", open_storage(f"sqlite:///{searched}/flatsearch.db"))
@@ -268,12 +259,11 @@ def test_from_the_list_to_an_artifact(
     page.close()
 
 
-def test_ctrl_c_ends_the_server_in_a_line(server: tuple[subprocess.Popen[str], str]) -> None:
-    process, address = server
+def test_ctrl_c_ends_the_server_in_a_line(server: tuple[Program, str]) -> None:
+    program, address = server
     assert address.endswith("/dashboard/studies/1")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    code, _, errors = program.end(signal.SIGINT)
+    assert code == 130
     assert errors == "flatsearch: interrupted; the dashboard has stopped\n"
 
 

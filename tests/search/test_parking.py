@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
-import subprocess
-import sys
 import threading
 import warnings
 from collections import Counter
@@ -39,12 +38,14 @@ from flatsearch.search.storage import open_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import finished_count
 from tests.fakes import Tiny, draw_nothing, gp_takes_several
+from tests.programs import Program
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from flatsearch.data.splits import ImageData
     from flatsearch.pruners.promoter import Promoter
+    from flatsearch.training.trainer import EpochResult
 
 
 class Noisy(Tiny):
@@ -282,6 +283,16 @@ def test_a_half_written_checkpoint_is_none(store: FileSystemArtifactStore, tmp_p
     assert kept.load("parked-a", torch.device("cpu")) is None
 
 
+def killed_in_the_second_epoch(data: ImageData, folder: Path) -> None:
+    def kill(_: object, epoch: EpochResult, __: object) -> None:
+        if epoch.epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    made = make(data, FileSystemArtifactStore(folder / "files"), on_epoch=kill)
+    study = study_of(made, OneRungPromoter(rung=5), open_storage(f"sqlite:///{folder}/s.db"))
+    study.optimize(made, n_trials=1)
+
+
 def test_a_killed_process_loses_one_epoch(
     digits: ImageData, store: FileSystemArtifactStore, tmp_path: Path
 ) -> None:
@@ -292,23 +303,8 @@ def test_a_killed_process_loses_one_epoch(
         epochs=3,
         on_epoch=lambda trial, epoch, _: seen_epochs.append((trial.number, epoch.epoch)),
     )
-    folder = str(tmp_path)
-    code = f"""
-import os, dataclasses, optuna, torch
-torch.set_num_threads(1)
-from flatsearch.data.loading import load_data
-from tests.search.test_parking import *
-data = load_data("digits")
-def some(split, count):
-    return dataclasses.replace(split, images=split.images[:count], targets=split.targets[:count])
-data = dataclasses.replace(data, train=some(data.train, 128), probe=some(data.probe, 32))
-store = FileSystemArtifactStore({folder!r} + "/files")
-made = make(data, store, on_epoch=lambda t, e, _: e.epoch == 2 and os.kill(os.getpid(), 9))
-study = study_of(made, OneRungPromoter(rung=5), open_storage("sqlite:///" + {folder!r} + "/s.db"))
-study.optimize(made, n_trials=1)
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    code, _, err = Program(killed_in_the_second_epoch, digits, tmp_path).end()
+    assert code == -signal.SIGKILL, err
     study = study_of(made, OneRungPromoter(rung=5), open_storage(f"sqlite:///{tmp_path}/s.db"))
     assert [t.state.name for t in study.trials] == ["FAIL"]
     run_study(study, made, n_trials=1)
