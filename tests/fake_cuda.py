@@ -215,6 +215,7 @@ class FakeCuda(TorchDispatchMode):
         stand_ins["torch.cuda.get_rng_state"] = lambda *_: state()
         stand_ins["torch.Generator"] = _AnyGenerator
         stand_ins["torch.Tensor.to"] = _moved
+        stand_ins["torch.Tensor.pin_memory"] = lambda tensor: tensor
         stand_ins["torch.autograd.grad"] = self._in_backward(torch.autograd.grad)
         stand_ins["torch.autograd.backward"] = self._in_backward(torch.autograd.backward)
         for name, value in stand_ins.items():

@@ -75,6 +75,26 @@ def test_measuring_again_waits_a_few_times(layers: str, gpu: FakeCuda) -> None:
     assert again.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-4)
 
 
+def test_images_too_large_for_the_device_stay_with_the_host(
+    few_digits: ImageData, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batches(data: ImageData) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        augment = data.augmentation("crop+flip")
+        found = data.train.batches(48, generator=generator, augment=augment)
+        return [part for batch in found for part in batch]
+
+    with gpu:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 100))
+        moved = few_digits.to("cuda")
+        assert moved.train.images.device == torch.device("cpu")
+        assert moved.probe.pixels().is_cuda
+        there = batches(moved)
+        assert all(part.is_cuda for part in there)
+        there = [part.cpu() for part in there]
+    assert all(map(torch.equal, there, batches(few_digits)))
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 def test_an_epoch_waits_twice_however_many_batches(
     graphs: bool, few_digits: ImageData, gpu: FakeCuda

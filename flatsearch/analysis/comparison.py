@@ -208,7 +208,7 @@ def _contender(
         card.require_fit(name, data)
 
     def prepared(split: Split) -> _Pair:
-        return split.tensors() if card is None else (card.normalise(split.images), split.targets)
+        return split.tensors() if card is None else (card.normalise(split.pixels()), split.targets)
 
     batches = (prepared(part) for part in data.test.parts(EVALUATION_BATCH)) if test else None
     device, note = data.train.targets.device, trained_elsewhere(name, card, data)

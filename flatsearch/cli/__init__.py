@@ -111,7 +111,7 @@ def _main(argv: Sequence[str]) -> int:
         parser.print_help()
         return 2
     # Commands print what was read, with what is odd about it, as one line.
-    logging.getLogger("flatsearch.data").setLevel(logging.ERROR)
+    logging.getLogger("flatsearch.data.loading").setLevel(logging.ERROR)
     command, given = COMMANDS[options.command], vars(options)
     try:
         held = _held(command, given, parsers[command.name])

@@ -48,6 +48,7 @@ class _Options(Preparing, Printing):
     seed: int = same(RunSettings, "seed", help="seed of the data split", group="options")
     validation_fraction: float = same(RunSettings, "validation_fraction", group="options")
     data_root: str = same(RunOptions, "data_root")
+    data_memory: int | None = same(RunOptions, "data_memory", group="options")
     device: str = same(RunOptions, "device")
 
 
@@ -84,6 +85,7 @@ def _contenders(options: _Options, device: torch.device) -> dict[str, Contender]
                 seed=options.seed,
                 validation_fraction=options.validation_fraction,
                 root=options.data_root,
+                memory=options.data_memory,
             ).to(device)
             print(known[size], file=sys.stderr)
         return known[size]

@@ -76,6 +76,7 @@ class _Options(Preparing, Printing):
         RunSettings, "seed", help="seed of the data split and of random weights", group="options"
     )
     data_root: str = same(RunOptions, "data_root")
+    data_memory: int | None = same(RunOptions, "data_memory", group="options")
     device: str = same(RunOptions, "device")
 
 
@@ -97,6 +98,7 @@ def _measure(options: _Options) -> None:
             probe_size=options.samples,
             seed=options.seed,
             root=options.data_root,
+            memory=options.data_memory,
         ),
         image_size=options.image_size,
         weights=options.weights,

@@ -86,14 +86,14 @@ def load_with_images(
                 f"{model!r} takes {card.in_channels} channels and {card.num_classes} classes, but"
                 f" data {data.name!r} has {data.in_channels} and {data.num_classes}"
             )
-        return Loaded(network, data, lambda s: (card.normalise(s.images), s.targets), own, card)
+        return Loaded(network, data, lambda s: (card.normalise(s.pixels()), s.targets), own, card)
     note = ""
     if model.endswith(".pt2"):
         network, ours = load_exported(Path(model))
         if ours is not None:  # it takes pixels as they are stored
             data = images(image_size or ours.image_size)
-            _try(network, data.probe.images[:2].float(), data, model)
-            return Loaded(network, data, lambda s: (s.images.float(), s.targets), own, ours)
+            _try(network, data.probe.pixels()[:2].float(), data, model)
+            return Loaded(network, data, lambda s: (s.pixels().float(), s.targets), own, ours)
         data = images(image_size)
     else:
         data = images(image_size)
@@ -129,7 +129,7 @@ def _preparation(
         if name == "standardised":
             inputs, targets = split.tensors()
         else:
-            inputs, targets = split.images.float(), split.targets
+            inputs, targets = split.pixels().float(), split.targets
         if name in {"unit", "imagenet"}:
             inputs = inputs / scale
         inputs = inputs.expand(-1, colours, -1, -1)

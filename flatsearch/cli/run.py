@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsearch.cli import worker
@@ -14,6 +16,8 @@ from flatsearch.settings import STORAGE_VARIABLE, RunOptions, RunSettings
 
 if TYPE_CHECKING:
     from flatsearch.analysis.summary import StudySummary
+    from flatsearch.data.splits import ImageData
+    from flatsearch.reports.progress import Progress
 
 __all__ = ["COMMAND"]
 
@@ -42,8 +46,11 @@ def _run(
         elif options.workers > 1:
             # A process list shows arguments to everyone, the environment to its owner.
             environment = {STORAGE_VARIABLE: options.storage}
-            commands = _worker_commands(study.study_name, options, reporting)
-            run_workers(main, commands, progress.say, environment)
+            with tempfile.TemporaryDirectory(prefix="flatsearch-") as folder:
+                shared = _share(objective.data, Path(folder), progress)
+                del session, objective  # with this process's own copy
+                commands = _worker_commands(study.study_name, options, reporting, shared)
+                run_workers(main, commands, progress.say, environment)
         else:
             worker.run_here(session, COMMAND.name, progress, publisher)
     finally:
@@ -54,7 +61,22 @@ def _run(
         require_complete(summary)
 
 
-def _worker_commands(study: str, options: RunOptions, reporting: Reporting) -> list[list[str]]:
+def _share(data: ImageData, folder: Path, progress: Progress) -> str | None:
+    """Write the images to a file which all workers map into memory; return its name."""
+    file = folder / "images"
+    try:
+        data.save(file)
+    except (OSError, RuntimeError) as error:  # torch's, where the disk is full
+        file.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())
+        progress.say(f"every worker reads the images itself, as they cannot be shared: {reason}")
+        return None
+    return str(file)
+
+
+def _worker_commands(
+    study: str, options: RunOptions, reporting: Reporting, shared: str | None
+) -> list[list[str]]:
     """Return the commands of the run's workers, by which anyone else can join too."""
     from flatsearch.device import worker_device
 
@@ -62,6 +84,7 @@ def _worker_commands(study: str, options: RunOptions, reporting: Reporting) -> l
         worker.COMMAND.arguments(
             study=study,
             index=index,
+            shared=shared,
             device=worker_device(options.device, index),
             timeout=options.timeout,
             quiet=reporting.quiet or None,

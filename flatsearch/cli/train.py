@@ -60,6 +60,7 @@ class _Options(TrialOptions, Printing):
     force: bool = setting(False, Switch(), "overwrite what is there")
     data: str | None = as_told("data", help="where the study's images are")
     data_root: str | None = as_told("data_root")
+    data_memory: int | None = same(RunOptions, "data_memory")
     space: str | None = same(
         RunOptions, "space", default=None, help="the study's search space, if it has moved"
     )
@@ -76,7 +77,9 @@ def _train(options: _Options) -> None:
 
     device = resolve_device(options.device)
     study, choices = _choices(options)
-    data = load_images(study, data=options.data, root=options.data_root).to(device)
+    data = load_images(
+        study, data=options.data, root=options.data_root, memory=options.data_memory
+    ).to(device)
     print(data, file=sys.stderr)
     numbers = [str(choice.trial.number) for choice in choices]
     kind = "trial" if len(numbers) == 1 else "trials"

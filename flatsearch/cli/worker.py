@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command, in_options
 from flatsearch.cli.shared import Reporting, StudyOptions, as_told
 from flatsearch.errors import Range
 from flatsearch.settings import RunOptions, RunSettings, same, setting
+from flatsearch.settings.values import Text
 
 if TYPE_CHECKING:
     import optuna
@@ -32,13 +34,18 @@ class _Options(Reporting, StudyOptions):
     timeout: float | None = same(RunOptions, "timeout")
     data: str | None = as_told("data", help="where the same data are on this machine")
     data_root: str | None = as_told("data_root")
+    data_memory: int | None = same(RunOptions, "data_memory")
     artifacts: str | None = as_told("artifacts")
     index: int | None = setting(
         None, Range(least=0, whole=True), "this worker's place among those of a run", hidden=True
     )
+    shared: str | None = setting(
+        None, Text(), "a file with the images, which the workers of a run share", hidden=True
+    )
 
 
 def _worker(options: _Options) -> None:
+    from flatsearch.data.splits import ImageData
     from flatsearch.reports.dashboard import Publisher
     from flatsearch.search.session import Session, joined_options
 
@@ -53,6 +60,7 @@ def _worker(options: _Options) -> None:
         run_options,
         worker=os.getpid() if options.index is None else options.index + 1,
         on_epoch=progress.epoch,
+        data=None if options.shared is None else ImageData.load(Path(options.shared)),
     )
     # Of several workers one is enough to keep the dashboard up to date.
     publisher = Publisher(progress.say) if options.index == 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatsearch.data.images import resized
 from flatsearch.errors import DataError
 
-__all__ = ["as_images", "as_labels", "is_array", "is_missing"]
+__all__ = ["ArrayImages", "as_images", "as_labels", "is_array", "is_missing"]
 
 
 def is_array(images: Any) -> bool:
@@ -52,8 +54,8 @@ def as_labels(source: Any, where: str) -> np.ndarray[Any, Any]:
     return labels
 
 
-def as_images(source: Any, where: str) -> Tensor:
-    """Return images (N, C, H, W) in uint8 or float32."""
+def as_images(source: Any, where: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return images (N, C, H, W) in uint8 or float32; messages name the shape of all, if given."""
     if isinstance(source, Tensor):
         images = source.detach().cpu()
     else:
@@ -62,13 +64,16 @@ def as_images(source: Any, where: str) -> Tensor:
             raise DataError(f"{where}: images must be numbers but are {array.dtype}")
         # torch takes neither negative strides nor another machine's byte order.
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        if not array.flags.writeable:  # of a file that is mapped into memory, say
+            array = array.copy()
         if array.dtype.kind == "u" and array.dtype != np.uint8:
             array = array.astype(np.int64)  # torch has little arithmetic for wider unsigned types
         images = torch.as_tensor(array)
+    shape = tuple(shape or images.shape)
     if images.ndim not in {3, 4} or math.prod(images.shape) == 0:
         raise DataError(
             f"{where}: images must have shape (N, H, W), (N, H, W, C) or (N, C, H, W)"
-            f" but have {tuple(images.shape)}"
+            f" but have {shape}"
         )
     if images.ndim == 3:
         images = images[:, None]
@@ -76,8 +81,8 @@ def as_images(source: Any, where: str) -> Tensor:
         images = images.permute(0, 3, 1, 2)
     elif images.shape[1] not in {1, 2, 3, 4} and images.shape[2] != images.shape[3]:
         raise DataError(
-            f"{where}: which of {tuple(images.shape)} are the channels cannot be told; images of"
-            " more than 4 channels must be squares"
+            f"{where}: which of {shape} are the channels cannot be told; images of more than 4"
+            " channels must be squares"
         )
     if images.is_floating_point():
         if not bool(images.isfinite().all()):
@@ -93,3 +98,45 @@ def _channels_last(first: int, second: int, third: int) -> bool:
     if third in {1, 3}:
         return first not in {1, 3}
     return first == second != third and first not in {1, 2, 3, 4}
+
+
+class ArrayImages:
+    """Images of one array, brought into the one form when they are asked for.
+
+    `images[slice]` reads those at a slice, (n, C, size, size).
+
+    Args:
+        array: (N, H, W), (N, H, W, C) or (N, C, H, W).
+        where: What messages call the data.
+    """
+
+    def __init__(self, array: Any, where: str) -> None:
+        self._array, self._where = array, where
+        one = array[:1] if array.ndim in {3, 4} and math.prod(array.shape) else array
+        first = as_images(one, where, tuple(array.shape))
+        self.dtype = first.dtype
+        self.stored_size = tuple(first.shape[2:])
+        self._channels, self._size = first.shape[1], min(self.stored_size)
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The shape of all images together."""
+        return (len(self), self._channels, self._size, self._size)
+
+    def sized(self, size: int) -> ArrayImages:
+        """Return the images, as yet unread, resized to a height and width."""
+        changed = copy.copy(self)
+        changed._size = size
+        return changed
+
+    def take(self, index: np.ndarray[Any, Any]) -> ArrayImages:
+        """Return the images at indices."""
+        changed = copy.copy(self)
+        changed._array = self._array[index]
+        return changed
+
+    def __getitem__(self, index: slice) -> Tensor:
+        return resized(as_images(self._array[index], self._where), self._size)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
 
 from flatsearch.data.folder import split_named
 from flatsearch.data.raw import RawData
 from flatsearch.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = [
     "HUGGING_FACE",
@@ -37,6 +37,9 @@ class _Entry:
     def __init__(self, dataset: Any, index: int, key: Any) -> None:
         self._dataset, self._index, self._key = dataset, index, key
         self.name = f"{index} of {type(dataset).__name__}"
+        # Of Hugging Face's: what its rows are, and how they were made.
+        known = getattr(dataset, "_fingerprint", None)
+        self.identity = None if known is None else f"{known} {index} {key}"
 
     def __call__(self) -> Any:
         return self._dataset[self._index][self._key]
@@ -76,7 +79,7 @@ def read_map_style(dataset: Any) -> RawData:
     labels = _listed_labels(dataset)
     if labels is None:
         labels = np.asarray([np.asarray(dataset[index][1]).item() for index in range(len(dataset))])
-    images = [_Entry(dataset, index, 0) for index in range(len(dataset))]
+    images = _listed_files(dataset) or [_Entry(dataset, i, 0) for i in range(len(dataset))]
     names = getattr(dataset, "classes", None)
     if names is None or labels.dtype.kind not in "iu" or len(names) <= int(labels.max()):
         return RawData({"train": (images, labels)})
@@ -87,15 +90,42 @@ def _listed_labels(dataset: Any) -> np.ndarray[Any, Any] | None:
     """Return the labels that a data set lists, if they are those that it gives."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
-    for name in ("targets", "labels", "_labels", "y"):
-        listed = getattr(dataset, name, None)
-        if listed is None or len(listed) != len(dataset):
-            continue
-        found = np.asarray(listed)
+    for listed in _lists(dataset, "targets", "labels", "_labels", "y", "_samples", "samples"):
+        pairs = isinstance(listed[0], tuple) and len(listed[0]) == 2  # of a file and a label
+        found = np.asarray([label for _, label in listed] if pairs else listed)
         tried = range(0, len(dataset), max(1, len(dataset) // _TRIED))
         if found.ndim == 1 and all(found[i] == np.asarray(dataset[i][1]) for i in tried):
             return found
     return None
+
+
+def _listed_files(dataset: Any) -> list[Any] | None:
+    """Return the files that a data set lists, if its images are those files, as they are."""
+    tried = range(0, len(dataset), max(1, len(dataset) // _TRIED))
+    for listed in _lists(dataset, "_samples", "samples", "_image_files", "_images"):
+        files = [entry[0] if isinstance(entry, tuple) else entry for entry in listed]
+        if all(_is_file_of(dataset[i][0], files[i]) for i in tried):
+            return files
+    return None
+
+
+def _is_file_of(image: Any, file: Any) -> bool:
+    """Return whether a Pillow image is what a file holds."""
+    if not isinstance(image, Image.Image) or not isinstance(file, (str, Path)):
+        return False
+    try:
+        with Image.open(file) as held:
+            return held.mode == image.mode and held.tobytes() == image.tobytes()
+    except OSError:
+        return False
+
+
+def _lists(dataset: Any, *names: str) -> Iterator[Any]:
+    """Yield what a data set has by these names, with an entry for each of its images."""
+    for name in names:
+        listed = getattr(dataset, name, None)
+        if isinstance(listed, (Sequence, np.ndarray, Tensor)) and len(listed) == len(dataset):
+            yield listed
 
 
 def is_hugging_face(given: Any) -> bool:

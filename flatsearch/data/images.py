@@ -28,11 +28,9 @@ __all__ = [
     "ImageItems",
     "Item",
     "headers",
-    "in_memory",
     "name_of",
     "read_image",
     "resized",
-    "some",
     "suffixes",
 ]
 
@@ -108,7 +106,12 @@ class ImageItems:
         """The shape of all images together."""
         return (len(self), self.form.channels, self.form.size, self.form.size)
 
-    def take(self, index: Sequence[int]) -> ImageItems:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of their pixels."""
+        return torch.uint8 if self.form.pixels == "uint8" else torch.float32
+
+    def take(self, index: Sequence[int] | np.ndarray[Any, Any]) -> ImageItems:
         """Return the images at indices, still unread."""
         return ImageItems([self.items[i] for i in index], self.form)
 
@@ -120,16 +123,6 @@ class ImageItems:
         """Return every image, or why it cannot be read."""
         with ThreadPoolExecutor(4) as pool:
             return list(pool.map(lambda item: _or_error(read_image, item, self.form), self.items))
-
-
-def in_memory(images: Tensor | ImageItems) -> Tensor:
-    """Return images as one tensor."""
-    return images[:] if isinstance(images, ImageItems) else images
-
-
-def some(images: Tensor | ImageItems, index: Tensor) -> Tensor | ImageItems:
-    """Return the images at indices, read only if they were before."""
-    return images.take(index.tolist()) if isinstance(images, ImageItems) else images[index]
 
 
 def _or_error(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,25 +1,34 @@
 """Images by name, folder or array as seeded splits that live on the device.
 
-Every split is two tensors, moved to the device once: the sets this tool is for fit into
-memory, and a candidate that trains for a minute should not wait for a data loader. The test
-split is made here but read by nothing in a search.
+Every split is two tensors, moved to the device once: most sets this tool is for fit into memory,
+and a candidate that trains for a minute should not wait for a data loader. Images of larger ones
+are kept in a file (`flatsearch.data.stored`), and their batches read ahead, with the same numbers.
+The test split is made here but read by nothing in a search.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flatsearch.data.images import in_memory, some
 from flatsearch.data.oddities import oddities
-from flatsearch.data.preparing import Images, prepare
+from flatsearch.data.preparing import prepare
 from flatsearch.data.sources import DataSource, read
 from flatsearch.data.splits import ImageData, Split
+from flatsearch.data.stored import StoredImages, free_memory, in_chunks, n_bytes, store
 from flatsearch.errors import COUNT, FRACTION, IMAGE_SIZE, SEED, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flatsearch.data.preparing import Images
 
 __all__ = ["load_data"]
 
@@ -35,6 +44,7 @@ def load_data(
     probe_size: int = 256,
     seed: int = 0,
     root: str | Path = "data",
+    memory: int | None = None,
     device: torch.device | str = "cpu",
 ) -> ImageData:
     """Read a data set and split it.
@@ -56,8 +66,12 @@ def load_data(
         validation_fraction: Of the training data, in (0, 1).
         probe_size: Training images kept as the probe; all of them where there are fewer.
         seed: Of validation split and probe; a drawn test split does not depend on it.
-        root: Where torchvision's files are, or go.
-        device: Where the tensors live.
+        root: Where torchvision's files are, or go, and the file of images that are too large for
+            the memory.
+        memory: The most bytes of pixels to keep in memory, half of what is free where None; those
+            of larger data sets are read from a file, batch by batch.
+        device: Where the tensors live. Images stay in the host's memory, or in the file, where they
+            would take more than half of what is free on a GPU.
 
     Returns:
         The splits.
@@ -76,11 +90,28 @@ def load_data(
     FRACTION.check("validation_fraction", validation_fraction)
     COUNT.check("probe_size", probe_size)
     SEED.check("seed", seed)
+    if memory is not None:
+        COUNT.check("memory", memory)
     raw, name = read(source, Path(root))
     prepared = prepare(raw, image_size, f"data {name!r}")
-    parts, classes = dict(prepared.parts), prepared.class_names
+    classes, remarks = prepared.class_names, list(raw.remarks)
     if len(classes) < 2:
         raise DataError(f"data {name!r} must have at least 2 classes but has {classes}")
+    sources = {split: images for split, (images, _) in prepared.parts.items()}
+    _require_one_form(sources, name)
+    stored: Mapping[str, StoredImages] = {}
+    whole, most = n_bytes(sources.values()), free_memory() // 2 if memory is None else memory
+    if whole > most:
+        folder = Path(root) / "stored"
+        stored = store(sources, folder, f"data {name!r}")
+        remarks.append(
+            f"{whole:,} bytes of pixels are more than {most:,} of memory: they are read from"
+            f" {str(folder)!r}, batch by batch"
+        )
+    parts = {
+        split: _Part(images, targets, stored.get(split))
+        for split, (images, targets) in prepared.parts.items()
+    }
     drawn = tuple(split for split in ("validation", "test") if split not in parts)
     if "test" in drawn:
         # The same for every seed: what one run tests on, no other run has trained on.
@@ -91,21 +122,17 @@ def load_data(
         parts["train"], parts["validation"] = _stratified(
             parts["train"], validation_fraction, seed, "validation", classes
         )
-    read_parts = {split: (in_memory(images), targets) for split, (images, targets) in parts.items()}
-    train = read_parts["train"]
-    for what in ("validation", "test"):
-        images = read_parts[what][0]
-        given, expected = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (images, train[0]))
-        if given != expected:
-            raise DataError(
-                f"data {name!r}: {what} images are {given} but training images are {expected}"
-            )
-    if len(train[1]) < 4:
+    if len(parts["train"].targets) < 4:
         raise DataError(
-            f"data {name!r} must leave at least 4 training images: {len(train[1])} left"
+            f"data {name!r} must leave at least 4 training images:"
+            f" {len(parts['train'].targets)} left"
         )
-    mean, std = _statistics(train[0])
-    splits = {split: Split(*part, mean, std) for split, part in read_parts.items()}
+    read_parts = {split: part.read() for split, part in parts.items()}
+    mean, std = _statistics(read_parts["train"])
+    splits = {
+        split: Split(images, parts[split].targets, mean, std)
+        for split, images in read_parts.items()
+    }
     data = ImageData(
         name=name,
         class_names=classes,
@@ -115,24 +142,57 @@ def load_data(
         note=prepared.note,
         pixels=prepared.pixels,
         drawn=drawn,
-        remarks=(*raw.remarks, *oddities(read_parts, parts)),
+        remarks=(*remarks, *oddities(splits, {s: part.source for s, part in parts.items()})),
     )
     for remark in data.remarks:
         _log.warning("data %s: %s", name, remark)
     return data.to(device)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A split that has not been read.
+
+    Attributes:
+        source: Its images.
+        targets: Its classes, (N,).
+        stored: The images in a file, if they are too large for the memory.
+    """
+
+    source: Images
+    targets: Tensor
+    stored: StoredImages | None
+
+    def take(self, index: np.ndarray[Any, Any]) -> _Part:
+        rows = torch.from_numpy(index)
+        stored = None if self.stored is None else self.stored.take(rows)
+        return _Part(self.source.take(index), self.targets[rows], stored)
+
+    def read(self) -> Tensor | StoredImages:
+        return self.source[:] if self.stored is None else self.stored
+
+
+def _require_one_form(sources: Mapping[str, Images], name: str) -> None:
+    """Refuse splits whose images are not as those of the training are."""
+    forms = {split: f"{tuple(part.shape[1:])} {part.dtype}" for split, part in sources.items()}
+    for split, form in forms.items():
+        if form != forms["train"]:
+            raise DataError(
+                f"data {name!r}: {split} images are {form} but training images are {forms['train']}"
+            )
+
+
 def _stratified(
-    part: tuple[Images, Tensor],
+    part: _Part,
     fraction: float,
     seed: int,
     what: str,
     class_names: tuple[str, ...],
-) -> tuple[tuple[Images, Tensor], tuple[Images, Tensor]]:
+) -> tuple[_Part, _Part]:
     """Split (rest, held out), each class in proportion."""
     from sklearn.model_selection import train_test_split
 
-    images, targets = part
+    targets = part.targets
     try:
         rest, held = train_test_split(
             np.arange(len(targets)), test_size=fraction, random_state=seed, stratify=targets.numpy()
@@ -145,18 +205,16 @@ def _stratified(
             f" ({class_names[rarest]}), are too few for a {what} split of {fraction:g} with every"
             " class in both parts"
         ) from None
-    rest, held = torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(held))
-    return (some(images, rest), targets[rest]), (some(images, held), targets[held])
+    return part.take(np.sort(rest)), part.take(np.sort(held))
 
 
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(images: Tensor | StoredImages) -> tuple[Tensor, Tensor]:
     """Return per-channel mean and standard deviation, (1, C, 1, 1); 1 for a constant channel."""
-    means, squares, size = [], [], 1024
-    for start in range(0, len(images), size):
-        chunk = images[start : start + size].double()
-        means.append(chunk.sum((0, 2, 3)))
-        squares.append(chunk.square().sum((0, 2, 3)))
-    count = images.numel() / images.shape[1]
+    means, squares = [], []
+    for chunk in in_chunks(images):
+        means.append(chunk.double().sum((0, 2, 3)))
+        squares.append(chunk.double().square().sum((0, 2, 3)))
+    count = prod(images.shape) / images.shape[1]
     mean = torch.stack(means).sum(0) / count
     variance = (torch.stack(squares).sum(0) / count - mean.square()).clamp(min=0)
     std = torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))

@@ -67,7 +67,7 @@ def read_npy_pair(reference: str) -> RawData:
 
 def _load(file: Path) -> Any:
     try:
-        return np.load(file, allow_pickle=False)
+        return np.load(file, mmap_mode="r", allow_pickle=False)
     except _UNREADABLE as error:
         raise _unreadable(file, ".npy", error) from None
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatsearch.data.arrays import as_images, as_labels, is_array
-from flatsearch.data.images import Form, ImageItems, headers, resized
+from flatsearch.data.arrays import ArrayImages, as_labels, is_array
+from flatsearch.data.images import Form, ImageItems, headers
 from flatsearch.data.raw import LARGEST_DEFAULT_SIZE
 from flatsearch.errors import IMAGE_SIZE, DataError
 
@@ -27,7 +27,8 @@ __all__ = ["Images", "Prepared", "prepare"]
 # An image that is longer than this many times its width is hardly shown by its middle.
 _OBLONG = 3
 SPLITS = ("train", "validation", "test")
-Images: TypeAlias = "Tensor | ImageItems"
+# Images that are read when they are asked for.
+Images: TypeAlias = ArrayImages | ImageItems
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def _targets(raw: RawData, where: str) -> tuple[dict[str, Tensor], tuple[str, ..
 
 def _of_arrays(
     sources: Mapping[str, Any], image_size: int | None, where: str
-) -> tuple[dict[str, Tensor], str, str]:
-    images = {split: as_images(source, where) for split, source in sources.items()}
-    sizes = {tuple(part.shape[2:]) for part in images.values()}
-    size = _size(min(images["train"].shape[2:]), image_size, where)
+) -> tuple[dict[str, ArrayImages], str, str]:
+    images = {split: ArrayImages(source, where) for split, source in sources.items()}
+    sizes = {part.stored_size for part in images.values()}
+    size = _size(min(images["train"].stored_size), image_size, where)
     dtype = str(images["train"].dtype).removeprefix("torch.")
-    return {s: resized(part, size) for s, part in images.items()}, dtype, _size_note(sizes, size)
+    return {s: part.sized(size) for s, part in images.items()}, dtype, _size_note(sizes, size)
 
 
 def _of_items(

@@ -216,7 +216,8 @@ def _by_split(given: Mapping[str, Any], root: Path) -> tuple[RawData, str]:
 
 
 def _refusal(given: Any) -> str:
-    forms = ", ".join(source.form for source in sources()[2:])
+    # The first two are names, which a refusal lists by themselves.
+    forms = ", ".join(source.form for source in (*_installed(), *_BUILT_IN[2:]))
     if not isinstance(given, (str, Path)):
         return f"data of type {type(given).__name__} are not read; accepted: {forms}"
     path = Path(given).expanduser()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from flatsearch.data.stored import StoredImages, in_chunks, n_bytes, read_ahead
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 __all__ = ["Augmentation", "ImageData", "Split"]
 
@@ -60,13 +63,14 @@ class Split:
     """Images and targets of one split.
 
     Attributes:
-        images: (N, C, H, W), as stored: uint8 or float32.
+        images: (N, C, H, W), as stored: uint8 or float32. They may be in the host's memory, or in a
+            file, where they are too large for the device; all that the methods return is on it.
         targets: (N,), int64.
         mean: Per-channel mean of the training images, (1, C, 1, 1).
         std: Per-channel standard deviation of the training images, (1, C, 1, 1).
     """
 
-    images: Tensor
+    images: Tensor | StoredImages
     targets: Tensor
     mean: Tensor
     std: Tensor
@@ -76,7 +80,11 @@ class Split:
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Return all (normalised float32 inputs, targets)."""
-        return self._normalise(self.images), self.targets
+        return self._normalise(self.pixels()), self.targets
+
+    def pixels(self) -> Tensor:
+        """Return all images as they are stored."""
+        return self.images[:].to(self.targets.device)
 
     def batches(
         self,
@@ -95,19 +103,37 @@ class Split:
         Yields:
             Batches on the split's device.
         """
-        n = len(self)
-        order = None
+        n, device = len(self), self.targets.device
+        starts = range(0, n, batch_size)
+        indices: list[Any] = [slice(start, start + batch_size) for start in starts]
+        there = indices
         if generator is not None:
-            order = torch.randperm(n, generator=generator, device=generator.device)
-            order = order.to(self.targets.device)
-        for start in range(0, n, batch_size):
-            index = (
-                slice(start, start + batch_size) if order is None else order[start:][:batch_size]
-            )
-            x = self._normalise(self.images[index])
+            order = torch.randperm(n, generator=generator, device=generator.device).to(device)
+            host = order if self._resident else order.cpu()
+            there = [host[part] for part in indices]
+            indices = [order[part] for part in indices]
+        for index, images in zip(indices, self._read(there), strict=True):
+            x = self._normalise(images)
             if augment is not None and generator is not None:
                 x = augment(x, generator)
             yield x, self.targets[index]
+
+    @property
+    def _resident(self) -> bool:
+        return self.images.device == self.targets.device
+
+    def _read(self, indices: Sequence[slice | Tensor]) -> Iterator[Tensor]:
+        """Yield the images at indices, which are where the images are."""
+        if self._resident:
+            yield from (self.images[index] for index in indices)
+            return
+        device, pinned = self.targets.device, self.targets.device.type == "cuda"
+
+        def read(index: slice | Tensor) -> Tensor:
+            return self.images[index].pin_memory() if pinned else self.images[index]
+
+        for images in read_ahead(read, indices):
+            yield images.to(device, non_blocking=True)
 
     def parts(self, size: int) -> Iterator[Split]:
         """Yield the split in parts of at most so many images, in order."""
@@ -116,7 +142,9 @@ class Split:
 
     def at(self, index: slice | Tensor) -> Split:
         """Return the images at indices, with their targets."""
-        return dataclasses.replace(self, images=self.images[index], targets=self.targets[index])
+        there = index.cpu() if isinstance(index, Tensor) and not self._resident else index
+        images = self.images[there].to(self.targets.device)
+        return dataclasses.replace(self, images=images, targets=self.targets[index])
 
     def sample(self, n: int, seed: int) -> Split:
         """Return n images drawn by a seed, in their order; all of them where there are fewer."""
@@ -126,10 +154,13 @@ class Split:
     def _normalise(self, images: Tensor) -> Tensor:
         return (images.float() - self.mean) / self.std
 
-    def to(self, device: torch.device | str) -> Split:
-        """Return the split on a device."""
-        fields = (getattr(self, field.name).to(device) for field in dataclasses.fields(self))
-        return Split(*fields)
+    def to(self, device: torch.device | str, *, images: bool = True) -> Split:
+        """Return the split on a device; its images only if so asked, and never from a file."""
+        moved = (
+            self.images.to(device) if images and isinstance(self.images, Tensor) else self.images
+        )
+        targets, mean, std = (part.to(device) for part in (self.targets, self.mean, self.std))
+        return Split(moved, targets, mean, std)
 
 
 @dataclass(frozen=True)
@@ -177,7 +208,8 @@ class ImageData:
             classes += f" ({names[least]}) to {int(counts[most])} ({names[most]})"
         shape = f"{self.in_channels}x{self.image_size}x{self.image_size}"
         if self.pixels != "uint8":
-            low, high = (float(f(self.train.images)) for f in (torch.amin, torch.amax))
+            ends = [torch.stack(images.aminmax()) for images in in_chunks(self.train.images)]
+            low, high = (float(f(torch.stack(ends))) for f in (torch.amin, torch.amax))
             shape += f" {self.pixels} from {low:g} to {high:g}"
         drawn = f" ({' and '.join(self.drawn)} drawn)" if self.drawn else ""
         numbers = [len(split) for split in splits]
@@ -208,7 +240,12 @@ class ImageData:
     def merged(self, other: Literal["validation", "test"] = "validation") -> ImageData:
         """Return the data with the images of another split among the training images."""
         split: Split = getattr(self, other)
-        images = torch.cat([self.train.images, split.images])
+        a, b = self.train.images, split.images
+        images: Tensor | StoredImages
+        if isinstance(a, StoredImages) and isinstance(b, StoredImages):
+            images = a.joined(b)
+        else:
+            images = torch.cat([a[:], b[:]])
         targets = torch.cat([self.train.targets, split.targets])
         whole = dataclasses.replace(self.train, images=images, targets=targets)
         return dataclasses.replace(self, train=whole)
@@ -227,9 +264,32 @@ class ImageData:
         return share + min(margin, (1 - share) / 2)
 
     def to(self, device: torch.device | str) -> ImageData:
-        """Return the data with every split on a device."""
+        """Return the data with every split on a device.
+
+        Images that would take more than half of what is free on a GPU stay where they are; their
+        batches are moved.
+        """
+        where = torch.device(device)
         names = ("train", "validation", "test", "probe")
-        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})
+        splits: dict[str, Any] = {name: getattr(self, name) for name in names}
+        images = [split.images for split in splits.values() if split.images.device != where]
+        fit = where.type != "cuda" or 2 * n_bytes(images) <= torch.cuda.mem_get_info(where)[0]
+        moved = {n: split.to(where, images=fit or n == "probe") for n, split in splits.items()}
+        return dataclasses.replace(self, **moved)
+
+    def save(self, file: Path) -> None:
+        """Write the data to a file, for other processes of this machine."""
+        torch.save(self.to("cpu"), file)
+
+    @staticmethod
+    def load(file: Path) -> ImageData:
+        """Return data that `save` wrote; all processes share one copy of it in memory.
+
+        Args:
+            file: From a process that is trusted.
+        """
+        loaded: ImageData = torch.load(file, mmap=True, weights_only=False)
+        return loaded
 
     def augmentation(self, kind: str) -> Augmentation | None:
         """Return the augmentation a setting stands for.
@@ -253,7 +313,8 @@ class ImageData:
         """
         digest = hashlib.blake2b(digest_size=6)
         for split in (self.train, self.validation):
-            for tensor in (split.images, split.targets):
-                digest.update(str(tuple(tensor.shape)).encode())
-                digest.update(tensor.cpu().numpy().tobytes())
+            for part in (split.images, split.targets):
+                digest.update(str(tuple(part.shape)).encode())
+                for chunk in in_chunks(part):
+                    digest.update(chunk.cpu().numpy().tobytes())
         return digest.hexdigest()

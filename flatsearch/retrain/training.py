@@ -84,11 +84,16 @@ def default_epochs(study: optuna.Study) -> int:
 
 
 def load_images(
-    study: optuna.Study, *, data: str | None = None, root: str | None = None
+    study: optuna.Study,
+    *,
+    data: str | None = None,
+    root: str | None = None,
+    memory: int | None = None,
 ) -> ImageData:
     """Return the images of a study, split as in the search.
 
-    Of `data`, and torchvision's of `root`, if they are not where the search was told.
+    Of `data`, and torchvision's of `root`, if they are not where the search was told; `memory` is
+    `flatsearch.load_data`'s.
 
     Raises:
         DataError: If they are not there, or cannot be read.
@@ -98,7 +103,10 @@ def load_images(
     source = data or run.get("data") or (known.settings or {})["data"]
     try:
         return load_data(
-            source, root=root or run.get("data_root") or "data", **settings.data_options()
+            source,
+            root=root or run.get("data_root") or "data",
+            memory=memory,
+            **settings.data_options(),
         )
     except DataError as error:
         if data is not None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from optuna.trial import FrozenTrial
 
+    from flatsearch.data.splits import ImageData
     from flatsearch.flatness import FlatnessResult
     from flatsearch.training.trainer import EpochResult
 
@@ -119,6 +120,7 @@ class Session:
         *,
         worker: int,
         on_epoch: OnEpoch | None = None,
+        data: ImageData | None = None,
     ) -> Session:
         """Join a run that was started elsewhere.
 
@@ -128,6 +130,7 @@ class Session:
             options: From `joined_options`.
             worker: A number that no other worker has.
             on_epoch: See `FlatnessObjective`.
+            data: The images, if they have been read.
 
         Returns:
             The session.
@@ -136,7 +139,7 @@ class Session:
             UsageError: If anything is not as the study has it; says what.
         """
         try:
-            objective = _objective(settings, options, on_epoch)
+            objective = _objective(settings, options, on_epoch, data)
         except DataError as error:
             raise UsageError(
                 f"{error}; where are they on this machine? give `data` or `data_root`"
@@ -214,12 +217,21 @@ def _with_pruner(options: RunOptions, storage: optuna.storages.BaseStorage) -> R
 
 
 def _objective(
-    settings: RunSettings, options: RunOptions, on_epoch: OnEpoch | None
+    settings: RunSettings,
+    options: RunOptions,
+    on_epoch: OnEpoch | None,
+    data: ImageData | None = None,
 ) -> FlatnessObjective:
-    """Read the data and return the objective."""
+    """Read the data, unless they are given, and return the objective."""
     return FlatnessObjective(
         options.space,
-        load_data(options.data, root=options.data_root, **settings.data_options()),
+        data
+        or load_data(
+            options.data,
+            root=options.data_root,
+            memory=options.data_memory,
+            **settings.data_options(),
+        ),
         settings=settings,
         device=options.device,
         prune_mode=options.how_to_prune,

@@ -13,7 +13,7 @@ __all__ = ["COSTS", "OBJECTIVES", "Direction", "Limits"]
 Direction: TypeAlias = Literal["minimize", "maximize"]
 _LIMITS = "limits: a candidate over one is not trained, and does not count as a trial"
 
-_COUNTED = Quantity(
+COUNTED = Quantity(
     units={"": 1, "k": 1e3, "M": 1e6, "G": 1e9}, like="a number such as 200k or 1.5M", integral=True
 )
 _TIMED = Quantity(units={"us": 1e-3, "ms": 1, "": 1, "s": 1e3}, like="a time such as 2ms or 500us")
@@ -30,11 +30,9 @@ class Limits(SettingsRecord):
     Each `max_COST` makes COST an objective too; `flatsearch.networks.cost` measures them.
     """
 
-    max_parameters: int | None = _limit(_COUNTED, "parameters, e.g. 200k", "N", "--max-params")
-    max_flops: int | None = _limit(
-        _COUNTED, "floating-point operations of one image, e.g. 30M", "N"
-    )
-    max_memory: int | None = _limit(_COUNTED, "bytes of one image's activations, e.g. 2M", "BYTES")
+    max_parameters: int | None = _limit(COUNTED, "parameters, e.g. 200k", "N", "--max-params")
+    max_flops: int | None = _limit(COUNTED, "floating-point operations of one image, e.g. 30M", "N")
+    max_memory: int | None = _limit(COUNTED, "bytes of one image's activations, e.g. 2M", "BYTES")
     max_latency: float | None = _limit(_TIMED, "time for one image, e.g. 2ms", "TIME")
     max_batch_latency: float | None = _limit(_TIMED, "time for 64 images, e.g. 50ms", "TIME")
 

@@ -16,6 +16,7 @@ from flatsearch.settings.choices import (
     SAMPLERS,
 )
 from flatsearch.settings.fields import REQUIRED, SettingsRecord, setting
+from flatsearch.settings.objectives import COUNTED
 from flatsearch.settings.run import BUDGET, SEARCH, RunSettings
 from flatsearch.settings.values import Choice, Quantity, Text
 
@@ -166,6 +167,15 @@ class RunOptions(SettingsRecord):
         joined=True,
         group=_WHERE,
         metavar="DIR",
+    )
+    data_memory: int | None = setting(
+        None,
+        COUNTED,
+        "the most memory for images, e.g. 8G; those of larger data sets are kept in a file in"
+        " DATA_ROOT/stored, and read batch by batch, with the same results",
+        unset="half of the free memory",
+        group=_WHERE,
+        metavar="BYTES",
     )
     device: str = setting(
         "auto", Text(), "where to compute: auto, cpu, cuda or cuda:INDEX", group=_WHERE

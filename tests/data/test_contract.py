@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
+from torchvision.datasets import ImageFolder
 
 from flatsearch import DataError, load_data
 from flatsearch.data import sources
@@ -243,6 +244,10 @@ class TestThirdParty(SameImages):
     def given(self, folder: Path) -> Any:
         return "numbers:"
 
+    def test_a_refusal_names_it_and_no_name_twice(self) -> None:
+        with pytest.raises(DataError, match="accepted: numbers:, hf:NAME, "):
+            load_data(42)
+
 
 def install(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:
     monkeypatch.setattr(sources, "entry_points", lambda group: points)
@@ -340,6 +345,21 @@ def test_data_sets_of_torch_that_mislead() -> None:
     with pytest.raises(DataError, match=r"must give \(image, label\) but gives Image"):
         load_data(Single())
     assert load_data(Listed()).fingerprint() == load_data(Pairs()).fingerprint()
+
+
+def test_a_set_that_lists_its_files_decodes_none_of_them_itself(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def loader(path: str) -> Image.Image:
+        opened.append(path)
+        return Image.open(path).convert("RGB")
+
+    folder = TestFolder().given(tmp_path)
+    listed = load_data(ImageFolder(folder, loader=loader))
+    assert len(opened) < COUNT  # a few, to see whether the files are the images
+    assert listed.fingerprint() == load_data(folder).fingerprint()
+    changed = load_data(ImageFolder(folder, transform=lambda image: image.rotate(90)))
+    assert changed.fingerprint() != listed.fingerprint()
 
 
 # --- tables ---
