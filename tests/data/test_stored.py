@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from flatsearch import DataError, load_data
+from flatsearch import DataError, ImageData, load_data
 from flatsearch.data import images as reader
 from flatsearch.settings import RunSettings
 from flatsearch.spaces.space import Architecture
 from flatsearch.training.trainer import Trainer
 from tests.fakes import Tiny
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from flatsearch import ImageData
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
 SPLITS = ("train", "validation", "test", "probe")
@@ -59,7 +54,6 @@ def test_files_are_the_same(folder: Path, tmp_path: Path) -> None:
     data, streamed = both(folder, tmp_path)
     require_equal(data, streamed)
     require_equal(data.merged(), streamed.merged())
-    require_equal(data, pickle.loads(pickle.dumps(streamed)))
     assert "bytes of pixels are more than 1 of memory" in str(streamed)
     assert streamed.remarks[1:] == data.remarks
 
@@ -75,6 +69,17 @@ def test_arrays_are_the_same(kind: str, tmp_path: Path) -> None:
         np.save(tmp_path / "y.npy", labels)
         source = f"{tmp_path / 'x.npy'},{tmp_path / 'y.npy'}"
     require_equal(*both(source, tmp_path))
+
+
+@pytest.mark.parametrize("memory", [1, None])
+def test_processes_share_one_copy(memory: int | None, folder: Path, tmp_path: Path) -> None:
+    data = load_data(folder, root=tmp_path, memory=memory)
+    data.save(tmp_path / "shared")
+    shared = ImageData.load(tmp_path / "shared")
+    require_equal(data, shared)
+    assert str(shared) == str(data)
+    if sys.platform == "linux":
+        assert str(tmp_path / "shared") in Path("/proc/self/maps").read_text()
 
 
 def test_training_gives_the_same_numbers(folder: Path, tmp_path: Path) -> None:
