@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
 import torch
 
 from flatsearch.errors import SettingsError
 
-__all__ = ["resolve_device", "worker_device"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["resolve_device", "wait_for_memory", "worker_device"]
+
+# What others have of a device's memory is worth waiting for from this share of it on.
+_OTHERS = 0.1
+# What ran out of memory needs more than it had by then: at least so many times as much.
+_MORE = 1.25
 
 
 def worker_device(device: str, index: int) -> str:
@@ -38,3 +49,34 @@ def resolve_device(name: str) -> torch.device:
             f" ({torch.cuda.device_count()} CUDA devices found)"
         ) from None
     return device
+
+
+def wait_for_memory(
+    device: torch.device, check: Callable[[], None], seconds: float = 600.0
+) -> bool:
+    """Wait, where memory has run out, for what other processes have of it.
+
+    Args:
+        device: Where it has run out.
+        check: Called every second; what it raises ends the waiting.
+        seconds: How long to wait at most.
+
+    Returns:
+        Whether there is more now than this process had when it ran out; False at once where others
+        have hardly any.
+    """
+    if device.type != "cuda":
+        return False
+    had = torch.cuda.memory_reserved(device)
+    free, total = torch.cuda.mem_get_info(device)
+    torch.cuda.empty_cache()
+    if total - free - had < _OTHERS * total:
+        return False
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        if free > _MORE * had:
+            return True
+        check()
+        time.sleep(1)
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -13,6 +14,7 @@ from torchvision.models import resnet18
 from flatsearch import FlatnessMeter, FlatnessObjective, RunSettings, load_space, relative_flatness
 from flatsearch.analysis.selection import choose
 from flatsearch.analysis.summary import summarise
+from flatsearch.device import wait_for_memory
 from flatsearch.flatness import state
 from flatsearch.record import TrialRecord
 from flatsearch.retrain.training import retrain
@@ -93,6 +95,28 @@ def test_images_too_large_for_the_device_stay_with_the_host(
         assert all(part.is_cuda for part in there)
         there = [part.cpu() for part in there]
     assert all(map(torch.equal, there, batches(few_digits)))
+
+
+@pytest.mark.parametrize(
+    ("free", "waits", "found"),
+    [
+        ([10, 10, 30, 60], 2, True),  # others end one after the other
+        ([60, 90], 0, False),  # nobody else has any: the network is too large
+        ([10] * 9, 3, False),  # others do not end
+    ],
+)
+def test_memory_that_others_have_is_waited_for(
+    free: list[int], waits: int, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, checks, reserved = iter(range(100)), list[int](), [35]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free.pop(0), 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: sum(reserved))
+    monkeypatch.setattr(torch.cuda, "empty_cache", reserved.clear)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    assert wait_for_memory(torch.device("cuda"), lambda: checks.append(1), 4) is found
+    assert len(checks) == waits
+    assert not wait_for_memory(torch.device("cpu"), lambda: checks.append(1))
 
 
 @pytest.mark.parametrize("graphs", [False, True])

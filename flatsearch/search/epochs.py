@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from flatsearch.device import wait_for_memory
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report, should_prune
 from flatsearch.record import clear_steps, write_trial
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
     OnEpoch = Callable[[optuna.Trial, EpochResult, FlatnessResult], None]
 
 __all__ = ["Epochs", "Start", "Trained"]
+
+# How often a trial waits for others that have taken the device's memory.
+_WAITS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,25 +110,40 @@ class Epochs:
         return self._data.guessing_accuracy() if least is None else least
 
     def train(self, trial: optuna.Trial, start: Start, control: Control) -> Trained:
-        """Train and measure, once more with every batch in two halves if memory runs out."""
+        """Train and measure; once more if memory runs out.
+
+        Where other processes had taken the device's memory, they are waited for; else every batch
+        is cut in two halves.
+
+        Returns:
+            What the trial leaves.
+
+        Raises:
+            MemoryError: If memory runs out nevertheless.
+            RuntimeError: The same, as torch says it.
+        """
         accumulate = 1 if start.checkpoint is None else start.checkpoint.state["accumulate"]
-        try:
-            return self._train(trial, start, control, accumulate)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or self._train_function is not None:
-                raise
-            reason = str(error)
-        # Outside of the handler: the traceback there keeps tensors alive.
-        write_trial(trial, retried=reason)
-        start.model.zero_grad()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        checkpoint = self._parking.load(trial, start.network, self._device)
-        if checkpoint is None:
-            clear_steps(trial)
-        model = self._candidates.build(start.candidate)
-        again = dataclasses.replace(start, model=model, checkpoint=checkpoint)
-        return self._train(trial, again, control, accumulate=2)
+        waits = _WAITS
+        while True:
+            try:
+                return self._train(trial, start, control, accumulate)
+            except (RuntimeError, MemoryError) as error:
+                own = self._train_function is not None
+                if not is_out_of_memory(error) or accumulate > 1 or own:
+                    raise
+                reason = str(error)
+            # Outside of the handler: the traceback there keeps tensors alive.
+            start.model.zero_grad()
+            if waits and wait_for_memory(self._device, control.check):
+                waits -= 1
+            else:
+                write_trial(trial, retried=reason)
+                accumulate = 2
+            checkpoint = self._parking.load(trial, start.network, self._device)
+            if checkpoint is None:
+                clear_steps(trial)
+            model = self._candidates.build(start.candidate)
+            start = dataclasses.replace(start, model=model, checkpoint=checkpoint)
 
     def _train(
         self, trial: optuna.Trial, start: Start, control: Control, accumulate: int
