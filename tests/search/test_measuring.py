@@ -44,7 +44,9 @@ def test_it_costs_no_more_than_its_share(
 ) -> None:
     run = RunSettings(**settings)
     schedule = Schedule.of(run, resized(digits, images, classes))
-    assert 0 < schedule.share <= run.flatness_share
+    within = 0 < schedule.share <= run.flatness_share
+    # The least that pruners need may cost more, where there are few images.
+    assert within or (schedule.images, schedule.epochs_of_all, images < 40_000) == (32, (), True)
     assert 32 <= schedule.images <= 256
     assert schedule.images_of_all == 0 or LEAST <= schedule.images_of_all <= 256
     assert all(map(run.measures_all, schedule.epochs_of_all))
@@ -57,7 +59,7 @@ def test_the_first_epoch_comes_first_and_the_last_one_second(digits: ImageData) 
     data = resized(digits, 1_000)
     chosen = [
         Schedule.of(RunSettings(epochs=12, flatness_share=share), data).epochs_of_all
-        for share in (0.01, 0.05, 0.075, 0.12, 0.2)
+        for share in (0.01, 0.1, 0.12, 0.135, 0.2)
     ]
     assert chosen[0] == ()
     assert [c[0] for c in chosen[1:]] == [1] * 4
@@ -79,7 +81,7 @@ def test_few_images_are_all_measured(digits: ImageData) -> None:
 
 
 def test_it_is_stored(digits: ImageData) -> None:
-    stored = Schedule.of(RunSettings(), resized(digits, 1_000)).to_dict()
-    assert stored["epochs_of_all"] == [1]
+    stored = Schedule.of(RunSettings(), resized(digits, 4_000)).to_dict()
+    assert stored["epochs_of_all"] == [1, 2, 8]
     assert set(stored) == {"images", "images_of_all", "epochs_of_all", "share"}
     assert torch.tensor(stored["share"]) <= 0.05
