@@ -10,12 +10,12 @@ N training and V validation images, E epochs and K classes
     either the first time      700                        what is proved of the network
 
 The fixed costs are those of small networks on a CPU (`resnet_small`, 8x8 and 32x32): the proof, and
-the look at the network before every measurement, are work of Python's, whatever the images, and most
-of the cost where there are few. A share of the training is spent. One convolution is measured after
-every epoch, on at least 32 images, whatever that costs, and with half of the share: pruners compare
-it. The rest goes to all convolutions: in the first epoch, where that says most about the final
-accuracy, then in the last one, then in the second, and so on, on as many images as fit, at least
-`LEAST`. Objectives are measured whatever they cost.
+the look at the network before every measurement, are work of Python's, whatever the images, and
+most of the cost where there are few. A share of the training is spent. One convolution is measured
+after every epoch, on at least 32 images, whatever that costs, and with half of the share: pruners
+compare it. The rest goes to all convolutions: in the first epoch, where that says most about the
+final accuracy, then in the last one, then in the second, and so on, on as many images as fit, at
+least `LEAST`. Objectives are measured whatever they cost.
 """
 
 from __future__ import annotations
