@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-__all__ = ["Curve", "MetricView", "WritableTrial", "claim", "shown_study"]
+__all__ = ["Curve", "MetricView", "WritableTrial", "claim", "look_again", "shown_study"]
 
 # A metric by step.
 Curve: TypeAlias = "Mapping[int, float]"
@@ -202,6 +202,11 @@ def shown_study(
     storage = _ViewStorage(study._storage, None, show, study._study_id)
     view._storage = cast("BaseStorage", storage)
     return view
+
+
+def look_again(view: optuna.Study) -> None:
+    """Let a sampler see what has happened since; Optuna keeps the trials for a whole trial."""
+    view._thread_local.cached_all_trials = None
 
 
 def _last(curve: Curve) -> float:

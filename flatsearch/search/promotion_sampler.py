@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler
 
-from flatsearch.pruners.metric_view import WritableTrial
+from flatsearch.pruners.metric_view import WritableTrial, look_again
 from flatsearch.pruners.per_study import PerStudy
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.record import TrialRecord
@@ -99,6 +99,7 @@ class PromotionSampler(BaseSampler):
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Tell the sampler that a trial begins; whose process is noted before anything else."""
         WritableTrial(study, trial).set_user_attr(TrialRecord.worker.key, this_process())
+        look_again(self._seen(study))
         self._asked.before_trial(self._seen(study), trial)
 
     def after_trial(

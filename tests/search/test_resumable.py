@@ -90,3 +90,27 @@ def test_arguments() -> None:
         ResumableObjective(Falling, 0, ["loss"])
     with pytest.raises(SettingsError, match="`objectives` must be names of metrics"):
         ResumableObjective(Falling, 1, "loss")
+
+
+class Watches(optuna.samplers.RandomSampler):
+    """Notes how many finished trials it sees at every proposal, as TPE and GP look at them."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=0)
+        self.seen: list[int] = []
+
+    def sample_independent(self, study: optuna.Study, *given: Any) -> Any:
+        trials = study._get_trials(deepcopy=False, use_cache=True)
+        self.seen.append(sum(trial.state.is_finished() for trial in trials))
+        return super().sample_independent(study, *given)
+
+
+def test_a_sampler_sees_every_trial_that_has_ended(study: optuna.Study, tmp_path: Path) -> None:
+    study.sampler = PromotionSampler(watches := Watches())
+    store = FileSystemArtifactStore(tmp_path)
+    objective = ResumableObjective(Falling, EPOCHS, ["loss"], artifact_store=store)
+    study.set_metric_names(objective.metric_names)
+    study.optimize(objective, n_trials=12)
+    begun = [t.number for t in read_trials(study.trials) if t.promotion is None]
+    assert watches.seen == begun
+    assert len(begun) > 5
