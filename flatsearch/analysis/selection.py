@@ -144,13 +144,17 @@ def _reason(summary: StudySummary, aim: str | None, error: float, tied: int) -> 
     size = len(summary.front)
     if aim is None:
         goals = " and ".join(summary.metric_names)
+        if size == 1:
+            return f"no other trial beats it in {goals} at once"
         knee = f"the knee of the front of {size}: nearest to the best {goals} at once"
         like = f"that {one} of the accuracy does not set apart" if error else "equally near"
         return knee if tied == 1 else f"{knee}; of {tied} {like}, {by_loss}"
     if tied > 1:
         like = f"within {one} of" if error and aim == _ACCURACY else "with"
         return f"of {tied} {like} the best {aim}, {by_loss}"
-    return f"the best {aim}" + (f" on the front of {size}" if len(summary.metric_names) > 1 else "")
+    return f"the best {aim}" + (
+        f" on the front of {size}" if size > 1 and len(summary.metric_names) > 1 else ""
+    )
 
 
 @dataclass(frozen=True)

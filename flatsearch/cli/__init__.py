@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
+from json import dumps
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.cli import (
     compare,
     completion,
     dashboard,
+    demo,
     export,
     measure,
     predict,
@@ -21,7 +22,7 @@ from flatsearch.cli import (
     train,
     worker,
 )
-from flatsearch.cli.command import Command, Parser
+from flatsearch.cli.command import Command, Parser, WrongUseError
 from flatsearch.cli.config import ConfigFile, configurable, in_toml, read_config, resolve
 from flatsearch.errors import (
     FlatsearchError,
@@ -51,6 +52,7 @@ _MODULES = (
     train,
     export,
     predict,
+    demo,
     completion,
 )
 COMMANDS: dict[str, Command] = {module.COMMAND.name: module.COMMAND for module in _MODULES}
@@ -89,10 +91,23 @@ def make_parser(*, complete: bool = False) -> tuple[Parser, dict[str, Parser]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of a command: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except SystemExit as stop:  # argparse exits by itself for --help and wrong use
+        return _main(argv)
+    except SystemExit as stop:  # argparse exits by itself for --help
         return int(stop.code or 0)
+    except WrongUseError as error:
+        who, message = error.args
+        _fail(who, message, UsageError.__name__, json="--json" in argv)
+        return 2
+
+
+def _fail(who: str, message: str, kind: str, *, json: bool) -> None:
+    """Say on standard error what is wrong, and where results are JSON also there."""
+    text = hide_passwords(" ".join(message.split()))
+    print(f"{who}{text}", file=sys.stderr)
+    if json:
+        print(dumps({"error": text, "type": kind}))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -125,14 +140,14 @@ def _main(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output went away: not an error of ours
         sys.stderr.close()
         return 1
+    except WrongUseError:
+        raise
     except Exception as error:
         if "debug" in given:
             raise
         kind = "" if isinstance(error, (FlatsearchError, OSError)) else f"{type(error).__name__}: "
-        text = command.in_options(hide_passwords(" ".join(str(error).split())))
-        print(f"flatsearch {command.name}: error: {kind}{text}", file=sys.stderr)
-        if "json" in given:
-            print(json.dumps({"error": f"{kind}{text}", "type": type(error).__name__}))
+        text, name = f"{kind}{command.in_options(str(error))}", type(error).__name__
+        _fail(f"flatsearch {command.name}: error: ", text, name, json="json" in given)
         return 2 if isinstance(error, UsageError) else 1
 
 

@@ -8,22 +8,30 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from flatsearch.errors import hide_passwords
+from flatsearch.errors import UsageError
 from flatsearch.settings import REQUIRED, Setting, SettingsRecord
 from flatsearch.settings.values import Choice, Names, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Command", "Parser", "in_options"]
+__all__ = ["Command", "Parser", "WrongUseError", "in_options"]
+
+
+class WrongUseError(UsageError):
+    """The command line is wrong: which program says so, and why."""
 
 
 class Parser(argparse.ArgumentParser):
     """Reports wrong use as one line, which says where help is."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the line and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {hide_passwords(message)} (see {self.prog} --help)\n")
+        """Raise the line as an error.
+
+        Raises:
+            WrongUseError: Always.
+        """
+        raise WrongUseError(f"{self.prog}: error: ", f"{message} (see {self.prog} --help)")
 
     def refuse_unknown(self, arguments: Iterable[str]) -> None:
         """End with an error if there are arguments that the parser did not understand."""

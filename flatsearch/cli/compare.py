@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import Preparing, Printing, layers_of, make_console, print_json
+from flatsearch.cli.shared import Preparing, Printing, Quiet, layers_of, make_console, print_json
 from flatsearch.errors import COUNT
 from flatsearch.settings import REQUIRED, RunOptions, RunSettings, same, setting
 from flatsearch.settings.values import Switch, Text
@@ -22,7 +21,7 @@ __all__ = ["COMMAND"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(Preparing, Printing):
+class _Options(Preparing, Printing, Quiet):
     """What `flatsearch compare` is told."""
 
     models: tuple[str, ...] = setting(
@@ -87,7 +86,7 @@ def _contenders(options: _Options, device: torch.device) -> dict[str, Contender]
                 root=options.data_root,
                 memory=options.data_memory,
             ).to(device)
-            print(known[size], file=sys.stderr)
+            options.note(known[size])
         return known[size]
 
     contenders: dict[str, Contender] = {}
@@ -101,7 +100,7 @@ def _contenders(options: _Options, device: torch.device) -> dict[str, Contender]
             seed=options.seed,
         )
         if loaded.note:
-            print(f"{model}: {loaded.note}", file=sys.stderr)
+            options.note(f"{model}: {loaded.note}")
         data, prepare = loaded.images, loaded.prepare
         if loaded.card is not None:
             loaded.card.require_fit(model, data)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import Preparing, Printing, layers_of, make_console, print_json
+from flatsearch.cli.shared import Preparing, Printing, Quiet, layers_of, make_console, print_json
 from flatsearch.errors import COUNT, UnsupportedModelError
 from flatsearch.settings import REQUIRED, RunOptions, RunSettings, same, setting
 from flatsearch.settings.values import Choice, Switch, Text
@@ -21,7 +20,7 @@ __all__ = ["COMMAND"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(Preparing, Printing):
+class _Options(Preparing, Printing, Quiet):
     """What `flatsearch measure` is told."""
 
     model: str = setting(
@@ -105,7 +104,7 @@ def _measure(options: _Options) -> None:
         preprocessing=options.preprocessing,
         seed=options.seed,
     )
-    print(loaded.images, file=sys.stderr)
+    options.note(loaded.images)
     note = loaded.note
     part: Split = getattr(loaded.images, options.split)
     try:

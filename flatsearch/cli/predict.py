@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatsearch.cli.command import Command
-from flatsearch.cli.shared import Printing, print_json
+from flatsearch.cli.shared import Printing, Quiet, print_json
 from flatsearch.errors import COUNT, DataError
 from flatsearch.settings import REQUIRED, setting
 from flatsearch.settings.values import Switch, Text
@@ -24,7 +24,7 @@ _BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(Printing):
+class _Options(Printing, Quiet):
     """What `flatsearch predict` is told."""
 
     model: str = setting(
@@ -58,11 +58,13 @@ def _predict(options: _Options) -> int:
     if not predictions:
         raise DataError("; ".join(errors))
     _print(options, predictions, classifier.class_names)
-    for line in (*left_out, *errors):
+    for line in left_out:
+        options.note(f"flatsearch predict: {line}")
+    for line in errors:
         print(f"flatsearch predict: {line}", file=sys.stderr)
     if len(files) > 1 or errors:
         counts = f"{len(predictions)} of {len(files)} images read"
-        print(f"flatsearch predict: {counts}", file=sys.stderr)
+        options.note(f"flatsearch predict: {counts}")
     return 1 if errors else 0
 
 

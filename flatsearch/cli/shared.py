@@ -32,6 +32,7 @@ __all__ = [
     "PREPROCESSING",
     "Preparing",
     "Printing",
+    "Quiet",
     "Reporting",
     "StudyOptions",
     "TrialOptions",
@@ -60,22 +61,36 @@ class Printing(SettingsRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reporting(SettingsRecord):
-    """Where a command that takes long says how far it is."""
+class Quiet(SettingsRecord):
+    """Whether a command says more than its results."""
 
     quiet: bool = setting(False, Switch(), "print results and errors only, no progress")
+
+    def note(self, text: object) -> None:
+        """Print a line on standard error that is no result and no error."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+    def console(self, **options: Any) -> Any:
+        """Return the console of standard error, for progress."""
+        from rich.console import Console
+
+        return Console(stderr=True, quiet=self.quiet, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting(Quiet):
+    """Where a command that takes long says how far it is."""
+
     log_file: str | None = setting(
         None, Text(), "a file that the lines about the progress are added to", metavar="FILE"
     )
 
     def progress(self, settings: RunSettings, *, lines: bool = False) -> Progress:
         """Return what shows the progress on standard error; `lines` also on a terminal."""
-        from rich.console import Console
-
         from flatsearch.reports.progress import Progress
 
-        terminal = False if lines else None
-        console = Console(stderr=True, quiet=self.quiet, force_terminal=terminal)
+        console = self.console(force_terminal=False if lines else None)
         return Progress(console, settings, log=self.log_file)
 
 

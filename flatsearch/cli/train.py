@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from flatsearch.cli.command import Command
 from flatsearch.cli.shared import (
     Printing,
+    Quiet,
     TrialOptions,
     as_told,
     make_console,
@@ -33,7 +33,7 @@ _MODELS = "flatsearch-models"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(TrialOptions, Printing):
+class _Options(TrialOptions, Printing, Quiet):
     """What `flatsearch train` is told."""
 
     epochs: int | None = setting(
@@ -68,8 +68,6 @@ class _Options(TrialOptions, Printing):
 
 
 def _train(options: _Options) -> None:
-    from rich.console import Console
-
     from flatsearch.device import resolve_device
     from flatsearch.reports.progress import epochs_bar
     from flatsearch.reports.terminal import print_final
@@ -80,14 +78,14 @@ def _train(options: _Options) -> None:
     data = load_images(
         study, data=options.data, root=options.data_root, memory=options.data_memory
     ).to(device)
-    print(data, file=sys.stderr)
+    options.note(data)
     numbers = [str(choice.trial.number) for choice in choices]
     kind = "trial" if len(numbers) == 1 else "trials"
     name = "-".join([file_name(study.study_name), kind, *numbers])
     for choice in choices:
-        print(f"trial {choice.trial.number}: {choice.reason}", file=sys.stderr)
+        options.note(f"trial {choice.trial.number}: {choice.reason}")
     epochs = options.epochs or default_epochs(study)
-    with epochs_bar(Console(stderr=True), epochs) as show:
+    with epochs_bar(options.console(), epochs) as show:
         final = retrain(
             study,
             choices,

@@ -8,7 +8,6 @@ flatsearch, the search space or the study.
 from __future__ import annotations
 
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +17,21 @@ from torch import Tensor, nn
 from flatsearch.errors import FlatsearchError, UsageError, unknown_name
 from flatsearch.export.card import METADATA, STATE_DICT, ModelCard
 from flatsearch.export.classifier import load
+from flatsearch.networks.onnx import quantise, to_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flatsearch.data.splits import Split
+
 __all__ = ["FORMATS", "Deployed", "choose_format", "export_model", "random_images"]
 
 # Format: ending.
-FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "state_dict": STATE_DICT}
+FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "onnx-int8": "-int8.onnx", "state_dict": STATE_DICT}
 _TOLERANCE = 1e-4
 _CHECKED_IMAGES = 16
+# Training images that show what range the numbers inside of a network have.
+_CALIBRATION = 256
 
 
 class Deployed(nn.Module):
@@ -64,38 +68,51 @@ def choose_format(kind: str | None, out: str | Path | None) -> str:
         UsageError: If the format or the ending is unknown, or they disagree.
 
     Example:
-        >>> choose_format(None, "model.onnx"), choose_format(None, None)
-        ('onnx', 'pt2')
+        >>> [choose_format(None, out) for out in ("model.onnx", "model-int8.onnx", None)]
+        ['onnx', 'onnx-int8', 'pt2']
     """
     if kind is not None and kind not in FORMATS:
         raise UsageError(unknown_name("format", kind, FORMATS))
     if out is None:
         return kind or "pt2"
-    by_ending = {ending: name for name, ending in FORMATS.items()}
-    ending = Path(out).suffix
-    if kind is None and ending not in by_ending:
-        known = ", ".join(by_ending)
+    # The longest ending first: an int8 file is ONNX, too.
+    fitting = [name for name, ending in FORMATS.items() if str(out).endswith(ending)]
+    if kind is None and not fitting:
+        known = ", ".join(dict.fromkeys(_suffix(name) for name in FORMATS))
         raise UsageError(f"`out` {str(out)!r} has no known ending ({known}); give `format`")
-    if kind is not None and ending != FORMATS[kind]:
-        raise UsageError(f"a {kind} file ends in {FORMATS[kind]}, but `out` is {str(out)!r}")
-    return kind or by_ending[ending]
+    if kind is not None and Path(out).suffix != _suffix(kind):
+        raise UsageError(f"a {kind} file ends in {_suffix(kind)}, but `out` is {str(out)!r}")
+    return kind or max(fitting, key=lambda name: len(FORMATS[name]))
+
+
+def _suffix(kind: str) -> str:
+    return Path(f"x{FORMATS[kind]}").suffix
 
 
 def export_model(
-    network: nn.Module, card: ModelCard, kind: str, path: str | Path, *, force: bool = False
+    network: nn.Module,
+    card: ModelCard,
+    kind: str,
+    path: str | Path,
+    *,
+    train: Split | None = None,
+    force: bool = False,
 ) -> float:
     """Export a trained model, and check that the file computes the same.
+
+    With the weights and activations of 8 bits of "onnx-int8" it does not quite: score the file.
 
     Args:
         network: From `load_model`.
         card: Its card.
         kind: From `FORMATS`; "state_dict" also writes the card, as JSON beside it.
         path: The file to write.
+        train: The training images, which "onnx-int8" is calibrated on.
         force: Overwrite it.
 
     Returns:
         The largest difference of the file's logits from the model's, on 16 random images; at most
-        1e-4, or 1e-4 of the largest logit where that is over 1.
+        1e-4, or 1e-4 of the largest logit where that is over 1, but of "onnx-int8".
 
     Raises:
         FlatsearchError: If the exporter fails, or the file computes something else.
@@ -115,6 +132,7 @@ def export_model(
     writers: dict[str, Callable[[Deployed, ModelCard, Path], None]] = {
         "pt2": _write_pt2,
         "onnx": _write_onnx,
+        "onnx-int8": lambda model, card, path: _write_int8(model, card, path, train),
         "state_dict": _write_state_dict,
     }
     if kind not in writers:
@@ -139,7 +157,7 @@ def export_model(
                 f"the model cannot be exported as {kind}: {type(error).__name__}: {reason}"
             ) from error
         difference, largest = _difference(network, card, parts[0])
-        if not difference <= _TOLERANCE * max(1.0, largest):
+        if kind != "onnx-int8" and not difference <= _TOLERANCE * max(1.0, largest):
             raise FlatsearchError(
                 f"the {kind} file gives other logits than the model, by up to {difference:.2g};"
                 " nothing was written"
@@ -166,29 +184,20 @@ def _write_pt2(model: Deployed, card: ModelCard, path: Path) -> None:
 
 
 def _write_onnx(model: Deployed, card: ModelCard, path: Path) -> None:
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401 - checks the file
-        import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError as error:
-        raise UsageError(
-            f"ONNX needs the package {error.name!r}: pip install 'flatsearch[onnx]'"
-        ) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations
-        exported: Any = torch.onnx.export(
-            model,
-            (random_images(card, 2),),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            verbose=False,
-        )
-    proto = exported.model_proto
+    _save_onnx(to_onnx(model, random_images(card, 2)), card, path)
+
+
+def _write_int8(model: Deployed, card: ModelCard, path: Path, train: Split | None) -> None:
+    if train is None:
+        raise UsageError("onnx-int8 is calibrated on training images: give `train`")
+    images = train.sample(_CALIBRATION, seed=0).images.float().cpu().numpy()
+    _save_onnx(quantise(to_onnx(model, random_images(card, 2)), images), card, path)
+
+
+def _save_onnx(proto: Any, card: ModelCard, path: Path) -> None:
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA, card.to_json()
-    onnx.save(proto, str(path))
+    path.write_bytes(proto.SerializeToString())
 
 
 def _write_state_dict(model: Deployed, card: ModelCard, path: Path) -> None:

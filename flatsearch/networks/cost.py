@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from flatsearch.networks.inference import eval_mode, zero_images
+from flatsearch.networks.onnx import open_session, to_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
     "LARGE_BATCH",
@@ -25,6 +26,8 @@ __all__ = [
     "excess",
     "measure_cost",
     "measure_latency",
+    "measure_onnx_latency",
+    "median_time",
     "over_limit",
 ]
 
@@ -61,7 +64,7 @@ def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
 LARGE_BATCH = 64
 _WARM_UP = 5
 _RUNS = 25
-_UNITS = {"memory": " bytes", "latency": " ms", "batch_latency": " ms"}
+_UNITS = {"memory": " bytes", **dict.fromkeys(("latency", "batch_latency", "onnx_latency"), " ms")}
 
 
 class _CostCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -140,18 +143,37 @@ def measure_latency(
     """
     images = zero_images(model, in_channels, image_size, batch_size)
 
-    def synchronise() -> None:
+    def run() -> None:
+        model(images)
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
 
-    times = []
     with eval_mode(model), torch.inference_mode():
-        for _ in range(_WARM_UP + _RUNS):
-            synchronise()
-            started = time.perf_counter()
-            model(images)
-            synchronise()
-            times.append(time.perf_counter() - started)
+        return median_time(run)
+
+
+def measure_onnx_latency(model: nn.Module, in_channels: int, image_size: int) -> float:
+    """Return the time of one image in onnxruntime on the CPU, in milliseconds.
+
+    The network is exported as `flatsearch export` does and run 25 times after 5 to warm up; the
+    median counts.
+
+    Raises:
+        UsageError: If a package is missing.
+    """
+    images = zero_images(model, in_channels, image_size, 2).cpu()
+    session = open_session(to_onnx(model, images).SerializeToString())
+    image = {"images": images[:1].numpy()}
+    return median_time(lambda: session.run(None, image))
+
+
+def median_time(run: Callable[[], object]) -> float:
+    """Return the median time of 25 calls after 5 to warm up, in milliseconds."""
+    times = []
+    for _ in range(_WARM_UP + _RUNS):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
     return 1e3 * statistics.median(times[_WARM_UP:])
 
 
@@ -161,7 +183,8 @@ def measure_cost(
     """Return what a model costs on its device, by the names of the objectives.
 
     "parameters", and for one image "flops" and "memory" in bytes; where `timed` has them, the
-    "latency" of one image and the "batch_latency" of 64, in milliseconds.
+    "latency" of one image, the "batch_latency" of 64 and, exported, the "onnx_latency" of one, in
+    milliseconds.
 
     Example:
         >>> measure_cost(torch.nn.Conv2d(1, 1, 1), 1, 2)
@@ -176,6 +199,8 @@ def measure_cost(
     for name, batch_size in (("latency", 1), ("batch_latency", LARGE_BATCH)):
         if name in timed:
             cost[name] = measure_latency(model, in_channels, image_size, batch_size)
+    if "onnx_latency" in timed:
+        cost["onnx_latency"] = measure_onnx_latency(model, in_channels, image_size)
     return cost
 
 

@@ -1,4 +1,4 @@
-"""The default pruner: a prediction that is calibrated on the study's own trials."""
+"""Pruning for good, by a prediction that is calibrated on the study's own trials."""
 
 from __future__ import annotations
 

@@ -70,6 +70,10 @@ class HalvingPromoter(Promoter):
         rungs = {round(epochs ** (i / count)) for i in range(count)}
         return tuple(sorted(rungs - {epochs}))
 
+    def share(self, n: int) -> float:  # noqa: ARG002 - the same of any number
+        """Return the share of the networks at a rung that goes on from it."""
+        return 1 / self._factor
+
     def pauses(self, board: Board, number: int, rung: int) -> bool:
         """Return whether a network is not among the best of a rung."""
         return number not in {network.number for network in self._best(board, rung)}

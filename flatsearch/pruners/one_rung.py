@@ -62,6 +62,10 @@ class OneRungPromoter(Promoter):
         """Return the one number of epochs after which a trial's turn is over."""
         return (self._rung,) if self._rung < epochs else ()
 
+    def share(self, n: int) -> float:
+        """Return the share of n networks that is trained to the end."""
+        return self._promote if self._promote < 1 else self._promote / n
+
     def pauses(self, board: Board, number: int, rung: int) -> bool:  # noqa: ARG002 - there is one
         """Return whether a trial's turn is over: every trial's, unless it may go on at once."""
         best = self._best(board) if self._at_once else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from optuna.pruners import BasePruner
@@ -106,6 +107,26 @@ class Promoter(BasePruner):
         Args:
             epochs: Of a trial that is trained to the end, which is none of them.
         """
+
+    @abstractmethod
+    def share(self, n: int) -> float:
+        """Return about which share of n networks at a rung goes on from it."""
+
+    def mean_epochs(self, epochs: int, n: int) -> float:
+        """Return about how many epochs a network is trained for, on average.
+
+        Args:
+            epochs: Of a trial that is trained to the end.
+            n: The number of networks.
+
+        Example:
+            >>> from flatsearch import OneRungPromoter
+            >>> OneRungPromoter(promote=0.25).mean_epochs(8, 20)  # 1 + 7 / 4
+            2.75
+        """
+        ends = [*self.rungs(epochs), epochs]
+        share = min(1.0, max(self.share(n), 1 / n))
+        return ends[0] + sum(share**i * (b - a) for i, (a, b) in enumerate(pairwise(ends), start=1))
 
     @abstractmethod
     def pauses(self, board: Board, number: int, rung: int) -> bool:

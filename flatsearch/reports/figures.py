@@ -23,6 +23,7 @@ from flatsearch.reports.figure_front import (
     texts,
     thin,
 )
+from flatsearch.settings import RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -44,7 +45,7 @@ _REASONS = {
     "front": "the front: no trial has ended yet",
     "epochs": "the learning curves: no epoch has been recorded",
     "gap": "flatness against training less validation accuracy: fewer than two trials are complete",
-    "layers": "flatness by layer: not all layers of the best trial are measured (see `layers`)",
+    "layers": "flatness by layer: ",
     "budget": "what pruning saved: no trial has been stopped",
 }
 _LAYOUT: dict[str, Any] = {
@@ -108,7 +109,19 @@ def not_drawn(summary: StudySummary, drawn: Collection[str]) -> list[str]:
     """
     if summary.settings is None:
         return []
-    return [f"No figure of {what}." for name, what in _REASONS.items() if name not in drawn]
+    reasons = {**_REASONS, "layers": _REASONS["layers"] + _why_not_all(summary)}
+    return [f"No figure of {what}." for name, what in reasons.items() if name not in drawn]
+
+
+def _why_not_all(summary: StudySummary) -> str:
+    """Return why the best trial has no flatness of every layer."""
+    settings = {**RunSettings().to_dict(), **(summary.settings or {})}
+    if not summary.front:
+        return "there is no best trial yet"
+    if settings["layers"] != "all":
+        return f"only one convolution is measured with `layers` {settings['layers']}"
+    share = settings["flatness_share"]
+    return f"measuring all would take more than {share:.0%} of a training (`flatness_share`)"
 
 
 def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
@@ -208,9 +221,12 @@ def _layers(summary: StudySummary) -> Figure | None:
     import plotly.graph_objects as go
 
     best = [summary.trial(number) for number in summary.front[:1]]
-    if not best or not best[0].layers:
+    # One that went on with another's network may have been measured before.
+    begun = [t for t in summary.trials for b in best if t.number == b.begun_by]
+    measured = next((t for t in [*best, *begun] if t.layers), None)
+    if measured is None:
         return None
-    names, numbers = list(best[0].layers), rounded(best[0].layers.values())
+    names, numbers = list(measured.layers), rounded(measured.layers.values())
     figure = go.Figure()
     label, marker = "relative flatness (small is flat)", {"color": BLUE, "size": 9}
     kind = axis_type("flatness", numbers)
@@ -224,7 +240,10 @@ def _layers(summary: StudySummary) -> Figure | None:
         figure.add_scatter(x=order, y=numbers, hovertext=names, mode="markers", marker=marker)
         figure.update_xaxes(title_text="convolution, in the order of execution")
         figure.update_yaxes(title_text=label, type=kind)
-    figure.update_layout(title_text=f"flatness of the convolutions of trial {best[0].number}")
+    title = f"flatness of the convolutions of trial {best[0].number}"
+    if measured.number != best[0].number:
+        title += f", as trial {measured.number} began it"
+    figure.update_layout(title_text=title)
     return figure
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flatsearch.errors import UsageError
 from flatsearch.reports import tables
-from flatsearch.reports.colours import DARK, LIGHT
+from flatsearch.reports.colours import STYLE
 from flatsearch.reports.figures import figures, not_drawn
 from flatsearch.reports.verdicts import (
     front_meaning,
@@ -31,12 +31,7 @@ __all__ = ["file_to_write", "write_page"]
 _MOST_TRIALS = 30
 # Nothing is loaded from anywhere: the browser itself refuses it.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-_STYLE = f"""
-:root {{ color-scheme: light dark; --words: {LIGHT["words"]}; --background: {LIGHT["background"]};
-  --line: {LIGHT["line"]}; --quiet: {LIGHT["quiet"]}; --missing: {LIGHT["missing"]} }}
-@media (prefers-color-scheme: dark) {{ :root {{ --words: {DARK["words"]};
-  --background: {DARK["background"]}; --line: {DARK["line"]}; --quiet: {DARK["quiet"]};
-  --missing: {DARK["missing"]} }} }}
+_STYLE = f"""{STYLE}
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
   color: var(--words); background: var(--background); overflow-wrap: break-word }}
 h2 {{ font-size: 1.15rem; margin: 2rem 0 .5rem }}

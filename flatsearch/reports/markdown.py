@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flatsearch.record import TrialRecord
     from flatsearch.reports.tables import Table
 
-__all__ = ["MARK", "MOST_TRIALS", "study_note", "trial_note"]
+__all__ = ["MARK", "MOST_TRIALS", "plain", "section", "study_note", "trial_note"]
 
 # What our part of a note begins with; what somebody writes above it is theirs.
 MARK = "### flatsearch:"
@@ -33,24 +33,24 @@ MARK = "### flatsearch:"
 MOST_TRIALS = 20
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     r"""Return text that Markdown shows as it is.
 
     Example:
-        >>> print(_plain("a_b|<i>"))
+        >>> print(plain("a_b|<i>"))
         a\_b\|\<i\>
     """
     return re.sub(r"([\\`*_{}\[\]<>#|~!])", r"\\\1", " ".join(text.split()))
 
 
-def _section(table: Table) -> list[str]:
+def section(table: Table) -> list[str]:
     """Return a table under its title; nothing where it has no rows."""
     if not table.rows:
         return []
-    head, *rows = ([_plain(cell) for cell in line] for line in (table.heads, *table.rows))
+    head, *rows = ([plain(cell) for cell in line] for line in (table.heads, *table.rows))
     cells = [head, ["-" * 3] * len(head), *rows]
     return [
-        *([f"**{_plain(table.title)}**", ""] if table.title else []),
+        *([f"**{plain(table.title)}**", ""] if table.title else []),
         *("| " + " | ".join(line) + " |" for line in cells),
         "",
         *([f"... and {table.left_out} more", ""] if table.left_out else []),
@@ -59,16 +59,16 @@ def _section(table: Table) -> list[str]:
 
 def study_note(summary: StudySummary, drawn: Collection[str] = ()) -> str:
     """Return what is said about a study beside figures, in Markdown that begins with `MARK`."""
-    lines = [f"{MARK} {_plain(summary.name)}", "", _plain(searched(summary)), ""]
-    lines += [f"**{_plain(line)}**\n" for line in headlines(summary)]
-    lines += _section(tables.front(summary, MOST_TRIALS))
+    lines = [f"{MARK} {plain(summary.name)}", "", plain(searched(summary)), ""]
+    lines += [f"**{plain(line)}**\n" for line in headlines(summary)]
+    lines += section(tables.front(summary, MOST_TRIALS))
     said = (front_meaning(summary), same_in_all(summary), summary.chosen())
-    lines += [f"{_plain(sentence)}\n" for sentence in said if sentence]
+    lines += [f"{plain(sentence)}\n" for sentence in said if sentence]
     if numbers := [*verdicts(summary), *not_drawn(summary, drawn)]:
         lines += ["**In numbers**", ""]
-        lines += [*(f"- {_plain(sentence)}" for sentence in numbers), ""]
+        lines += [*(f"- {plain(sentence)}" for sentence in numbers), ""]
     own, others = tables.settings(summary)
-    lines += _section(own)
+    lines += section(own)
     if others.rows:
         lines += [f"The other {len(others.rows)} settings have their defaults.", ""]
     lines.append("*Written anew while the search runs; what stands above the heading is kept.*")
@@ -79,10 +79,10 @@ def trial_note(summary: StudySummary, trial: TrialRecord, *, left: bool = False)
     """Return what is said about a trial that has ended, and perhaps left the front, likewise."""
     lines = [f"{MARK} {_place(summary, trial, left=left)}", ""]
     if reason := tables.reason(summary, trial):
-        lines += [_plain(reason), ""]
+        lines += [plain(reason), ""]
     if trial.architecture is not None:
-        lines += [_plain(short_form({**trial.architecture.values, **trial.recipe})), ""]
-    lines += _section(tables.trial_numbers(summary, trial))
+        lines += [plain(short_form({**trial.architecture.values, **trial.recipe})), ""]
+    lines += section(tables.trial_numbers(summary, trial))
     if trial.architecture is not None and trial.complete and trial.own:
         # In a code span only a backtick means something.
         name = shlex.quote(summary.name.replace("`", ""))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
+from flatsearch.pruners.promoter import Promoter
 from flatsearch.record import TrialRecord
-from flatsearch.reports.text import duration
+from flatsearch.reports.text import count_of, duration
 from flatsearch.search.trial_budget import count_finished
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ class Plan:
         """Return how many trials are to go, those that run now included."""
         return max(0, self._target - count_finished(trials))
 
-    def first_epoch(self, trial: optuna.Trial, epochs: int) -> str:
-        """Return what the first epochs that end here say of the whole search; empty later on.
+    def first_epoch(self, trial: optuna.Trial) -> str:
+        """Return what the first epoch that ends here says of the whole search; empty later on.
 
         Args:
-            trial: The running trial.
-            epochs: How many of its epochs have ended.
+            trial: The running trial, whose first epoch has ended: of those that it trains itself,
+                if it goes on with another's network.
 
         Returns:
             A sentence with the names of settings in backquotes.
@@ -66,10 +67,10 @@ class Plan:
         if self._told or trial.datetime_start is None or trial.datetime_start < self._began:
             return ""
         self._told = True
-        passed = (datetime.now() - trial.datetime_start).total_seconds()
+        epoch = (datetime.now() - trial.datetime_start).total_seconds()
         trials = self._study.get_trials(deepcopy=False)
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
-        return self._text(passed / epochs, self._to_go(trials), max(1, running))
+        return self._text(epoch, self._to_go(trials), max(1, running))
 
     def _text(self, epoch: float, to_go: int, at_once: int) -> str:
         """Say how long it takes.
@@ -82,18 +83,27 @@ class Plan:
         Returns:
             A sentence, with what would fit where the time is too short.
         """
-        epochs = self._settings.epochs
-        whole = epoch * epochs * to_go / at_once
+        epochs, pruner = self._settings.epochs, self._study.pruner
+
+        def seconds(epochs: int) -> float:
+            promotes = isinstance(pruner, Promoter)
+            mean = pruner.mean_epochs(epochs, to_go) if promotes else epochs
+            return epoch * mean * to_go / at_once
+
+        whole = seconds(epochs)
+        # A pruner that promotes goes by a schedule; of others nobody knows what they prune.
+        about = "about" if isinstance(pruner, Promoter) else "at most"
         text = (
             f"plan: an epoch takes about {duration(epoch)}, so a trial of {epochs} at most"
-            f" {duration(epoch * epochs)}, and {to_go} trials at most {duration(whole)}"
+            f" {duration(epoch * epochs)}, and {count_of(to_go, 'trial')} {about} {duration(whole)}"
         )
         if self._timeout is None or whole <= self._timeout:
             return text
         share = self._timeout / whole
-        fits = [f"{max(1, int(to_go * share))} trials"]
-        if epochs * share >= 1:
-            fits.append(f"`epochs` {int(epochs * share)}")
+        fits = [count_of(max(1, int(to_go * share)), "trial")]
+        fewer = [e for e in range(1, epochs) if seconds(e) <= self._timeout]
+        if fewer:
+            fits.append(f"`epochs` {fewer[-1]}")
         if (size := int(self._image_size * share**0.5)) >= _LEAST_SIZE:
             fits.append(f"`image_size` {size} in place of {self._image_size}")
         return f"{text}; `timeout` {duration(self._timeout)} is enough for {', or for '.join(fits)}"

@@ -104,7 +104,7 @@ class Progress:
 
     def epoch(self, trial: optuna.Trial, result: EpochResult, _: FlatnessResult) -> None:
         """Show the epoch of the running trial."""
-        if self._plan is not None and (text := self._plan.first_epoch(trial, result.epoch)):
+        if self._plan is not None and (text := self._plan.first_epoch(trial)):
             self.say(self._worded(text))
         if self._bar is not None and self._task is not None:
             text = f"trial {trial.number} epoch {result.epoch}/{self._settings.epochs}"

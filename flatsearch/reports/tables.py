@@ -72,9 +72,11 @@ def all_trials(summary: StudySummary) -> Table:
 def _trials(title: str, summary: StudySummary, trials: Sequence[TrialRecord], most: int) -> Table:
     names, shown = summary.metric_names, trials[:most]
     sizes = [s for s in _SIZES if s not in names and any(s in t.metrics for t in shown)]
+    continued = any(trial.promotion is not None for trial in shown)
     rows = tuple(
         (
             str(trial.number),
+            *([str(trial.begun_by) if trial.promotion is not None else ""] if continued else []),
             *_values(summary, trial),
             *(value(s, trial.metrics[s]) if s in trial.metrics else "-" for s in sizes),
             "-" if trial.seconds is None else duration(trial.seconds),
@@ -83,7 +85,8 @@ def _trials(title: str, summary: StudySummary, trials: Sequence[TrialRecord], mo
         )
         for trial in shown
     )
-    heads = ("trial", *names, *sizes, "time", "front", "architecture")
+    begun = ("begun as",) if continued else ()
+    heads = ("trial", *begun, *names, *sizes, "time", "front", "architecture")
     return Table(title, heads, rows, len(trials) - len(shown))
 
 
@@ -114,9 +117,10 @@ def _remark(summary: StudySummary, trial: TrialRecord) -> str:
     if trial.superseded_by is not None:
         return f"{trial.stopped}; goes on as trial {trial.superseded_by}"
     if trial.values is None:
+        if trial.parked is not None and trial.stopped:
+            return trial.stopped
         reason = trial.failure or _decision(trial) or trial.stopped or "by the pruner"
-        state = "parked" if trial.parked is not None else trial.state.lower()
-        return f"{state}: {reason}"
+        return f"{trial.state.lower()}: {reason}"
     if trial.duplicate:
         return f"as trial {trial.duplicate_of}, not trained again"
     text = summary.describe(trial)
@@ -260,10 +264,10 @@ def _measured(number: float | None, error: float | None) -> str:
     return "-" if number is None or error is None else f"{number:.3g} ± {error:.2g}"
 
 
-def confusions(final: FinalTraining) -> Table:
+def confusions(final: FinalTraining, most_classes: int = _MOST_CLASSES) -> Table:
     """Return the first network's confusion matrix; of many classes the most frequent confusions."""
     names, counts = final.class_names, final.seeds[0].test.confusion
-    if len(names) <= _MOST_CLASSES:
+    if len(names) <= most_classes:
         short = [name[:8] for name in names]
         rows = tuple(
             (name, *(str(count) if count else "." for count in row), "")

@@ -36,6 +36,8 @@ __all__ = ["print_comparison", "print_final", "print_flatness", "print_summary"]
 
 _MOST_ROWS = 10
 _BAR_WIDTH = 24
+# Characters on a line with which there is room for bars.
+_WIDE = 110
 # Columns that a narrow terminal does without, until the words in the last one have so much room.
 _OPTIONAL = ("flops", "time", "loss", "parameters")
 _LEAST_WORDS = 44
@@ -53,21 +55,42 @@ def _empty(title: str, heads: Sequence[str]) -> Table:
     )
     for index, head in enumerate(heads):
         last = index == len(heads) - 1
-        table.add_column(head, justify="left" if last else "right", no_wrap=not last)
+        justify = "left" if last else "right"
+        table.add_column(head, justify=justify, no_wrap=not last, overflow="fold")
     return table
 
 
-def _rendered(table: tables.Table, width: int = 160) -> Table:
-    """Return a table of rich, without what a narrow terminal has no room for."""
-    kept = list(range(len(table.heads)))
+def _widths(table: tables.Table) -> list[int]:
+    return [max(map(len, column)) + 2 for column in zip(table.heads, *table.rows, strict=True)]
+
+
+def _rendered(table: tables.Table, width: int) -> Table:
+    """Return a table of rich without what a narrow terminal has no room for.
+
+    Where its columns still do not fit they become lines, a block for every row.
+    """
+    kept, widths = list(range(len(table.heads))), _widths(table)
     for name in _OPTIONAL:
-        widths = [max(len(row[i]) for row in (table.heads, *table.rows)) + 2 for i in kept[:-1]]
-        if width - sum(widths) < _LEAST_WORDS and name in table.heads:
+        room = width - sum(widths[i] for i in kept[:-1])
+        if room < min(_LEAST_WORDS, widths[-1]) and name in table.heads:
             kept.remove(table.heads.index(name))
+    if sum(widths[i] for i in kept[:-1]) + min(_LEAST_WORDS, widths[-1]) > width:
+        return _blocks(table)
     rendered = _empty(escape(table.title), [escape(table.heads[i]) for i in kept])
     for row in table.rows:
         rendered.add_row(*(escape(row[i]) for i in kept))
     return rendered
+
+
+def _blocks(table: tables.Table) -> Table:
+    blocks = _empty(escape(table.title), ["", ""])
+    blocks.show_header = False
+    for row in table.rows:
+        for head, cell in zip(table.heads, row, strict=True):
+            if cell:
+                blocks.add_row(escape(head), escape(cell))
+        blocks.add_section()
+    return blocks
 
 
 def print_summary(summary: StudySummary, console: Console, *, all_trials: bool = False) -> None:
@@ -89,7 +112,7 @@ def print_summary(summary: StudySummary, console: Console, *, all_trials: bool =
     for sentence in verdicts(summary):
         console.print(sentence, style="dim", highlight=False, markup=False)
     if all_trials and summary.correlations:
-        console.print(_rendered(tables.correlations(summary)))
+        console.print(_rendered(tables.correlations(summary), console.width))
 
 
 def print_final(final: FinalTraining, console: Console) -> None:
@@ -97,9 +120,12 @@ def print_final(final: FinalTraining, console: Console) -> None:
     console.print(f"\n{tested(final)}", highlight=False, markup=False)
     if which := shipped(final):
         console.print(which, highlight=False, markup=False)
-    console.print(_rendered(tables.seeds(final)))
+    console.print(_rendered(tables.seeds(final), console.width))
     console.print("flatness and noise loss of one convolution; ±: standard errors", style="dim")
-    console.print(_rendered(tables.confusions(final)))
+    matrix = tables.confusions(final)
+    if sum(_widths(matrix)) > console.width:
+        matrix = tables.confusions(final, most_classes=0)
+    console.print(_rendered(matrix, console.width))
     for network in final.diverged:
         console.print(f"left out: {network}", highlight=False, markup=False)
     if final.earlier:
@@ -109,7 +135,7 @@ def print_final(final: FinalTraining, console: Console) -> None:
 def print_comparison(found: Comparison, console: Console) -> None:
     """Print networks side by side: the models, their layers, their differences."""
     for table in comparison_tables(found):
-        console.print(_rendered(table))
+        console.print(_rendered(table, console.width))
     for note in found.notes:
         console.print(note, highlight=False, markup=False)
     console.print(EXPLANATION, style="dim", highlight=False, markup=False)
@@ -118,6 +144,8 @@ def print_comparison(found: Comparison, console: Console) -> None:
 def print_flatness(result: FlatnessResult, console: Console) -> None:
     """Print a measurement, one row per layer, with bars where there are several."""
     several = len(result.layers) > 1
+    # Three columns of numbers and names take the rest.
+    bars = several and console.width >= _WIDE
     variant = ", normalised inputs" if result.normalize else ""
     if result.classes is not None:
         variant += f", estimated from {result.classes} classes a sample"
@@ -125,15 +153,15 @@ def print_flatness(result: FlatnessResult, console: Console) -> None:
         f"relative flatness ({result.kind}{variant}, {result.n_samples} samples,"
         f" loss {result.loss:.4g}, accuracy {result.accuracy:.4f})",
         ["relative flatness", "Hessian trace", "noise loss"]
-        + (["", "layer"] if several else ["layer"]),
+        + (["", "layer"] if bars else ["layer"]),
     )
     largest = max(abs(layer.relative_flatness) for layer in result.layers.values())
     for name, layer in result.layers.items():
         bar = Bar(largest or 1.0, 0, abs(layer.relative_flatness), width=_BAR_WIDTH)
-        table.add_row(*_numbers(layer), *([bar] if several else []), name)
+        table.add_row(*_numbers(layer), *([bar] if bars else []), name)
     if several:
         table.add_section()
-        table.add_row(*_numbers(result), "", "all of them")
+        table.add_row(*_numbers(result), *([""] if bars else []), "all of them")
     console.print(table)
     for name, layer in result.layers.items():
         if layer.rounding > _MOST_ROUNDING:

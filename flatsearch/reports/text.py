@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "number", "setting", "value"]
+__all__ = ["count_of", "duration", "number", "setting", "value"]
+
+
+def count_of(count: int, what: str) -> str:
+    """Return a count of things.
+
+    Example:
+        >>> count_of(1, "trial"), count_of(2, "trial")
+        ('1 trial', '2 trials')
+    """
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def number(count: float) -> str:
@@ -32,7 +42,7 @@ def value(name: str, x: float) -> str:
     if name == "memory":
         count = number(x)
         return f"{count} B" if count[-1].isdigit() else f"{count[:-1]} {count[-1]}B"
-    if name in {"latency", "batch_latency"}:
+    if name.endswith("latency"):
         return f"{x:.3g} ms"
     if name in {"parameters", "flops"}:
         return number(x)

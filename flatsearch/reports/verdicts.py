@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flatsearch.analysis.correlations import MIN_TRIALS_GAIN
 from flatsearch.record import LeastAccuracy
+from flatsearch.reports.text import count_of
 from flatsearch.signals.table import SIGNALS
 from flatsearch.spaces.words import short_form
 
@@ -121,7 +122,7 @@ def headlines(summary: StudySummary) -> list[str]:
         found.append(f"Flatness: {_use(summary.gain[0])}")
     elif complete and any("flatness" in trial.metrics for trial in summary.trials):
         found.append(
-            f"Flatness: {complete} trials that were trained to the end are too few to say of what"
+            f"Flatness: {count_of(complete, 'trial')} trained to the end: too few to say of what"
             f" use it is; it takes {MIN_TRIALS_GAIN}."
         )
     return found
@@ -213,27 +214,28 @@ def _pruning(pruning: PruningEffect) -> list[str]:
         return ["No trial was pruned yet: the pruner is still learning, or found none to prune."]
     what = "Pruning stopped" if pruning.parked < pruning.pruned else "Parking stopped"
     found = [
-        f"{what} {pruning.pruned} trials and saved {pruning.epochs_saved} of"
+        f"{what} {count_of(pruning.pruned, 'trial')} and saved {pruning.epochs_saved} of"
         f" {total} epochs ({pruning.epochs_saved / total:.0%})."
     ]
     if pruning.spared:
         found.append(
-            f"Of {pruning.spared} trials that would have been parked after the first rung but went"
-            f" on for the audit, {pruning.acquitted} were among the best of the next one."
+            f"Of {count_of(pruning.spared, 'trial')} that would have been parked after the first"
+            f" rung but went on for the audit, {pruning.acquitted} were among the best of"
+            " the next one."
         )
     if pruning.audited:
         best = "on the front"
         if pruning.best is not None:
             best = f"among the best {pruning.best:.0%}"
         found.append(
-            f"Of {pruning.audited} trials that would have been pruned but were run on,"
+            f"Of {count_of(pruning.audited, 'trial')} that would have been pruned but went on,"
             f" {pruning.wrong} ended {best}: of the pruned ones,"
             f" {pruning.low:.0%} to {pruning.high:.0%} would have (95% interval)."
         )
     if pruning.suspended:
         found.append(
-            f"Pruning was suspended for {pruning.suspended} trials: more audited ones were good"
-            " than predicted."
+            f"Pruning was suspended for {count_of(pruning.suspended, 'trial')}: more audited ones"
+            " were good than predicted."
         )
     return found
 

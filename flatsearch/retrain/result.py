@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flatsearch.analysis.paired import Estimate
     from flatsearch.training.evaluation import Scores
 
-__all__ = ["FinalTraining", "SeedResult", "Validated"]
+__all__ = ["RESULTS", "FinalTraining", "SeedResult", "Validated", "read_results"]
+
+# The file beside the trained networks that says what they did.
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class FinalTraining:
         class_names: One per class.
         earlier: Earlier looks at the test split on this study, as (trial, accuracy).
         diverged: Networks whose training left the finite numbers, a line each.
+        data: What was read, in a line.
     """
 
     trial: int
@@ -89,8 +95,22 @@ class FinalTraining:
     class_names: tuple[str, ...]
     earlier: tuple[tuple[int, float], ...]
     diverged: tuple[str, ...] = ()
+    data: str = ""
 
     @property
     def model(self) -> str:
         """The file of the model to ship: the first network's."""
         return self.seeds[0].file
+
+
+def read_results(model: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return what a final training said, of all and of one of its networks, by attributes' names.
+
+    None for a model that is of no final training.
+    """
+    file = model.parent / RESULTS
+    if not file.is_file():
+        return None
+    final: dict[str, Any] = json.loads(file.read_text())
+    own = (seed for seed in final["seeds"] if Path(seed["file"]).name == model.name)
+    return next(((final, seed) for seed in own), None)

@@ -28,7 +28,7 @@ from flatsearch.networks.cost import count_parameters
 from flatsearch.record import FinalTest, StudyRecord, write_study
 from flatsearch.retrain.checkpoint import SeedTraining
 from flatsearch.retrain.ranking import CRITERION, look_at, rank
-from flatsearch.retrain.result import FinalTraining, SeedResult, Validated
+from flatsearch.retrain.result import RESULTS, FinalTraining, SeedResult, Validated
 from flatsearch.spaces.registry import load_space
 from flatsearch.spaces.space import build_model
 from flatsearch.training.evaluation import accuracy_interval, score
@@ -162,7 +162,7 @@ def retrain(
         COUNT.check(name, value)
     choices = [choice] if isinstance(choice, Choice) else list(choice)
     hold_out = _holds_out(choices, seeds, hold_out)
-    results = folder / "results.json"
+    results = folder / RESULTS
     if results.exists() and not force:
         raise UsageError(f"{str(folder)!r} holds a finished training; `force` overwrites it")
     known.check_data(data)
@@ -307,10 +307,11 @@ def _finish(
         class_names=data.class_names,
         earlier=tuple((test.trial, test.accuracy) for test in earlier),
         diverged=diverged,
+        data=str(data),
     )
     part = folder / "results.part"
     part.write_text(json.dumps(asdict(final), indent=1) + "\n")
-    part.replace(folder / "results.json")
+    part.replace(folder / RESULTS)
     return final
 
 

@@ -17,6 +17,7 @@ from flatsearch.data.splits import ImageData
 from flatsearch.device import resolve_device
 from flatsearch.errors import DivergedError, NonFiniteError, SettingsError, unknown_name
 from flatsearch.networks.cost import excess, measure_cost, over_limit
+from flatsearch.networks.onnx import require_onnx
 from flatsearch.pruners.reporting import mark_pruned
 from flatsearch.record import (
     FINISHED,
@@ -95,6 +96,7 @@ class FlatnessObjective:
 
     Raises:
         SettingsError: If a setting is out of range.
+        UsageError: If a package is missing that an objective needs.
 
     Example:
         >>> objective = FlatnessObjective("resnet_small", "digits", epochs=1)
@@ -124,6 +126,8 @@ class FlatnessObjective:
         if epochs is not None:
             settings = dataclasses.replace(settings, epochs=epochs)
         self.settings = settings
+        if "onnx_latency" in {*settings.objectives, *settings.limits}:
+            require_onnx()
         if isinstance(space, str):
             self.space_reference, self.space = space, load_space(space)
         else:

@@ -35,6 +35,9 @@ class Limits(SettingsRecord):
     max_memory: int | None = _limit(COUNTED, "bytes of one image's activations, e.g. 2M", "BYTES")
     max_latency: float | None = _limit(_TIMED, "time for one image, e.g. 2ms", "TIME")
     max_batch_latency: float | None = _limit(_TIMED, "time for 64 images, e.g. 50ms", "TIME")
+    max_onnx_latency: float | None = _limit(
+        _TIMED, "time for one image as ONNX in onnxruntime on the CPU, e.g. 1ms", "TIME"
+    )
 
     @property
     def limits(self) -> dict[str, float]:

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from flatsearch.data.splits import Split
 
-__all__ = ["Scores", "accuracy_interval", "calibration_error", "evaluate", "per_image", "score"]
+__all__ = [
+    "Scores",
+    "accuracy_interval",
+    "calibration_error",
+    "evaluate",
+    "per_image",
+    "score",
+    "scores_of",
+]
 
 _BATCH = 512
 _BINS = 15
@@ -118,11 +126,16 @@ def score(model: nn.Module, split: Split) -> Scores:
     """
     model.eval()
     logits = torch.cat([model(x).double() for x, _ in split.batches(_BATCH)])
-    targets, classes = split.targets, logits.shape[1]
+    return scores_of(logits, split.targets)
+
+
+def scores_of(logits: Tensor, targets: Tensor) -> Scores:
+    """Return the scores of logits (N, K), float64, for the true classes (N,)."""
+    classes = logits.shape[1]
     counts = torch.bincount(targets * classes + logits.argmax(1), minlength=classes**2)
     return Scores(
         accuracy=float((logits.argmax(1) == targets).double().mean()),
-        loss=float(torch.nn.functional.cross_entropy(logits, targets)),
+        loss=float(F.cross_entropy(logits, targets)),
         calibration_error=calibration_error(logits.softmax(1), targets),
         confusion=tuple(map(tuple, counts.view(classes, classes).tolist())),
         n_samples=len(targets),

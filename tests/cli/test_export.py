@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,25 @@ def test_what_was_trained_last_is_exported(learnt: Path) -> None:
         assert f"trial {number} (trained last), after its final training" in out
         assert f"written: s-trial-{number}.pt2" in out
     assert "trial 1 (as asked for), after" in call("export", "--trial", "1", "--force").out
+
+
+def test_the_card_and_the_file_of_eight_bits(learnt: Path) -> None:
+    """The search's model is scored on validation images, a trained one on the test images."""
+    out = call("export", "--trial", "1", "--format", "onnx-int8").out
+    assert re.search(
+        r"accuracy on 288 validation images: 0\.\d{3} \(95%.*of the float model 0", out
+    )
+    text = Path("README.md").read_text()
+    assert "This file on 288 validation images" in text
+    assert "The float model on 288 validation images" in text
+    assert "Search space ./my_space.py:Learns on digits, 3 epochs per trial." in text
+    call("train", "--trial", "1", "--epochs", "1")
+    found = json.loads(call("export", "--out", "t-int8.onnx", "--json").out)
+    assert (found["split"], found["images"], found["card"]) == ("test", 360, "t-int8.onnx.md")
+    assert f"images: {found['accuracy']:.3f} (95% interval" in Path("t-int8.onnx.md").read_text()
+    assert "digits: 1149 training" in Path("t-int8.onnx.md").read_text()
+    err = call("export", "--model", "m.pt", "--format", "onnx-int8", code=2).err
+    assert "name the study in the place of --model" in err
 
 
 @pytest.fixture
@@ -129,6 +149,15 @@ def test_photos_and_deep_images(model: str) -> None:
 )
 def test_wrong_use(untouched: Path, arguments: list[str], message: str) -> None:
     assert message in call("export", *arguments, code=2).err
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["--trial"], ["s", "t"]])
+def test_a_wrong_command_line_is_json_too(untouched: Path, arguments: list[str]) -> None:
+    done = call("export", "--json", *arguments, code=2)
+    told = json.loads(done.out)
+    assert told["type"] == "UsageError"
+    assert done.err == f"flatsearch export: error: {told['error']}\n"
+    assert not call("export", *arguments, code=2).out
 
 
 def test_errors_are_json_where_results_are(untouched: Path) -> None:

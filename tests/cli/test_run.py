@@ -243,6 +243,7 @@ def test_parked_trials_go_on() -> None:
     assert f"goes on as trial {3}" in call("report").out
     assert [len(trial["epochs"]) for trial in fields["trials"]] == [1, 1, 1, 2]
     assert fields["trials"][first]["parked"] == 1
+    assert "begun as" in call("report").out
     assert fields["pareto_front"] == [3]
     again = call(*options, "--trials", "1").err
     assert "resuming study 'MySpace-digits' (finished trials: 3)" in again

@@ -39,6 +39,7 @@ def test_several_trials(learnt: Path) -> None:
     assert "by the lowest validation loss of 2" in done.out
     assert "validation loss" in done.out
     assert "noise loss" in done.out
+    assert not call("train", "--trials", "0,1", "--epochs", "1", "--force", "--quiet").err
     compare = done.out.strip().splitlines()[-1].split()
     assert compare[:2] == ["flatsearch", "compare"]
     assert "--seed" not in compare  # the default

@@ -9,6 +9,7 @@ import optuna
 import pytest
 from rich.console import Console
 
+from flatsearch import OneRungPromoter
 from flatsearch.reports.plan import Plan
 from flatsearch.reports.progress import Progress
 from flatsearch.settings import RunOptions, RunSettings
@@ -47,7 +48,7 @@ def began(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
             "20 trials at most 13 min; `timeout` 6.7 min is enough for 10 trials, or for"
             " `epochs` 4, or for `image_size` 45 in place of 64",
         ),
-        (40, 1, "`timeout` 40 s is enough for 1 trials, or for `image_size` 14 in place of"),
+        (40, 1, "`timeout` 40 s is enough for 1 trial, or for `image_size` 14 in place of"),
     ],
 )
 def test_the_first_epoch_says_how_long_it_takes(
@@ -57,12 +58,24 @@ def test_the_first_epoch_says_how_long_it_takes(
     planned = plan(study, timeout)
     planned._began -= timedelta(seconds=60)
     trial = optuna.Trial(study, 0)
-    began(10.0, monkeypatch)
-    text = planned.first_epoch(trial, 2)
+    began(5.0, monkeypatch)
+    text = planned.first_epoch(trial)
     assert text.startswith("plan: an epoch takes about 5 s, so a trial of 8 at most 40 s, and ")
     assert said in text
     assert text.endswith(said) or timeout == 40
-    assert not planned.first_epoch(trial, 3)  # once
+    assert not planned.first_epoch(trial)  # once
+
+
+def test_the_plan_knows_what_a_pruner_promotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_with(0)
+    study.pruner = OneRungPromoter(promote=0.25)
+    planned = plan(study, 205)
+    planned._began -= timedelta(seconds=60)
+    began(5.0, monkeypatch)
+    text = planned.first_epoch(optuna.Trial(study, 0))
+    # 20 (1 + 7 / 4) epochs of 5 s; of 5 epochs it is 20 (1 + 4 / 4) of them
+    assert "a trial of 8 at most 40 s, and 20 trials about 4.6 min; `timeout` 3.4 min" in text
+    assert "is enough for 14 trials, or for `epochs` 5, or for `image_size`" in text
 
 
 def test_what_is_left_is_told_by_what_was_finished() -> None:

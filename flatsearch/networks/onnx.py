@@ -1,0 +1,113 @@
+"""Networks as ONNX, and how fast onnxruntime runs them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flatsearch.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+__all__ = ["open_session", "quantise", "require_onnx", "to_onnx"]
+
+# Images at a time when it is seen what ranges the numbers in a network have.
+_BATCH = 64
+
+
+def require_onnx() -> None:
+    """Refuse to go on where a package that ONNX needs is missing.
+
+    Raises:
+        UsageError: If one is; names it and the extra that brings it.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise UsageError(
+            f"ONNX needs the package {error.name!r}: pip install 'flatsearch[onnx]'"
+        ) from None
+
+
+def to_onnx(model: nn.Module, images: Tensor) -> Any:
+    """Return a network in eval mode as an ONNX model, for batches of any size.
+
+    Args:
+        model: From images to logits; left as it is.
+        images: An example of at least 2, (N, C, H, W), on the CPU.
+
+    Returns:
+        An `onnx.ModelProto` with the input "images" and the output "logits".
+
+    Raises:
+        UsageError: If a package is missing.
+    """
+    require_onnx()
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it tells how it goes about it
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own deprecations
+            exported: Any = torch.onnx.export(
+                copy.deepcopy(model).cpu().eval(),
+                (images,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                verbose=False,
+            )
+    finally:
+        log.setLevel(level)
+    return exported.model_proto
+
+
+def quantise(model: Any, images: np.ndarray[Any, Any]) -> Any:
+    """Return an ONNX model with weights and activations of 8 bits.
+
+    onnxruntime's static quantisation: weights by channel, activations by the smallest and largest
+    values on the images, both as signed integers around which operations stay as they are.
+
+    Args:
+        model: From `to_onnx`.
+        images: What it is calibrated on, (N, C, H, W) in float32.
+
+    Returns:
+        An `onnx.ModelProto` with the same input and output.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    batches = iter([{"images": images[i : i + _BATCH]} for i in range(0, len(images), _BATCH)])
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> Any:
+            return next(batches, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("float.onnx", "folded.onnx", "int8.onnx")]
+        onnx.save(model, str(files[0]))
+        quant_pre_process(str(files[0]), str(files[1]), skip_symbolic_shape=True)
+        quantize_static(str(files[1]), str(files[2]), Reader(), per_channel=True)
+        return onnx.load(str(files[2]))
+
+
+def open_session(model: str | bytes) -> Any:
+    """Return onnxruntime's session of a file or its bytes, on as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

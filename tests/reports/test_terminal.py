@@ -1,0 +1,93 @@
+"""What the terminal shows is whole on 80 columns."""
+
+from __future__ import annotations
+
+import io
+
+import optuna
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from flatsearch import GapCnn, record, relative_flatness
+from flatsearch.analysis.paired import Estimate
+from flatsearch.analysis.summary import summarise
+from flatsearch.record.promotion import Promotion
+from flatsearch.reports.tables import all_trials, best_trials
+from flatsearch.reports.terminal import print_final, print_flatness
+from flatsearch.retrain.result import FinalTraining, SeedResult, Validated
+from flatsearch.training.evaluation import Scores
+from tests.cases import add, study_of
+
+
+def final(classes: int) -> FinalTraining:
+    confusion = tuple(
+        tuple(100 * (i == j) + (i < j) for j in range(classes)) for i in range(classes)
+    )
+    scores = Scores(0.9512, 0.1234, 0.0456, confusion, 100 * classes)
+    loss, accuracy = Estimate(0.1111, 0.02, 0.07, 0.15), Estimate(0.95, 0.01, 0.93, 0.97)
+    seeds = tuple(
+        SeedResult(
+            trial, 0, f"models/trial-{trial}-seed-0.pt", scores, 123.4, 56.7, 0.0123, 0.00456, 0.3,
+            Validated(loss, accuracy, loss if trial else None),
+        )
+        for trial in (0, 1)
+    )  # fmt: skip
+    names = tuple(f"class-number-{i}" for i in range(classes))
+    return FinalTraining(0, "", "the loss", 40, 0.95, 0.9, 0.99, None, seeds, names, ())
+
+
+@pytest.mark.parametrize("classes", [3, 12])
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_final_training_is_not_cut(classes: int, width: int) -> None:
+    out = io.StringIO()
+    print_final(final(classes), Console(file=out, width=width))
+    text = out.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for number in (
+        "0.9512",
+        "0.1234",
+        "0.0456",
+        "123 ± 57",
+        "0.0123 ± 0.0046",
+        "trial-1-seed-0.pt",
+    ):
+        assert number in text
+    assert ("most frequent confusions" in text) == (classes == 12 and width == 80)
+
+
+def test_a_measurement_is_not_cut() -> None:
+    features = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    model = nn.Sequential()
+    model.add_module("a_long_name_that_needs_its_room", GapCnn(features, 2, 3))
+    data = torch.randn(6, 1, 4, 4), torch.arange(6) % 3
+    result = relative_flatness(model.eval(), data, layers="all")
+    out = io.StringIO()
+    print_flatness(result, Console(file=out, width=80))
+    assert "…" not in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+
+
+def test_which_trial_goes_on_with_which() -> None:
+    study = study_of("accuracy", "flatness")
+    add(study, [(0.5, 4.0)])
+    add(study, [(0.6, 4.0)])
+    assert best_trials(summarise(study), 5).heads[1] == "accuracy"
+    trial = study.ask()
+    goes_on = Promotion(1, 1, 8)
+    record.write_trial(trial, promotion=goes_on, metrics={"accuracy": 0.9, "flatness": 3.0})
+    study.tell(trial, (0.9, 3.0))
+    table = best_trials(summarise(study), 5)
+    assert table.heads[:2] == ("trial", "begun as")
+    assert [row[:2] for row in table.rows] == [("2", "1"), ("0", "")]
+
+
+def test_a_parked_trial_says_so_once() -> None:
+    study = study_of("accuracy", "flatness")
+    trial = study.ask()
+    record.write_trial(trial, parked=1, stopped="parked after epoch 1 of 8")
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    (row,) = all_trials(summarise(study)).rows
+    assert row[-1] == "parked after epoch 1 of 8"
