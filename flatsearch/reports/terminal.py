@@ -55,8 +55,9 @@ def _empty(title: str, heads: Sequence[str]) -> Table:
     )
     for index, head in enumerate(heads):
         last = index == len(heads) - 1
-        justify = "left" if last else "right"
-        table.add_column(head, justify=justify, no_wrap=not last, overflow="fold")
+        table.add_column(
+            head, justify="left" if last else "right", no_wrap=not last, overflow="fold"
+        )
     return table
 
 
