@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from flatsearch.errors import UsageError
 from flatsearch.settings import REQUIRED, Setting, SettingsRecord
 from flatsearch.settings.values import Choice, Names, Switch
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Command", "Parser", "WrongUseError", "in_options"]
 
 
-class WrongUseError(UsageError):
+class WrongUseError(Exception):
     """The command line is wrong: which program says so, and why."""
 
 
