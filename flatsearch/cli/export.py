@@ -112,13 +112,17 @@ def _scored(
 
     The test images are for networks that were tested before.
     """
+    import torch
+
     from flatsearch.export.classifier import load
     from flatsearch.retrain.result import read_results
-    from flatsearch.training.evaluation import score, scores_of
+    from flatsearch.training.evaluation import EVALUATION_BATCH, score, scores_of
 
     name = "validation" if read_results(chosen.file) is None else "test"
     split = getattr(data, name)
-    return scores_of(load(file)(split.images).double(), split.targets), score(model, split), name
+    classifier = load(file)
+    logits = torch.cat([classifier(part.pixels()) for part in split.parts(EVALUATION_BATCH)])
+    return scores_of(logits.double(), split.targets), score(model, split), name
 
 
 def _chosen(

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from flatsearch.cli.shared import PREPROCESSING
+from flatsearch.data.splits import IMAGENET
 from flatsearch.errors import UsageError, unknown_name
-from flatsearch.export.checkpoint import load_model, read_tensors
+from flatsearch.export.checkpoint import load_model
 from flatsearch.export.programs import load_exported
+from flatsearch.export.published import published_network
 from flatsearch.networks.inference import eval_mode
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ __all__ = ["Loaded", "load_with_images"]
 _TORCHVISION = "torchvision:"
 # The most images by which ways to prepare them are told apart.
 _TRIED = 128
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Loaded(NamedTuple):
@@ -134,7 +135,7 @@ def _preparation(
             inputs = inputs / scale
         inputs = inputs.expand(-1, colours, -1, -1)
         if name == "imagenet" and inputs.shape[1] == 3:
-            mean, std = (inputs.new_tensor(v).view(1, -1, 1, 1) for v in _IMAGENET)
+            mean, std = (inputs.new_tensor(v).view(1, -1, 1, 1) for v in IMAGENET)
             inputs = (inputs - mean) / std
         return inputs.contiguous(), targets
 
@@ -187,43 +188,9 @@ def _torchvision(
     known = models.list_models(module=models)
     if name not in known:
         raise UsageError(unknown_name("torchvision model", name, known))
-    if weights is not None and Path(weights).exists():
-        return _with_state(name, Path(weights)), ""
     if weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = models.get_model(name, num_classes=images.num_classes)
         return network, "the model's weights are random; --weights DEFAULT loads trained ones"
-    try:
-        return models.get_model(name, weights=weights), ""
-    except (KeyError, ValueError):
-        accepted = ["DEFAULT", *(weight.name for weight in models.get_model_weights(name))]
-        message = unknown_name(f"weights of {name}", weights, accepted, also="; or a file")
-        raise UsageError(message) from None
-
-
-def _with_state(name: str, path: Path) -> nn.Module:
-    """Return a torchvision network with the weights of a state-dictionary file."""
-    from torchvision import models
-
-    state = read_tensors(path, "a file of weights")
-    # Training scripts wrap the weights beside the optimiser's state.
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UsageError(f"{str(path)!r} is not a state dictionary of tensors")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    # The last tensor of two dimensions, or of four in networks without a linear layer, has one
-    # row per class.
-    kernels = [v for v in state.values() if v.ndim in {2, 4}]
-    classes = len(kernels[-1]) if kernels else 0
-    try:
-        network = models.get_model(name, num_classes=classes)
-        network.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"{str(path)!r} holds other weights than those of {name}:"
-            f" {' '.join(str(error).split())[:200]}"
-        ) from None
-    return network
+    return published_network(name, weights), ""

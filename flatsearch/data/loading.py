@@ -43,6 +43,7 @@ def load_data(
     validation_fraction: float = 0.2,
     probe_size: int = 256,
     seed: int = 0,
+    normalisation: str | None = None,
     root: str | Path = "data",
     memory: int | None = None,
     device: torch.device | str = "cpu",
@@ -66,6 +67,7 @@ def load_data(
         validation_fraction: Of the training data, in (0, 1).
         probe_size: Training images kept as the probe; all of them where there are fewer.
         seed: Of validation split and probe; a drawn test split does not depend on it.
+        normalisation: What pixels are normalised by; see `ImageData.normalised`.
         root: Where torchvision's files are, or go, and the file of images that are too large for
             the memory.
         memory: The most bytes of pixels to keep in memory, half of what is free where None; those
@@ -146,7 +148,7 @@ def load_data(
     )
     for remark in data.remarks:
         _log.warning("data %s: %s", name, remark)
-    return data.to(device)
+    return data.normalised(normalisation).to(device)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 from flatsearch.data.stored import StoredImages, in_chunks, n_bytes, read_ahead
+from flatsearch.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Augmentation", "ImageData", "Split"]
+__all__ = ["IMAGENET", "Augmentation", "ImageData", "Split"]
 
+# Mean and standard deviation of ImageNet's colours, from 0 to 1.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+_SPLITS = ("train", "validation", "test", "probe")
 # Classes that are named in the line about a data set.
 _MOST_NAMED = 5
 
@@ -263,6 +268,30 @@ class ImageData:
         margin: float = 3 * (share * (1 - share) / n) ** 0.5
         return share + min(margin, (1 - share) / 2)
 
+    def normalised(self, kind: str | None) -> ImageData:
+        """Return the data with other numbers that pixels are normalised by.
+
+        Args:
+            kind: "imagenet" for those that published weights of torchvision were trained with (of
+                gray images their means over the colours); None or "data" for these images' own.
+
+        Raises:
+            DataError: If the images have other pixels than published weights are for.
+        """
+        if kind in {None, "data"}:
+            return self
+        if self.pixels != "uint8" or self.in_channels not in {1, 3}:
+            raise DataError(
+                "normalising as for ImageNet is for gray or RGB images of 8 bits, but data"
+                f" {self.name!r} has {self.in_channels} channels of {self.pixels}"
+            )
+        mean, std = (255 * torch.tensor(v, device=self.train.mean.device) for v in IMAGENET)
+        if self.in_channels == 1:
+            mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+        numbers = {"mean": mean.view(1, -1, 1, 1), "std": std.view(1, -1, 1, 1)}
+        splits = {n: dataclasses.replace(getattr(self, n), **numbers) for n in _SPLITS}
+        return dataclasses.replace(self, **splits)
+
     def to(self, device: torch.device | str) -> ImageData:
         """Return the data with every split on a device.
 
@@ -270,8 +299,7 @@ class ImageData:
         batches are moved.
         """
         where = torch.device(device)
-        names = ("train", "validation", "test", "probe")
-        splits: dict[str, Any] = {name: getattr(self, name) for name in names}
+        splits: dict[str, Any] = {name: getattr(self, name) for name in _SPLITS}
         images = [split.images for split in splits.values() if split.images.device != where]
         fit = where.type != "cuda" or 2 * n_bytes(images) <= torch.cuda.mem_get_info(where)[0]
         moved = {n: split.to(where, images=fit or n == "probe") for n, split in splits.items()}

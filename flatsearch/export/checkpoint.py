@@ -50,6 +50,8 @@ def build_from_card(card: ModelCard, state: dict[str, Tensor], path: Path) -> nn
             f"{str(path)!r} needs its search space {card.space!r} (a .pt2 or .onnx export would"
             f" not): {error}"
         ) from None
+    # The weights that training began with are not needed any more.
+    space = getattr(space, "untrained", lambda: space)()
     model = build_model(
         space,
         Architecture.from_json(card.architecture),

@@ -190,7 +190,7 @@ def _write_onnx(model: Deployed, card: ModelCard, path: Path) -> None:
 def _write_int8(model: Deployed, card: ModelCard, path: Path, train: Split | None) -> None:
     if train is None:
         raise UsageError("onnx-int8 is calibrated on training images: give `train`")
-    images = train.sample(_CALIBRATION, seed=0).images.float().cpu().numpy()
+    images = train.sample(_CALIBRATION, seed=0).pixels().float().cpu().numpy()
     _save_onnx(quantise(to_onnx(model, random_images(card, 2)), images), card, path)
 
 

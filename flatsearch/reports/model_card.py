@@ -202,7 +202,8 @@ def _accuracy(origin: Origin, names: Sequence[str]) -> list[str]:
         n, what = scores.n_samples, "The float model" if lines else "Accuracy"
         lines.append(
             f"{what} on {n} test images, which nothing was trained on or chosen by:"
-            f" {within(scores.accuracy, n)}; mean cross-entropy {scores.loss:.3f}, calibration"
+            f" {within(scores.accuracy, n)}; mean over classes {scores.balanced_accuracy:.3f},"
+            f" mean cross-entropy {scores.loss:.3f}, calibration"
             f" error {scores.calibration_error:.3f}."
         )
     elif origin.validated is not None:

@@ -247,9 +247,13 @@ def tested(final: FinalTraining) -> str:
     spread = "" if final.spread is None else f", standard deviation {final.spread:.4f}"
     trial = "" if networks == len(final.seeds) else f" of trial {final.trial}"
     of = f" (mean of {networks} networks{trial}{spread})" if networks > 1 else trial
+    first = final.seeds[0].test
+    balanced = ""
+    if first.uneven:
+        balanced = f"; mean over classes of uneven size {first.balanced_accuracy:.4f}"
     return (
         f"test accuracy {final.accuracy:.4f} [{final.low:.4f}, {final.high:.4f}]{of},"
-        f" {n} images, {final.epochs} epochs"
+        f" {n} images, {final.epochs} epochs{balanced}"
     )
 
 

@@ -125,21 +125,25 @@ class FlatnessObjective:
             settings = dataclasses.replace(settings, objectives=named)
         if epochs is not None:
             settings = dataclasses.replace(settings, epochs=epochs)
-        self.settings = settings
         if "onnx_latency" in {*settings.objectives, *settings.limits}:
             require_onnx()
         if isinstance(space, str):
             self.space_reference, self.space = space, load_space(space)
         else:
-            self.space_reference = f"{type(space).__module__}:{type(space).__qualname__}"
+            own = f"{type(space).__module__}:{type(space).__qualname__}"
+            self.space_reference = getattr(space, "reference", own)
             self.space = space
+        if settings.normalisation is None:
+            wanted = getattr(self.space, "normalisation", None)
+            settings = dataclasses.replace(settings, normalisation=wanted)
+        self.settings = settings
         if prune_mode not in {"hard", "soft"}:
             raise SettingsError(unknown_name("prune mode", str(prune_mode), ("hard", "soft")))
         self._soft = prune_mode == "soft"
         self.device = resolve_device(device)
         if not isinstance(data, ImageData):
             data = load_data(data, **settings.data_options())
-        self.data = data.to(self.device)
+        self.data = data.normalised(settings.normalisation).to(self.device)
         self._candidates = Candidates(self.space, self.data, settings)
         self._files: TrialFiles | None = None
         if artifact_store is not None:

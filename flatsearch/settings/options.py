@@ -197,7 +197,7 @@ class RunOptions(SettingsRecord):
             >>> RunOptions(space="./my_space.py:MySpace", data="/home/me/photos/").study_name
             'MySpace-photos'
         """
-        parts = (self.space.rpartition(":")[2], Path(self.data).stem or self.data)
+        parts = (self.space.partition(",")[0].rpartition(":")[2], Path(self.data).stem or self.data)
         return self.study or "-".join(map(file_name, parts))
 
     @property

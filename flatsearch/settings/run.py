@@ -20,7 +20,7 @@ BUDGET = "budget"
 _TRAINING = "training"
 _MEASURING = "data and measuring"
 # The settings that `flatsearch.load_data` takes as arguments of the same names.
-_OF_THE_DATA = ("image_size", "validation_fraction", "probe_size", "seed")
+_OF_THE_DATA = ("image_size", "validation_fraction", "probe_size", "seed", "normalisation")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,14 @@ class RunSettings(Limits):
     )
     momentum: float = setting(
         0.9, Range(least=0, below=1), "Nesterov; 0 for plain SGD", group=_TRAINING, metavar="X"
+    )
+    class_weights: str = setting(
+        "none",
+        Choice("class weights", ("none", "balanced")),
+        "balanced: rare classes count in the training loss as much as frequent ones",
+        more="The weight of a class is the number of images over that of classes times its own."
+        " Accuracies and validation losses stay as they are",
+        group=_TRAINING,
     )
     augment: str = setting(
         "auto",
@@ -114,6 +122,13 @@ class RunSettings(Limits):
         unset="their own size, their median one if they differ; at most 64",
         group=_MEASURING,
         metavar="PIXELS",
+    )
+    normalisation: str | None = setting(
+        None,
+        Choice("normalisation", ("data", "imagenet")),
+        "mean and deviation that pixels are normalised by: of the training images, or of ImageNet",
+        unset="imagenet where networks begin with published weights, else data",
+        group=_MEASURING,
     )
     seed: int = setting(0, SEED, "seed of everything random", group=SEARCH, metavar="N")
     tune_recipe: bool = setting(

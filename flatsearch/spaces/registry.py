@@ -1,10 +1,11 @@
-"""Search spaces by name: entry points, ``pkg.mod:attr`` and ``file.py:attr``."""
+"""Search spaces by name: entry points, ``pkg.mod:attr`` and ``file.py:attr``, with arguments."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
@@ -87,13 +88,21 @@ def _attribute(module: object, name: str, where: str) -> Any:
 def space_identity(reference: str) -> tuple[str, str | None]:
     """Return what tells one search space from another, however it was referred to.
 
-    That is the reference without folders, and for a file the first digits of its SHA-256.
+    That is the reference without folders, and for files the first digits of their SHA-256.
     """
-    name, _, attribute = reference.rpartition(":")
-    if not name.endswith(".py"):
-        return reference, None
-    digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12]
-    return f"{Path(name).name}:{attribute}", digest
+    place, arguments = _parts(reference)
+    module, colon, attribute = place.rpartition(":")
+    name = Path(module).name if module.endswith(".py") else module
+    texts = [f"{name}{colon}{attribute}", *(f"{k}={Path(v).name}" for k, v in arguments.items())]
+    files = [Path(text) for text in (module, *arguments.values()) if text and Path(text).is_file()]
+    content = b"".join(file.read_bytes() for file in files)
+    return ",".join(texts), hashlib.sha256(content).hexdigest()[:12] if files else None
+
+
+def _parts(reference: str) -> tuple[str, dict[str, str]]:
+    """Return what is before the arguments of a reference, and these."""
+    place, *given = re.split(r",(?=\w+=)", reference)
+    return place, dict(text.split("=", 1) for text in given)
 
 
 def load_space(reference: str) -> SearchSpace:
@@ -101,7 +110,8 @@ def load_space(reference: str) -> SearchSpace:
 
     Args:
         reference: An installed space's name, ``"pkg.mod:attr"`` or ``"path/file.py:attr"``. The
-            attribute is a class, which is called without arguments, or a ready object.
+            attribute is a class, which is called without arguments, or a ready object. Arguments,
+            which are texts, follow with commas: ``"torchvision_zoo,weights=DEFAULT"``.
 
     Returns:
         The search space.
@@ -114,6 +124,8 @@ def load_space(reference: str) -> SearchSpace:
         >>> type(load_space("resnet_small")).__name__
         'ResNetSmall'
     """
+    whole = reference
+    reference, arguments = _parts(whole)
     module_name, colon, attribute = reference.rpartition(":")
     if reference.endswith(".py"):
         raise SpaceError(f"name the class too: {reference}:ClassName")
@@ -140,13 +152,15 @@ def load_space(reference: str) -> SearchSpace:
                 f" {type(error).__name__}: {error}"
             ) from error
         found = _attribute(module, attribute, f"module {module_name!r}")
-    return _instance(found, reference)
+    return _instance(found, whole, arguments)
 
 
-def _instance(found: Any, reference: str) -> SearchSpace:
+def _instance(found: Any, reference: str, arguments: dict[str, str]) -> SearchSpace:
+    if arguments and not isinstance(found, type):
+        raise SpaceError(f"search space {reference!r}: it is ready, and takes no arguments")
     if isinstance(found, type):
         try:
-            found = found()
+            found = found(**arguments)
         except Exception as error:
             raise SpaceError(
                 f"search space {reference!r}: {found.__name__}() failed:"

@@ -48,6 +48,23 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...]
     n_samples: int
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """The fraction right of a class, averaged over the classes that there are.
+
+        Example:
+            >>> round(Scores(0.9, 0.3, 0.0, ((17, 1), (1, 1)), 20).balanced_accuracy, 3)
+            0.722
+        """
+        rows = [(row[i], sum(row)) for i, row in enumerate(self.confusion) if sum(row)]
+        return sum(right / total for right, total in rows) / len(rows)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether a class has more than one and a half times as many images as another."""
+        totals = [sum(row) for row in self.confusion if sum(row)]
+        return max(totals) > 1.5 * min(totals)
+
 
 def accuracy_interval(accuracy: float, n: int) -> tuple[float, float]:
     """Return the 95% score interval (Wilson 1927) of an accuracy on n images.

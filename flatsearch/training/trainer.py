@@ -89,6 +89,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+def class_weights(data: ImageData) -> Tensor:
+    """Return the weight of every class in the training loss, (K,).
+
+        w_k = N / (K n_k)
+
+    with n_k of the N training images; 0 where there are none.
+    """
+    counts = torch.bincount(data.train.targets, minlength=data.num_classes).float()
+    weights = counts.sum() / (len(counts) * counts)
+    return torch.where(counts > 0, weights, 0.0)
+
+
 class Trainer:
     """Trains a model epoch by epoch, and can be stopped and gone on with after each.
 
@@ -101,8 +113,8 @@ class Trainer:
     Args:
         model: On the data's device; changed in place.
         data: Its training split is trained on.
-        settings: Epochs, batch size, learning rate, weight decay, momentum, augmentation,
-            precision, memory format, CUDA graphs.
+        settings: Epochs, batch size, learning rate, weight decay, momentum, augmentation, class
+            weights, precision, memory format, CUDA graphs.
         seed: Of batch order and augmentation.
         accumulate: Parts a batch is split into, whose gradients are added up: the same step with
             less memory, but for batch norm, which sees the parts.
@@ -132,6 +144,7 @@ class Trainer:
         self._model, self._split, self._settings = model, data.train, settings
         self._validation = data.validation
         self._accumulate, self._smoothing = accumulate, label_smoothing
+        self._weights = class_weights(data) if settings.class_weights == "balanced" else None
         self._on_batch, self._on_step = on_batch, on_step
         self._device = data.train.targets.device
         self._generator = torch.Generator(self._device).manual_seed(seed)
@@ -206,7 +219,9 @@ class Trainer:
         for images, targets in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
             with self.computation.autocast(self._device):
                 logits = self._model(images)
-                loss = F.cross_entropy(logits, targets, label_smoothing=self._smoothing)
+                loss = F.cross_entropy(
+                    logits, targets, self._weights, label_smoothing=self._smoothing
+                )
             share = len(targets) / len(y)
             self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             self._sums[0] += loss.detach().double() * len(targets)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flatsearch import DivergedError, GapCnn, RunSettings
 from flatsearch.data.splits import ImageData, Split
 from flatsearch.training.evaluation import evaluate
-from flatsearch.training.trainer import EpochResult, Trainer, train
+from flatsearch.training.trainer import EpochResult, Trainer, class_weights, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,6 +212,23 @@ def test_batches_larger_than_the_data() -> None:
     model = Recorder()
     list(train(model, data(20), settings(batch_size=1000, epochs=2), seed=0))
     assert [len(batch) for batch in model.batches] == [20, 20]
+
+
+def test_rare_classes_count_as_much_as_frequent_ones() -> None:
+    images = data()
+    targets = (torch.arange(96) % 6 == 0).long()  # 80 and 16
+    train = dataclasses.replace(images.train, targets=targets)
+    images = dataclasses.replace(images, train=train)
+    assert class_weights(images).tolist() == pytest.approx([96 / 160, 96 / 32])
+    model = net()
+    x, y = images.train.tensors()
+    balanced = settings(
+        class_weights="balanced", lr=1e-9, batch_size=96, augment="none", precision="float32"
+    )
+    trainer = Trainer(copy.deepcopy(model), images, balanced, seed=0)
+    losses = F.cross_entropy(model.train()(x), y, reduction="none")
+    each = [float(losses[y == k].mean().detach()) for k in (0, 1)]
+    assert trainer.epoch()[0] == pytest.approx(sum(each) / 2, rel=1e-4)
 
 
 def test_digits_are_learned(digits: ImageData) -> None:
