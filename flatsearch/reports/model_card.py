@@ -55,8 +55,10 @@ class Origin:
         scores: tuple[Scores, str] | None = None,
     ) -> None:
         self.summary, self.trial = summary, trial
-        results = read_results(model)
-        self.final, self.own = (None, None) if results is None else results
+        self.final: dict[str, Any] | None = None
+        self.own: dict[str, Any] | None = None
+        if (results := read_results(model)) is not None:
+            self.final, self.own = results
         self.file_scores = scores
         self.scores: tuple[Scores, str] | None = None
         # A number alone, where the search is all that has seen the network.

@@ -86,8 +86,9 @@ class Plan:
         epochs, pruner = self._settings.epochs, self._study.pruner
 
         def seconds(epochs: int) -> float:
-            promotes = isinstance(pruner, Promoter)
-            mean = pruner.mean_epochs(epochs, to_go) if promotes else epochs
+            mean: float = epochs
+            if isinstance(pruner, Promoter):
+                mean = pruner.mean_epochs(epochs, to_go)
             return epoch * mean * to_go / at_once
 
         whole = seconds(epochs)
