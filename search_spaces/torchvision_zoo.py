@@ -16,10 +16,9 @@ import torch
 from torch import nn
 from torchvision import models
 
-from flatsearch.errors import UsageError, unknown_name
-from flatsearch.export.published import published_network, replace_head
 from flatsearch.networks.gap_cnn import replace_stem
 from flatsearch.spaces.space import Architecture
+from flatsearch.spaces.weights import published_network, replace_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +66,7 @@ class TorchvisionZoo:
         reference: What `flatsearch.load_space` finds the space by.
 
     Raises:
-        UsageError: If a network is unknown, or a file is for several.
+        ValueError: If a network is unknown, or a file is for several.
 
     Example:
         >>> import optuna
@@ -82,9 +81,10 @@ class TorchvisionZoo:
         self._networks = sorted(_BUILDERS) if networks is None else networks.split("+")
         for network in self._networks:
             if network not in _BUILDERS:
-                raise UsageError(unknown_name("network", network, _BUILDERS))
+                known = ", ".join(sorted(_BUILDERS))
+                raise ValueError(f"unknown network {network!r}; known: {known}")
         if weights is not None and Path(weights).exists() and len(self._networks) > 1:
-            raise UsageError(f"`weights` {weights!r} is a file of one network: give `networks`")
+            raise ValueError(f"`weights` {weights!r} is a file of one network: give `networks`")
         self._weights = weights
         self.normalisation = None if weights is None else "imagenet"
         given = {"networks": networks, "weights": weights}

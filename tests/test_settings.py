@@ -48,6 +48,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"validation_fraction": 1}, "`validation_fraction` must be above 0 and below 1 but got 1"),
     ({"image_size": 3}, "`image_size` must be at least 4 but got 3"),
     ({"image_size": 0}, "`image_size` must be at least 4 but got 0"),
+    ({"normalisation": "mean"}, "unknown normalisation 'mean'; known: data, imagenet"),
+    ({"class_weights": "even"}, "unknown class weights 'even'; known: balanced, none"),
+    ({"max_onnx_latency": 0}, "`max_onnx_latency` must be above 0 but got 0"),
     ({"seed": -1}, "`seed` must be at least 0 and below 4294967296 but got -1"),
     ({"seed": 2**32}, "`seed` must be at least 0 and below 4294967296 but got 4294967296"),
     ({"epochs": 2.0}, "`epochs` must be a whole number but got 2.0"),
@@ -76,6 +79,7 @@ REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
         ({name: 0}, f"`{name}` must be at least 1 but got 0")
         for name in ("trials", "workers", "max_failures")
     ),
+    ({"data_memory": 0}, "`data_memory` must be above 0 but got 0"),
     ({"timeout": 0}, "`timeout` must be above 0 but got 0"),
     ({"timeout": float("inf")}, "`timeout` must be a finite Python number but got inf"),
     ({"sampler": "tpo"}, "unknown sampler 'tpo' (did you mean 'tpe'?); known: gp, nsga2, random"),
@@ -173,7 +177,7 @@ def test_data_options_are_the_arguments_of_load_data_with_the_same_defaults() ->
     arguments = inspect.signature(load_data).parameters
     options = RunSettings().data_options()
     assert options == {name: arguments[name].default for name in options}
-    assert set(arguments) == {"source", "root", "device", *options}
+    assert set(arguments) == {"source", "root", "memory", "device", *options}
 
 
 def test_a_setting_is_one_field() -> None:

@@ -13,8 +13,8 @@ from flatsearch.data.splits import IMAGENET
 from flatsearch.errors import UsageError, unknown_name
 from flatsearch.export.checkpoint import load_model
 from flatsearch.export.programs import load_exported
-from flatsearch.export.published import published_network
 from flatsearch.networks.inference import eval_mode
+from flatsearch.spaces.weights import published_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,9 @@ from flatsearch.errors import SpaceError, UsageError
 from flatsearch.export.card import VERSION, ModelCard
 from flatsearch.spaces.registry import load_space
 from flatsearch.spaces.space import Architecture, build_model
+from flatsearch.spaces.weights import read_tensors
 
-__all__ = ["build_from_card", "load_model", "read_tensors", "save_model"]
+__all__ = ["build_from_card", "load_model", "save_model"]
 
 _FORMAT = "flatsearch-model"
 
@@ -67,20 +67,6 @@ def build_from_card(card: ModelCard, state: dict[str, Tensor], path: Path) -> nn
             f" {' '.join(str(error).split())[:200]}"
         ) from None
     return model.eval()
-
-
-def read_tensors(path: Path, what: str) -> Any:
-    """Return the tensors and plain values that `torch.save` wrote; no pickled code is run.
-
-    Raises:
-        UsageError: If it cannot be read: then the file is not `what` it should be.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way inside the unpickler
-        raise UsageError(
-            f"{str(path)!r} is not {what}: {type(error).__name__} while reading it"
-        ) from None
 
 
 def _read(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:

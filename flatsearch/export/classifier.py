@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from flatsearch.data.images import Form, ImageItems
 from flatsearch.errors import UsageError
 from flatsearch.export.card import METADATA, STATE_DICT, ModelCard
-from flatsearch.export.checkpoint import build_from_card, load_model, read_tensors
+from flatsearch.export.checkpoint import build_from_card, load_model
 from flatsearch.export.programs import read_program
+from flatsearch.spaces.weights import read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
     from flatsearch.data.splits import Split
 
-__all__ = ["FORMATS", "Deployed", "choose_format", "export_model", "random_images"]
+__all__ = [
+    "FORMATS",
+    "Deployed",
+    "choose_format",
+    "export_model",
+    "random_images",
+    "require_onnx",
+]
 
 # Format: ending.
 FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "onnx-int8": "-int8.onnx", "state_dict": STATE_DICT}
@@ -135,6 +142,8 @@ def export_model(
         "onnx-int8": lambda model, card, path: _write_int8(model, card, path, train),
         "state_dict": _write_state_dict,
     }
+    if kind.startswith("onnx"):
+        require_onnx()
     if kind not in writers:
         raise UsageError(unknown_name("format", kind, FORMATS))
     targets = [path, path.with_suffix(".json")] if kind == "state_dict" else [path]
@@ -181,6 +190,22 @@ def _write_pt2(model: Deployed, card: ModelCard, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(model, example, dynamic_shapes=({0: batch},))
     torch.export.save(program, path, extra_files={METADATA: card.to_json()})
+
+
+def require_onnx() -> None:
+    """Refuse to go on where a package that ONNX needs is missing.
+
+    Raises:
+        UsageError: If one is; names it and the extra that brings it.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise UsageError(
+            f"ONNX needs the package {error.name!r}: pip install 'flatsearch[onnx]'"
+        ) from None
 
 
 def _write_onnx(model: Deployed, card: ModelCard, path: Path) -> None:

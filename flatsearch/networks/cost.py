@@ -157,9 +157,6 @@ def measure_onnx_latency(model: nn.Module, in_channels: int, image_size: int) ->
 
     The network is exported as `flatsearch export` does and run 25 times after 5 to warm up; the
     median counts.
-
-    Raises:
-        UsageError: If a package is missing.
     """
     images = zero_images(model, in_channels, image_size, 2).cpu()
     session = open_session(to_onnx(model, images).SerializeToString())

@@ -11,32 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flatsearch.errors import UsageError
-
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-__all__ = ["open_session", "quantise", "require_onnx", "to_onnx"]
+__all__ = ["open_session", "quantise", "to_onnx"]
 
 # Images at a time when it is seen what ranges the numbers in a network have.
 _BATCH = 64
-
-
-def require_onnx() -> None:
-    """Refuse to go on where a package that ONNX needs is missing.
-
-    Raises:
-        UsageError: If one is; names it and the extra that brings it.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError as error:
-        raise UsageError(
-            f"ONNX needs the package {error.name!r}: pip install 'flatsearch[onnx]'"
-        ) from None
 
 
 def to_onnx(model: nn.Module, images: Tensor) -> Any:
@@ -48,11 +30,7 @@ def to_onnx(model: nn.Module, images: Tensor) -> Any:
 
     Returns:
         An `onnx.ModelProto` with the input "images" and the output "logits".
-
-    Raises:
-        UsageError: If a package is missing.
     """
-    require_onnx()
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)  # it tells how it goes about it

@@ -16,8 +16,8 @@ from flatsearch.data.loading import load_data
 from flatsearch.data.splits import ImageData
 from flatsearch.device import resolve_device
 from flatsearch.errors import DivergedError, NonFiniteError, SettingsError, unknown_name
+from flatsearch.export.formats import require_onnx
 from flatsearch.networks.cost import excess, measure_cost, over_limit
-from flatsearch.networks.onnx import require_onnx
 from flatsearch.pruners.reporting import mark_pruned
 from flatsearch.record import (
     FINISHED,

@@ -93,7 +93,7 @@ def test_what_is_stored_of_a_reference(weights: Path) -> None:
     ("given", "message"),
     [
         (f"networks={NAME},weights=NONE", "unknown weights of shufflenet_v2_x0_5 'NONE'"),
-        ("networks=resnet19,weights=DEFAULT", "unknown network 'resnet19' .did you mean 'resnet18"),
+        ("networks=resnet19,weights=DEFAULT", "unknown network 'resnet19'; known: densenet121, "),
         ("weight=DEFAULT", "unexpected keyword argument 'weight'"),
     ],
 )

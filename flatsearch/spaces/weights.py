@@ -1,19 +1,33 @@
-"""Torchvision's networks with weights that somebody has trained, downloaded or from a file."""
+"""Weights that somebody has trained: of files, and torchvision's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from flatsearch.errors import UsageError, unknown_name
-from flatsearch.export.checkpoint import read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["published_network", "replace_head"]
+__all__ = ["published_network", "read_tensors", "replace_head"]
+
+
+def read_tensors(path: Path, what: str) -> Any:
+    """Return the tensors and plain values that `torch.save` wrote; no pickled code is run.
+
+    Raises:
+        UsageError: If it cannot be read: then the file is not `what` it should be.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way inside the unpickler
+        raise UsageError(
+            f"{str(path)!r} is not {what}: {type(error).__name__} while reading it"
+        ) from None
 
 
 def published_network(name: str, weights: str) -> nn.Module:
