@@ -75,7 +75,7 @@ def test_the_card_and_the_file_of_eight_bits(learnt: Path) -> None:
     text = Path("README.md").read_text()
     assert "This file on 288 validation images" in text
     assert "The float model on 288 validation images" in text
-    assert "my\\\\_space.py:Learns on digits, 3 epochs per trial." in text
+    assert "my\\_space.py:Learns on digits, 3 epochs per trial." in text
     call("train", "--trial", "1", "--epochs", "1")
     found = json.loads(call("export", "--out", "t-int8.onnx", "--json").out)
     assert (found["split"], found["images"], found["card"]) == ("test", 360, "t-int8.onnx.md")
