@@ -9,7 +9,8 @@ Three ways train the same networks for the same epochs on the same images, with 
 *flatsearch* `FlatnessObjective` with its defaults, flatness and storage included.
 
 They take turns on every candidate, so that what else the machine does hits all of them. Times are
-of the wall and of the processor (of workers, too); ratios are of sums over the candidates. What
+of the wall and of the processor (of workers, too); ratios are of sums over the candidates, and those
+of the processor's time are to be trusted where the load average says that others were busy. What
 flatsearch's share of each phase is, is measured in the same run.
 
     python scripts/benchmarks/search.py --data digits --out scripts/results/search-digits-cpu.json
@@ -22,6 +23,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import pkgutil
 import platform
 import resource
@@ -337,6 +339,8 @@ def main() -> None:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if options.device != "cpu" else platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[2],
         **{key: value for key, value in vars(options).items() if key not in {"out", "data_root"}},
         "data": Path(options.data).name,
     }
