@@ -85,6 +85,7 @@ def _worker_commands(
             study=study,
             index=index,
             shared=shared,
+            data_memory=None if shared else options.data_memory,
             device=worker_device(options.device, index),
             timeout=options.timeout,
             quiet=reporting.quiet or None,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from flatsearch.data.images import ImageItems, name_of
 from flatsearch.data.stored import in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from flatsearch.data.splits import Split
 
@@ -22,51 +23,49 @@ _MOST_NAMED = 3
 
 
 def oddities(splits: Mapping[str, Split], before: Mapping[str, Any]) -> list[str]:
-    """Return sentences about images of one colour and about copies.
+    """Return sentences about images of one colour and about copies; every image is read once.
 
     Args:
-        splits: The splits.
+        splits: The splits: train, validation and test.
         before: Their images before they were read, which have names.
 
     Returns:
         None, or a sentence each.
     """
-    return [*_flat(splits, before), *_copies(splits)]
+    lows, highs, names = [], [], []
+    keys: dict[str, list[int]] = {name: [] for name in ("train", "validation", "test")}
+    for name, found in keys.items():
+        for images in in_chunks(splits[name].images):
+            lows.append(images.flatten(1).amin(1).double())
+            highs.append(images.flatten(1).amax(1).double())
+            found += [hash(image.tobytes()) for image in images.numpy()]
+        if isinstance(before[name], ImageItems):
+            names += [name_of(item) for item in before[name].items]
+    return [*_flat(torch.cat(lows), torch.cat(highs), names), *_copies(splits, keys)]
 
 
-def _flat(splits: Mapping[str, Split], before: Mapping[str, Any]) -> list[str]:
-    """Say which images are of one colour, or nearly."""
-    spans, names = [], []
-    least, most = float("inf"), float("-inf")
-    for name, split in splits.items():
-        for images in in_chunks(split.images):
-            low, high = (f(images.flatten(1), 1) for f in (torch.amin, torch.amax))
-            spans.append(high.double() - low.double())
-            least, most = min(least, float(low.min())), max(most, float(high.max()))
-        source = before[name]
-        if isinstance(source, ImageItems):
-            names += [name_of(item) for item in source.items]
-    flat = torch.cat(spans).le(_FLAT * (most - least)).nonzero().flatten().tolist()
+def _flat(low: Tensor, high: Tensor, names: Sequence[str]) -> list[str]:
+    """Say which images are of one colour, or nearly, from the ends of their values."""
+    spread = high.max() - low.min()
+    flat = (high - low).le(_FLAT * spread).nonzero().flatten().tolist()
     if not flat:
         return []
     shown = ", ".join(names[i] for i in flat[:_MOST_NAMED]) if names else ""
     more = ", ..." if len(flat) > _MOST_NAMED else ""
     given = f" ({shown}{more})" if shown else ""
-    return [f"{len(flat)} of {sum(map(len, spans))} images are of one colour, or nearly{given}"]
+    return [f"{len(flat)} of {len(low)} images are of one colour, or nearly{given}"]
 
 
-def _copies(splits: Mapping[str, Split]) -> list[str]:
+def _copies(splits: Mapping[str, Split], keys: Mapping[str, list[int]]) -> list[str]:
     """Say how many images are in the training split, too, or in several classes."""
     labels: dict[int, set[int]] = {}
     found = []
-    for split in ("train", "validation", "test"):
-        images, targets = splits[split].images, splits[split].targets
-        keys = [hash(image.tobytes()) for some in in_chunks(images) for image in some.numpy()]
-        copies = sum(key in labels for key in keys)
+    for split, own in keys.items():
+        copies = sum(key in labels for key in own)
         if copies and split != "train":
             earlier = "training" if split == "validation" else "training or validation"
-            found.append(f"{copies} of {len(keys)} {split} images are {earlier} images, too")
-        for key, target in zip(keys, targets.tolist(), strict=True):
+            found.append(f"{copies} of {len(own)} {split} images are {earlier} images, too")
+        for key, target in zip(own, splits[split].targets.tolist(), strict=True):
             labels.setdefault(key, set()).add(target)
     several = sum(len(classes) > 1 for classes in labels.values())
     if several:

@@ -9,9 +9,9 @@ Three ways train the same networks for the same epochs on the same images, with 
 *flatsearch* `FlatnessObjective` with its defaults, flatness and storage included.
 
 They take turns on every candidate, so that what else the machine does hits all of them. Times are
-of the wall and of the processor (of workers, too); ratios are of sums over the candidates, and those
-of the processor's time are to be trusted where the load average says that others were busy. What
-flatsearch's share of each phase is, is measured in the same run.
+of the wall and of the processor (of workers, too); ratios are of sums over the candidates, and
+those of the processor's time are to be trusted where the load average says that others were busy.
+What flatsearch's share of each phase is, is measured in the same run.
 
     python scripts/benchmarks/search.py --data digits --out scripts/results/search-digits-cpu.json
     python scripts/benchmarks/search.py --data FOLDER --image-size 32 --images 2000

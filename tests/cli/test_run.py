@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
@@ -17,8 +18,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flatsearch import record
+from flatsearch import ImageData, load_data, record
 from flatsearch.cli import main
+from flatsearch.cli.run import _share as share
 from tests.fakes import Done, call
 from tests.programs import Program
 
@@ -400,3 +402,19 @@ def test_several_workers_one_of_them_killed() -> None:
     workers = {str(record.TrialRecord(t).worker).split(":")[1] for t in finished}
     assert len(workers) >= 2
     assert workers - set(Path("before").read_text().split())  # the one that took its place
+
+
+def test_images_that_cannot_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(_: ImageData, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed\nwriting file")
+
+    monkeypatch.setattr(ImageData, "save", save)
+    said: list[str] = []
+    progress: Any = SimpleNamespace(say=said.append)
+    assert share(load_data("digits"), tmp_path, progress) is None
+    assert said == [
+        "every worker reads the images itself, as they cannot be shared: PytorchStreamWriter"
+        " failed writing file"
+    ]
+    assert not list(tmp_path.iterdir())
