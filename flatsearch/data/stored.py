@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 __all__ = ["StoredImages", "free_memory", "in_chunks", "n_bytes", "read_ahead", "store"]
 
 _log = logging.getLogger(__name__)
+# As many images are read at once, with at most so many values, which take eight bytes in sums.
 _CHUNK = 1024
+_VALUES = 1 << 22
 # Changes where the same files are read as other pixels.
 _VERSION = 1
 # A file that has not been written to for so many seconds is nobody's.
@@ -199,8 +201,9 @@ def _write(
 
 def in_chunks(images: Any) -> Iterator[Any]:
     """Yield images as tensors (n, C, H, W) of a size that fits into any memory, in their order."""
-    for start in range(0, len(images), _CHUNK):
-        yield images[start : start + _CHUNK]
+    size = max(1, min(_CHUNK, _VALUES // prod(images.shape[1:])))
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
 
 
 def _key(parts: Mapping[str, Images]) -> str | None:
