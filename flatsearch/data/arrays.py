@@ -112,6 +112,7 @@ class ArrayImages:
 
     def __init__(self, array: Any, where: str) -> None:
         self._array, self._where = array, where
+        self._rows: np.ndarray[Any, Any] | None = None
         one = array[:1] if array.ndim in {3, 4} and math.prod(array.shape) else array
         first = as_images(one, where, tuple(array.shape))
         self.dtype = first.dtype
@@ -119,7 +120,7 @@ class ArrayImages:
         self._channels, self._size = first.shape[1], min(self.stored_size)
 
     def __len__(self) -> int:
-        return len(self._array)
+        return len(self._array if self._rows is None else self._rows)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -133,10 +134,11 @@ class ArrayImages:
         return changed
 
     def take(self, index: np.ndarray[Any, Any]) -> ArrayImages:
-        """Return the images at indices."""
+        """Return the images at indices, as yet unread."""
         changed = copy.copy(self)
-        changed._array = self._array[index]
+        changed._rows = index if self._rows is None else self._rows[index]
         return changed
 
     def __getitem__(self, index: slice) -> Tensor:
-        return resized(as_images(self._array[index], self._where), self._size)
+        rows = index if self._rows is None else self._rows[index]
+        return resized(as_images(self._array[rows], self._where), self._size)

@@ -212,12 +212,14 @@ def _stratified(
 
 def _statistics(images: Tensor | StoredImages) -> tuple[Tensor, Tensor]:
     """Return per-channel mean and standard deviation, (1, C, 1, 1); 1 for a constant channel."""
-    means, squares = [], []
+    # Numbers, not tensors, are kept: those would lie between what is freed, which then is no use.
+    sums, squares = [], []
     for chunk in in_chunks(images):
-        means.append(chunk.double().sum((0, 2, 3)))
-        squares.append(chunk.double().square().sum((0, 2, 3)))
+        values = chunk.double()
+        sums.append(values.sum((0, 2, 3)).tolist())
+        squares.append(values.square_().sum((0, 2, 3)).tolist())
     count = prod(images.shape) / images.shape[1]
-    mean = torch.stack(means).sum(0) / count
-    variance = (torch.stack(squares).sum(0) / count - mean.square()).clamp(min=0)
+    mean, square = (torch.tensor(n, dtype=torch.float64).sum(0) / count for n in (sums, squares))
+    variance = (square - mean.square()).clamp(min=0)
     std = torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
     return mean.float().view(1, -1, 1, 1), std.float().view(1, -1, 1, 1)

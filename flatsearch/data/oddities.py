@@ -32,16 +32,19 @@ def oddities(splits: Mapping[str, Split], before: Mapping[str, Any]) -> list[str
     Returns:
         None, or a sentence each.
     """
-    lows, highs, names = [], [], []
+    lows: list[float] = []
+    highs: list[float] = []
+    names: list[str] = []
     keys: dict[str, list[int]] = {name: [] for name in ("train", "validation", "test")}
     for name, found in keys.items():
         for images in in_chunks(splits[name].images):
-            lows.append(images.flatten(1).amin(1).double())
-            highs.append(images.flatten(1).amax(1).double())
+            lows += images.flatten(1).amin(1).tolist()
+            highs += images.flatten(1).amax(1).tolist()
             found += [hash(image.tobytes()) for image in images.numpy()]
         if isinstance(before[name], ImageItems):
             names += [name_of(item) for item in before[name].items]
-    return [*_flat(torch.cat(lows), torch.cat(highs), names), *_copies(splits, keys)]
+    low, high = (torch.tensor(ends, dtype=torch.float64) for ends in (lows, highs))
+    return [*_flat(low, high, names), *_copies(splits, keys)]
 
 
 def _flat(low: Tensor, high: Tensor, names: Sequence[str]) -> list[str]:
