@@ -81,6 +81,7 @@ REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"data_memory": 0}, "`data_memory` must be above 0 but got 0"),
     ({"timeout": 0}, "`timeout` must be above 0 but got 0"),
+    ({"data_memory": 0}, "`data_memory` must be above 0 but got 0"),
     ({"timeout": float("inf")}, "`timeout` must be a finite Python number but got inf"),
     ({"sampler": "tpo"}, "unknown sampler 'tpo' (did you mean 'tpe'?); known: gp, nsga2, random"),
     ({"sampler": None}, "unknown sampler 'None'"),
