@@ -6,6 +6,7 @@ is kept there and judged at the end.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +33,7 @@ from flatsearch.flatness.result import (
     reduce,
     summarise,
 )
+from flatsearch.flatness.samplewise import mixed
 from flatsearch.flatness.softmax import SampledRoot, SoftmaxRoot
 from flatsearch.flatness.tail import differentiate_tail
 
@@ -148,6 +150,8 @@ class Accumulator:
         self._hits: list[Tensor] = []
         self._targets: list[Tensor] = []
         self._coupling: list[Tensor] = []
+        self._sizes = {1, 2}  # of batches in which images have been compared with fewer
+        self._mixed: list[Tensor] = []
         self._classes = 0
         self._read: Reduced | None = None
 
@@ -167,6 +171,9 @@ class Accumulator:
         run = forward(self._network, x, found.layers, found.classifier)
         self._settled.refuse_changed()
         logits = run.logits.detach()
+        if len(x) not in self._sizes:
+            self._sizes.add(len(x))
+            self._mixed.append(mixed(self._network, x, logits))
         self._classes = logits.shape[1]
         self._targets.append(y)
         y = y.clamp(0, self._classes - 1)  # judged at the end, with all others
@@ -298,14 +305,15 @@ class Accumulator:
             targets, losses = torch.cat(self._targets), torch.cat(self._losses)
             none = losses.new_zeros(())
             coupling = torch.stack(self._coupling).max() if self._coupling else none
-            checks = [targets.min(), targets.max(), losses.isfinite().all(), coupling]
+            finite, together = losses.isfinite().all(), torch.stack([none, *self._mixed]).any()
+            checks = [targets.min(), targets.max(), finite, coupling, together]
             self._read = reduce(self.samples(), losses, torch.cat(self._hits), checks)
         return self._read
 
     def result(self, normalize: Literal["input"] | None) -> FlatnessResult:
         """Judge the checks, and reduce."""
         reduced = self._reduced()
-        low, high, finite, coupling = reduced.checks
+        low, high, finite, coupling, together = reduced.checks
         if low < 0 or high >= self._classes:
             raise ValueError(
                 f"targets must be in [0, {self._classes - 1}], the model's classes,"
@@ -313,7 +321,7 @@ class Accumulator:
             )
         if not finite:
             raise NonFiniteError("the model gives NaN or infinite logits on these data")
-        self._judge_coupling(coupling)
+        self._judge_coupling(math.inf if together else coupling)
         kind: Kind = "hessian" if self._hessian else "gauss-newton"
         classes = self._most if self._sampled else None
         result = summarise(reduced, self.samples(), kind, normalize, classes)

@@ -78,24 +78,25 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
             )
 
 
-def _last(probe: Probe) -> Convolution:
-    """Return the last convolution on the way to the logits, whose maps must be pooled globally."""
+def _main(probe: Probe) -> Convolution:
+    """Return the last convolution of the main path, whose maps must be pooled globally."""
     if not probe.convolutions:
         _covered(probe.hidden_convolutions(), skip=False)
         raise UnsupportedModelError("no convolution is called on the way to the logits")
-    last = probe.convolutions[-1]
-    how = pooling(probe.logits, last.node)
+    nodes = [convolution.node for convolution in probe.convolutions]
+    main = probe.convolutions[last_of_main_path(probe.logits, nodes)]
+    how = pooling(probe.logits, main.node)
     if how == "flattened":
         raise UnsupportedModelError(
-            f"layer {last.name!r}: its positions are flattened into a dense layer, as in VGG;"
+            f"layer {main.name!r}: its positions are flattened into a dense layer, as in VGG;"
             " flatsearch measures networks with global pooling"
         )
     if how == "none":
         raise UnsupportedModelError(
-            f"layer {last.name!r}, the last convolution, is not followed by global pooling;"
+            f"layer {main.name!r}, the last convolution, is not followed by global pooling;"
             " flatsearch measures convolutional networks with global pooling, not transformers"
         )
-    return last
+    return main
 
 
 def _choose(probe: Probe, layers: str | Sequence[str]) -> tuple[list[Convolution], bool]:
@@ -104,12 +105,9 @@ def _choose(probe: Probe, layers: str | Sequence[str]) -> tuple[list[Convolution
         if probe.classifier is None:
             raise UnsupportedModelError("the model's logits are not the output of one linear layer")
         return [], True
-    last = _last(probe)
+    main = _main(probe)
     if layers in ("last", "main"):  # unlike a set, it may be asked for a list
-        one = last
-        if layers == "main":
-            nodes = [convolution.node for convolution in probe.convolutions]
-            one = probe.convolutions[last_of_main_path(probe.logits, nodes)]
+        one = main if layers == "main" else probe.convolutions[-1]
         return [one, *probe.hidden_after(one)][-1:], False
     if layers == "all":
         return [*probe.convolutions, *probe.hidden_convolutions()], False

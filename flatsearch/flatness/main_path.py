@@ -44,6 +44,6 @@ def last_of_main_path(logits: Tensor, convolutions: Sequence[Any]) -> int:
             steps[node] += 1
             longest = max(longest, (steps[node], places[node]))
         one = steps[node] > 0 and math.prod(shape_of(node)[2:]) == 1
-        if one and (behind or node.name() in _GLOBAL):
-            pooled.add(node)
+        if behind or (one and node.name() in _GLOBAL):
+            pooled.add(node)  # in any shape: a gate may convolve along the channels
     return longest[1]

@@ -55,11 +55,17 @@ _FOREIGN = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 
 def is_foreign(value: Any) -> bool:
-    """Return whether an object stays as it is: no class of the user's, or nothing to change."""
-    foreign = type(value).__module__.partition(".")[0] in _FOREIGN
-    if foreign and not isinstance(value, _NAMESPACES):
+    """Return whether an object stays as it is: no class of the user's, or nothing to change.
+
+    An empty object that is found by a global name stays too: it is there to be told from others.
+    """
+    home = type(value).__module__
+    if home.partition(".")[0] in _FOREIGN and not isinstance(value, _NAMESPACES):
         return True
-    return not getattr(value, "__dict__", None) and not any(_slots(value))
+    if getattr(value, "__dict__", None) or any(_slots(value)):
+        return False
+    names = vars(sys.modules[home]) if home in sys.modules else {}
+    return not hasattr(value, "__dict__") or any(value is other for other in names.values())
 
 
 def _slots(value: Any) -> Iterator[tuple[str, Any]]:

@@ -2,8 +2,8 @@
 
 `proof` sees the operations behind the measured convolutions. What comes in front of them is not
 recorded, so it is tried: a sample's logits have to be the same in another batch. That holds for the
-weights it was tried with. Where the same graph is recorded from the images on, once, it proves it
-for any weights.
+weights and the number of images that it was tried with. Where the same graph is recorded from the
+images on, once, it proves it for any weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flatsearch.flatness.forward import Network
     from flatsearch.flatness.watch import Arguments, Named
 
-__all__ = ["contrasting", "is_samplewise", "refuse_mixed_samples"]
+__all__ = ["contrasting", "is_samplewise", "mixed", "refuse_mixed_samples"]
 
 _PROBED = 64
 # They say something of a tensor that is no number in it.
@@ -62,8 +62,24 @@ def _depends(value: object) -> bool:
 
 def contrasting(x: Tensor) -> Tensor:
     """Return the two with most contrast of the first images: blank ones would prove nothing."""
-    x = x[:_PROBED]
-    return x[x.flatten(1).std(1, correction=0).topk(min(2, len(x))).indices]
+    return x[_places(x)]
+
+
+def _places(x: Tensor) -> Tensor:
+    return x[:_PROBED].flatten(1).std(1, correction=0).topk(min(2, len(x))).indices
+
+
+def mixed(network: Network, x: Tensor, logits: Tensor) -> Tensor:
+    """Return whether two images of a batch have other logits on their own, a scalar.
+
+    Args:
+        network: What is run.
+        x: A batch.
+        logits: Its logits.
+    """
+    places = _places(x)
+    with network.recording(), torch.no_grad():
+        return disagree(call(network.model, x[places]), logits[places])
 
 
 def is_samplewise(network: Network, x: Tensor) -> bool:

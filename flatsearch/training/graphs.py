@@ -30,14 +30,17 @@ class GraphedStep:
     Args:
         step: Takes images and targets; everything else that it reads or writes stays where it is in
             memory.
+        undo: Called where a recording has failed, to take back what Python has noted of the step.
 
     Attributes:
         failure: Why there is no graph; empty if there is one, or none yet.
         replays: How many steps were replayed.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor], None]) -> None:
-        self._step = step
+    def __init__(
+        self, step: Callable[[Tensor, Tensor], None], undo: Callable[[], None] = lambda: None
+    ) -> None:
+        self._step, self._undo = step, undo
         self._graph: torch.cuda.CUDAGraph | None = None
         self._given: tuple[Tensor, Tensor] | None = None
         self._shape: torch.Size | None = None
@@ -79,6 +82,7 @@ class GraphedStep:
                 self._step(*given)
         except _NO_GRAPHS as error:
             self.failure = _reason(error)
+            self._undo()
         else:
             self._graph, self._given = graph, given
 

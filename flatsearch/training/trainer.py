@@ -177,12 +177,24 @@ class Trainer:
             total_steps=settings.epochs * self.steps_per_epoch + 1,
             cycle_momentum=False,
         )
-        self._scaler = torch.amp.GradScaler(
-            self._device.type, enabled=self.computation.precision == "float16"
-        )
+        self._scaler = self._new_scaler()
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        self.graph = GraphedStep(self._step) if cuda and settings.cuda_graphs else None
+        self.graph = self._new_graph() if cuda and settings.cuda_graphs else None
         self.epochs_done = 0
+
+    def _new_graph(self) -> GraphedStep:
+        return GraphedStep(self._step, self._forget_step)
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        half = self.computation.precision == "float16"
+        return torch.amp.GradScaler(self._device.type, enabled=half)
+
+    def _forget_step(self) -> None:
+        """Forget a step that was begun and not ended: the next one would be scaled twice."""
+        state, self._scaler = self._scaler.state_dict(), self._new_scaler()
+        self._scaler.load_state_dict(state)
+        for name in ("grad_scale", "found_inf"):  # what the scaler hands to the optimiser
+            vars(self._optimizer).pop(name, None)
 
     def epoch(self) -> tuple[float, float]:
         """Train for one epoch.
@@ -266,7 +278,7 @@ class Trainer:
             value = float(group["lr"])
             group["lr"] = rate.fill_(value) if isinstance(rate, Tensor) else value
         if self.graph is not None:  # a captured step goes on with the tensors of before
-            self.graph = GraphedStep(self._step)
+            self.graph = self._new_graph()
         self._schedule.load_state_dict(state["schedule"])
         if state["scaler"]:  # empty where it was not needed
             self._scaler.load_state_dict(state["scaler"])

@@ -4,12 +4,14 @@ Protocol. Of every module of timm's models in turn the next network, those that 
 first, up to --per-module of each. Left out are those with fewer than three 2d convolutions or more
 than --most-parameters parameters. Random weights, no parameter a constant (many start with whole
 branches multiplied by 0), three classes, batch statistics of random images, logits with a spread of
-1, two random images of 64x64, or as small as the network takes. `relative_flatness` with
-layers="all", skip_unsupported=True, in float64, where a network's own casts to float32 are casts to
-float64; every measured layer is compared with tests/flatness/oracle.py (autograd's kernel gradients
-of each logit of each image, and the K x K Hessian of the cross-entropy; each image beside a copy of
-itself). The networks' own results are compared before and after, to the bit. The networks are
-examined in a process of their own, which is killed after --seconds of the processor's time on one.
+1, two random images of 64x64, or as small as the network takes; twice as large ones where a layer
+has no curvature, for attention among the positions of a 1x1 map does not depend on the queries.
+`relative_flatness` with layers="all", skip_unsupported=True, in float64, where a network's own
+casts to float32 are casts to float64; every measured layer is compared with
+tests/flatness/oracle.py (autograd's kernel gradients of each logit of each image, and the K x K
+Hessian of the cross-entropy; each image beside a copy of itself). The networks' own results are
+compared before and after, to the bit. The networks are examined in a process of their own, which is
+killed after --seconds of the processor's time on one.
 
 Writes one row per network to --out as soon as it is done; networks that have a row are left out,
 so the script can be stopped at any time and goes on where it was. timm is no dependency:
@@ -118,14 +120,19 @@ def check_size(name: str, most: float) -> None:
         raise LeftOutError
 
 
-def build(name: str) -> tuple[nn.Module, Tensor]:
-    """Return a network in float64 with batch statistics that are not special, and two images."""
+def build(name: str, least: int) -> tuple[nn.Module, Tensor]:
+    """Return a network in float64 with batch statistics that are not special, and two images.
+
+    Args:
+        name: What timm calls the network.
+        least: The smallest images that are tried.
+    """
     import timm
 
     usual = timm.get_pretrained_cfg(name)
     channels, _, own = getattr(usual, "input_size", (3, 224, 224))
     fixed = getattr(usual, "fixed_input_size", False)
-    for size in [*SIZES, own]:
+    for size in [*(size for size in SIZES if size >= least), own]:
         torch.manual_seed(0)
         try:
             options = {"img_size": size} if fixed and size != own else {}
@@ -201,7 +208,13 @@ def examine(name: str, most: float) -> dict[str, Any] | None:
         check_size(name, most)
     except LeftOutError:
         return None
-    model, x = build(name)
+    row = compare(name, SIZES[0])
+    return compare(name, 2 * row["size"]) if row.get("zero") else row
+
+
+def compare(name: str, least: int) -> dict[str, Any]:
+    """Return the row of one network on images of at least some size."""
+    model, x = build(name, least)
     row: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "size": x.shape[-1],

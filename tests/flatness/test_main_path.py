@@ -56,6 +56,19 @@ class DenseGate(nn.Module):
         return x * self.inner(x.mean((2, 3)))[:, :, None, None]
 
 
+class AlongChannels(nn.Module):
+    """The gate of efficient channel attention: the positions of its convolution are channels."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        conv = nn.Conv1d(1, 1, 3, padding=1) if dimensions == 1 else nn.Conv2d(1, 1, 3, padding=1)
+        self.conv, self.shape = conv, [1] * dimensions
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.conv(x.mean((2, 3)).view(len(x), *self.shape, -1)).sigmoid()
+        return x * gate.view(len(x), -1, 1, 1).expand_as(x)
+
+
 def net(block: nn.Module, channels: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(2, 4, 3), block, GapByMean(), nn.Linear(channels, CLASSES))
 
@@ -70,6 +83,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: gated(lambda: SqueezeExcitation(4, 2), shortcut=False), "1.gate.fc2", "1.second"
     ),
     "dense gate": (lambda: gated(DenseGate, shortcut=False), "1.second", "1.second"),
+    "gate along the channels": (
+        lambda: gated(lambda: AlongChannels(2), shortcut=False), "1.gate.conv", "1.second"
+    ),
     "shortcut": (lambda: gated(nn.Identity, shortcut=True), "1.shortcut", "1.second"),
     "gate and shortcut": (
         lambda: gated(lambda: SqueezeExcitation(4, 2), shortcut=True), "1.shortcut", "1.second"
@@ -115,6 +131,22 @@ def test_the_last_of_the_main_path(name: str) -> None:
 
 def by_gauss_newton(model: nn.Module, x: Tensor, _: Tensor, layer: str) -> tuple[float, float]:
     return oracle.by_gauss_newton(model, x, layer)
+
+
+def test_a_gate_that_is_not_covered_is_left_out() -> None:
+    model, data = gated(lambda: AlongChannels(1), shortcut=False), images()
+    result = flatsearch.relative_flatness(model, data, layers="all", skip_unsupported=True)
+    assert list(result.layers) == ["0", "1.first", "1.second"]
+    assert result.skipped == {"1.gate.conv": "Conv1d is not covered, only plain 2d convolutions"}
+    with pytest.raises(flatsearch.UnsupportedModelError, match=r"'1\.gate\.conv': Conv1d is not"):
+        flatsearch.relative_flatness(model, data)
+
+
+def test_flattened_behind_a_gate_on_one_position_is_refused() -> None:
+    block = Gated(gate=SqueezeExcitation(4, 2), shortcut=nn.Identity())
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), block, nn.Flatten(), nn.Linear(144, CLASSES))
+    with pytest.raises(flatsearch.UnsupportedModelError, match="positions are flattened"):
+        flatsearch.relative_flatness(model, images())
 
 
 def test_the_same_where_there_is_one_path() -> None:

@@ -612,6 +612,22 @@ def test_batches_of_one_do_not_hide_mixed_samples() -> None:
             flatsearch.relative_flatness(OwnStatistics(), one_by_one, layers=layers)
 
 
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_mixing_that_begins_with_more_images(layers: str) -> None:
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0) if len(x) > 3 else x
+
+    torch.manual_seed(0)
+    model, (x, y) = nn.Sequential(Centred(), conv(), nn.ReLU(), *head()), images(5)
+    for data in ((x, y), [(x[:1], y[:1]), (x, y)]):
+        with pytest.raises(UnsupportedModelError, match="mixes samples"):
+            flatsearch.relative_flatness(model, data, layers=layers)
+    plain = flatsearch.relative_flatness(model[1:], (x, y), layers="0")
+    small = flatsearch.relative_flatness(model, (x, y), layers="1", batch_size=3)
+    assert small.relative_flatness == pytest.approx(plain.relative_flatness, rel=1e-5)
+
+
 def test_a_layer_that_some_batches_do_not_use() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:

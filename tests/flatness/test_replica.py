@@ -109,6 +109,27 @@ class OwnGenerator(nn.Module):
         return x + 0 * torch.rand(1, generator=self.generator)
 
 
+class Empty:
+    """Has no attributes until a forward pass gives it some."""
+
+
+NOTHING = Empty()
+
+
+class Keeps(nn.Module):
+    """Keeps what it computes on an empty object, and knows another one by its identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept, self.other = Empty(), NOTHING
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.other is NOTHING
+        if not hasattr(self.kept, "scale"):
+            self.kept.scale = x.new_full((), 2.0)
+        return x * self.kept.scale
+
+
 class Helper:
     def __init__(self) -> None:
         self.kept: list[Tensor] = []
@@ -182,6 +203,7 @@ class Shared(nn.Module):
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "cached": Cached,
     "counts": Counts,
+    "keeps": Keeps,
     "clamped": Clamped,
     "merged": Merged,
     "draws": Draws,

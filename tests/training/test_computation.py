@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from flatsearch import GapCnn, RunSettings
 from flatsearch.training import computation
 from flatsearch.training.computation import Computation, choose_computation
 from flatsearch.training.graphs import GraphedStep
-from flatsearch.training.trainer import train
+from flatsearch.training.trainer import Trainer, train
 
 if TYPE_CHECKING:
     from flatsearch import ImageData
@@ -83,6 +84,38 @@ def test_layout_and_precision_hardly_change_what_is_learnt(few_digits: ImageData
 
 def test_what_is_stored() -> None:
     assert Computation().to_dict() == {"precision": "float32", "memory_format": "contiguous"}
+
+
+@pytest.mark.parametrize("part", ["step", "update"])
+def test_a_recording_that_fails_midway_changes_nothing(
+    part: str, few_digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", contextlib.nullcontext)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("cannot be captured")
+
+    def record() -> None:  # a graph's operations are not executed
+        if part == "step":
+            fail()
+
+    weights = []
+    for fails in (False, True):
+        run, model = RunSettings(epochs=1, precision="float16"), net(8)
+        trainer = Trainer(model, few_digits, run, seed=0)
+        graphed = GraphedStep(trainer._step, trainer._forget_step)
+        graphed._warm = 3 if fails else 0
+        for x, y in few_digits.train.batches(32):
+            with monkeypatch.context() as once:
+                if fails and not graphed.failure:
+                    once.setattr(trainer._optimizer, "step", record)
+                    once.setattr(trainer._scaler, "update", fail)
+                    graphed._capture(x, y)
+            graphed(x, y)
+        assert bool(graphed.failure)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
 
 
 class Steps:
