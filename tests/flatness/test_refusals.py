@@ -623,8 +623,8 @@ def test_mixing_that_begins_with_more_images(layers: str) -> None:
     for data in ((x, y), [(x[:1], y[:1]), (x, y)]):
         with pytest.raises(UnsupportedModelError, match="mixes samples"):
             flatsearch.relative_flatness(model, data, layers=layers)
-    plain = flatsearch.relative_flatness(model[1:], (x, y), layers="0")
-    small = flatsearch.relative_flatness(model, (x, y), layers="1", batch_size=3)
+    plain = flatsearch.relative_flatness(model[1:], (x, y), layers=layers)
+    small = flatsearch.relative_flatness(model, (x, y), layers=layers, batch_size=3)
     assert small.relative_flatness == pytest.approx(plain.relative_flatness, rel=1e-5)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from flatsearch import GapCnn, RunSettings
 from flatsearch.training import computation
+from flatsearch.training import trainer as trainer_module
 from flatsearch.training.computation import Computation, choose_computation
 from flatsearch.training.graphs import GraphedStep
 from flatsearch.training.trainer import Trainer, train
@@ -90,6 +91,9 @@ def test_what_is_stored() -> None:
 def test_a_recording_that_fails_midway_changes_nothing(
     part: str, few_digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    half = Computation("float16")
+    monkeypatch.setattr(trainer_module, "choose_computation", lambda *_, **__: half)
+    monkeypatch.setattr(torch, "empty_like", torch.zeros_like)  # on a CPU targets are looked at
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", contextlib.nullcontext)
 
@@ -102,8 +106,8 @@ def test_a_recording_that_fails_midway_changes_nothing(
 
     weights = []
     for fails in (False, True):
-        run, model = RunSettings(epochs=1, precision="float16"), net(8)
-        trainer = Trainer(model, few_digits, run, seed=0)
+        model = net(8)
+        trainer = Trainer(model, few_digits, RunSettings(epochs=1), seed=0)
         graphed = GraphedStep(trainer._step, trainer._forget_step)
         graphed._warm = 3 if fails else 0
         for x, y in few_digits.train.batches(32):
