@@ -239,7 +239,7 @@ class Accumulator:
             wrong = logits.softmax(1).scatter(1, y[:, None], 0.0)
             residual = wrong.scatter(1, y[:, None], -wrong.sum(1, keepdim=True))
             residual = residual if V is None else residual @ V
-            added = residual * (second * _patch_norms(x, layer, second)).sum((2, 3))
+            added = residual * (second * layer.geometry.patch_norms(x, channels)).sum((2, 3))
         self._samples[layer.name].add(_joined(parts), added)
 
     def _add_others(self, layers: list[Layer], run: Pass, proof: Proof) -> None:
@@ -345,13 +345,3 @@ def _parts(per_sample: int, x: Tensor) -> Iterator[slice]:
 
 def _joined(parts: list[Contracted]) -> Contracted:
     return Contracted(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def _patch_norms(x: Tensor, layer: Layer, like: Tensor) -> Tensor:
-    """Return |Z(:, p)|^2 per filter, (N, C or 1, rows, columns)."""
-    geometry = layer.geometry
-    pixels = torch.unflatten(x.square(), 1, (geometry.groups, -1)).sum(2)
-    norms = pixels.new_zeros(*pixels.shape[:2], *like.shape[2:])
-    for row, column, pixel_row, pixel_column in geometry.overlaps((x.shape[2], x.shape[3])):
-        norms[:, :, row, column] += pixels[:, :, pixel_row, pixel_column]
-    return norms.repeat_interleave(like.shape[1] // geometry.groups, 1)

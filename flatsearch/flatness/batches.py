@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterable, Iterator, Sized
 
 import torch
@@ -12,9 +13,11 @@ __all__ = [
     "Data",
     "as_batches",
     "can_be_read_again",
+    "first_samples",
     "iterate",
     "memory_budget",
     "most_samples",
+    "split",
 ]
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -91,6 +94,32 @@ def iterate(
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             yield x[part].to(device, dtype), y[part].to(device, torch.int64)
+
+
+def first_samples(source: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the first batch, of two samples where there are two: one alone cannot be mixed up.
+
+    Raises:
+        ValueError: If there are no samples, or inputs of several shapes.
+    """
+    first = next(source, None)
+    if first is None:
+        raise ValueError("`data` has no samples")
+    if len(first[0]) == 1:
+        second = next(source, None)
+        if second is not None and second[0].shape[1:] == first[0].shape[1:]:
+            first = torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+        elif second is not None:
+            raise ValueError(f"inputs have several shapes: {first[0].shape}, {second[0].shape}")
+    return first
+
+
+def split(
+    first: tuple[Tensor, Tensor], rest: Iterable[tuple[Tensor, Tensor]], size: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield batches of at most `size` samples."""
+    for x, y in itertools.chain([first], rest):
+        yield from zip(torch.split(x, size), torch.split(y, size), strict=True)
 
 
 def memory_budget(device: torch.device) -> int:

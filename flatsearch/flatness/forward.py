@@ -177,6 +177,10 @@ def call(model: nn.Module, x: Tensor) -> Tensor:
                 "a part of the model runs in torch.inference_mode, and nothing behind it can be"
                 " differentiated; use torch.no_grad there"
             ) from error
+        if "saved tensor hooks" in str(error):
+            raise UnsupportedModelError(
+                "the forward pass differentiates by torch.func, and what it records cannot be kept"
+            ) from error
         if any(words in str(error) for words in _OTHER_SHAPE):
             raise UnsupportedModelError(
                 f"the exported program does not take {len(x)} images at a time; export it with a"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 
 from flatsearch.flatness.graph import source
@@ -91,6 +92,19 @@ class ConvGeometry:
             for rows, row_pixels in along[0]
             for columns, column_pixels in along[1]
         ]
+
+    def patch_norms(self, x: Tensor, filters: int) -> Tensor:
+        """Return |Z(:, p)|^2 of an unpadded input's patches, (N, C, rows, columns).
+
+        Args:
+            x: (N, C_in, H, W).
+            filters: C; every group of them has patches of its own.
+        """
+        pixels = torch.unflatten(x.square(), 1, (self.groups, -1)).sum(2)
+        norms = pixels.new_zeros(*pixels.shape[:2], *self.output_size(x.shape[2], x.shape[3]))
+        for row, column, pixel_row, pixel_column in self.overlaps((x.shape[2], x.shape[3])):
+            norms[:, :, row, column] += pixels[:, :, pixel_row, pixel_column]
+        return norms.repeat_interleave(filters // self.groups, 1)
 
 
 def recorded_geometry(node: Any) -> ConvGeometry:

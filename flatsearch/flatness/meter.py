@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,15 +17,17 @@ from flatsearch.flatness.batches import (
     Data,
     as_batches,
     can_be_read_again,
+    first_samples,
     iterate,
     memory_budget,
     most_samples,
+    split,
 )
 from flatsearch.flatness.graph import ordered
 from flatsearch.flatness.layers import locate
 from flatsearch.flatness.normalise import input_scales
 from flatsearch.flatness.precision import exact_arithmetic
-from flatsearch.flatness.replica import refuse_hooks
+from flatsearch.flatness.replica import unwrapped
 from flatsearch.flatness.samplewise import is_samplewise, refuse_mixed_samples
 from flatsearch.flatness.state import State
 from flatsearch.flatness.truth import handwritten
@@ -55,7 +56,7 @@ class _Prepared:
         network: The copy of the model.
         found: What is measured.
         state: What the model was.
-        copied: The copy's tensors that do not share storage with the model's, and their places.
+        twins: The copy's tensors, in the order of the model's.
         programs: What passes were like, by the shape of the batch.
         samplewise: Whether the operations prove that samples do not mix; None where it has not been
             asked yet.
@@ -64,16 +65,14 @@ class _Prepared:
     network: Network
     found: Located
     state: State
-    copied: list[tuple[int, Tensor]]
+    twins: list[Tensor]
     programs: Programs
     samplewise: bool | None = None
 
     @torch.no_grad()
     def refresh(self, now: State) -> None:
         """Give the copy the model's values."""
-        if self.copied:
-            places, twins = zip(*self.copied, strict=True)
-            torch._foreach_copy_(list(twins), [now.tensors[place].detach() for place in places])
+        torch._foreach_copy_(self.twins, [tensor.detach() for tensor in now.tensors])
 
 
 class _ChangedError(Exception):
@@ -141,7 +140,8 @@ class FlatnessMeter:
             raise ValueError(
                 f"`layers` must be 'last', 'main', 'all', 'head', or names but got {layers!r}"
             )
-        self._given, self._layers, self._normalize = model, layers, normalize
+        self._layers = layers if isinstance(layers, str) else tuple(layers)
+        self._given, self._normalize = model, normalize
         self._dtype, self._batch_size, self._classes = dtype, batch_size, classes
         self._skip = skip_unsupported
         self._prepared: dict[Any, _Prepared] = {}
@@ -178,7 +178,7 @@ class FlatnessMeter:
         Returns:
             The numbers.
         """
-        model = _unwrapped(self._given)
+        model = unwrapped(self._given)
         device, dtype = _device_and_dtype(model, self._dtype)
         batches = as_batches(data, twice=self._normalize is not None)
         with exact_arithmetic(device), keep_random_state(device) as random:
@@ -190,7 +190,7 @@ class FlatnessMeter:
                 size = None if self._batch_size is None else max(1, self._batch_size // 2)
                 # Not every model and device can: then it is left at saying so, in `rounding`.
                 with contextlib.suppress(RuntimeError, TypeError, UnsupportedModelError):
-                    measured.replace(run.measure(uncertain, torch.float64, size))
+                    measured.replace(run.measure(tuple(uncertain), torch.float64, size))
         return measured
 
 
@@ -213,18 +213,17 @@ class _Run:
         self._now = State(model) if keep else None
 
     def measure(
-        self, layers: str | Sequence[str], dtype: torch.dtype, batch_size: int | None
+        self, layers: str | tuple[str, ...], dtype: torch.dtype, batch_size: int | None
     ) -> Accumulator:
         """Measure some layers in a precision, with what is prepared for them if it still holds."""
-        key = (layers if isinstance(layers, str) else tuple(layers), dtype)
-        prepared = self._meter._prepared.pop(key, None)
+        prepared = self._meter._prepared.pop((layers, dtype), None)
         if self._now is not None and prepared is not None and prepared.state.same(self._now):
             # Whatever is wrong now shows again below, and is said there.
             with contextlib.suppress(Exception):
                 measured = self._again(prepared, dtype, batch_size)
-                self._meter._prepared[key] = prepared
+                self._meter._prepared[layers, dtype] = prepared
                 return measured
-        return self._anew(key, layers, dtype, batch_size)
+        return self._anew(layers, dtype, batch_size)
 
     def _again(
         self, prepared: _Prepared, dtype: torch.dtype, batch_size: int | None
@@ -232,7 +231,7 @@ class _Run:
         assert self._now is not None  # noqa: S101 - what is prepared is used only where it is kept
         prepared.refresh(self._now)
         source = iterate(self._batches, self._device, dtype, MOST_SAMPLES)
-        first = _first_samples(source)
+        first = first_samples(source)
         network, x = prepared.network, first[0]
         if prepared.samplewise is None:
             prepared.samplewise = is_samplewise(network, x)
@@ -249,16 +248,12 @@ class _Run:
         )
 
     def _anew(
-        self,
-        key: Any,
-        layers: str | Sequence[str],
-        dtype: torch.dtype,
-        batch_size: int | None,
+        self, layers: str | tuple[str, ...], dtype: torch.dtype, batch_size: int | None
     ) -> Accumulator:
         meter = self._meter
         meter.proofs += 1
         source = iterate(self._batches, self._device, dtype, MOST_SAMPLES)
-        first = _first_samples(source)
+        first = first_samples(source)
         network, found = locate(
             self._model,
             dtype,
@@ -279,7 +274,7 @@ class _Run:
         if all(followed) and self._now is not None:
             prepared = _prepare(network, found, self._now, programs)
             if prepared is not None and not self._random.drawn:
-                meter._prepared[key] = prepared
+                meter._prepared[layers, dtype] = prepared
         return measured
 
     def _accumulate(
@@ -300,7 +295,7 @@ class _Run:
             budget // 3, found.graph_bytes, found.map_bytes, weights, device
         )
         scales: dict[str, Tensor] = {}
-        chunks = _resume(first, source, size)
+        chunks = split(first, source, size)
         if meter._normalize == "input":
             # One pass after the other: some loaders have only one iterator.
             source.close()
@@ -324,28 +319,10 @@ def _prepare(
 ) -> _Prepared | None:
     """Return what can be used again; None if the copy has changed by being run."""
     born, now = network.born, State(network.model)
-    if born is None or not born.untouched(now) or len(now.tensors) != len(state.tensors):
+    shapes = [[tensor.shape for tensor in one.tensors] for one in (now, state)]
+    if born is None or not born.untouched(now) or shapes[0] != shapes[1]:
         return None
-    pairs = list(zip(now.tensors, state.tensors, strict=True))
-    if any(twin.shape != own.shape for twin, own in pairs):
-        return None
-    copied = [
-        (place, twin)
-        for place, (twin, own) in enumerate(pairs)
-        if twin.data_ptr() != own.data_ptr()
-    ]
-    return _Prepared(network, found, state, copied, programs)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    compiled: Any = getattr(model, "_orig_mod", None)
-    if isinstance(compiled, nn.Module):
-        refuse_hooks(model, "")
-        model = compiled
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        refuse_hooks(model, "")
-        model = model.module
-    return model
+    return _Prepared(network, found, state, now.tensors, programs)
 
 
 def _device_and_dtype(
@@ -353,7 +330,9 @@ def _device_and_dtype(
 ) -> tuple[torch.device, torch.dtype]:
     parameter = next(model.parameters(), None)
     if parameter is None:
-        raise UnsupportedModelError("the model has no parameters")
+        raise UnsupportedModelError("the model has no parameters; quantised weights are none")
+    if parameter.is_meta:
+        raise UnsupportedModelError("the model is on a meta device: its weights have no values")
     devices = sorted({str(p.device) for p in model.parameters()})
     if len(devices) > 1:
         raise UnsupportedModelError(f"the model is spread over several devices: {devices}")
@@ -362,25 +341,3 @@ def _device_and_dtype(
     if dtype not in {torch.float32, torch.float64}:
         raise ValueError(f"`dtype` must be torch.float32 or torch.float64 but got {dtype}")
     return parameter.device, dtype
-
-
-def _first_samples(source: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return the first batch, of two samples where there are two: one alone cannot be mixed up."""
-    first = next(source, None)
-    if first is None:
-        raise ValueError("`data` has no samples")
-    if len(first[0]) == 1:
-        second = next(source, None)
-        if second is not None and second[0].shape[1:] == first[0].shape[1:]:
-            first = torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
-        elif second is not None:
-            raise ValueError(f"inputs have several shapes: {first[0].shape}, {second[0].shape}")
-    return first
-
-
-def _resume(
-    first: tuple[Tensor, Tensor], rest: Iterable[tuple[Tensor, Tensor]], size: int
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Yield batches of at most `size` samples."""
-    for x, y in itertools.chain([first], rest):
-        yield from zip(torch.split(x, size), torch.split(y, size), strict=True)

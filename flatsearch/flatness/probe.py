@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import grad
 from torch.autograd.graph import GradientEdge
+from torch.nn.modules import module as everywhere
 
 from flatsearch.errors import UnsupportedModelError
 from flatsearch.flatness.convolutions import Convolution, find_convolutions, leaf_users, used_once
@@ -21,7 +22,7 @@ from flatsearch.flatness.forward import (
     disagree,
     influential,
 )
-from flatsearch.flatness.graph import match_layouts, ordered
+from flatsearch.flatness.graph import inputs, match_layouts, ordered
 from flatsearch.flatness.parameters import Parameters
 from flatsearch.flatness.replica import modules_with_gradient_hooks, replicate
 from flatsearch.flatness.truth import derivatives_are_true, handwritten
@@ -136,6 +137,15 @@ class Probe:
         """Refuse logits whose derivatives at convolutions cannot be had, or are not autograd's."""
         if not convolutions:
             return
+        behind = {convolution.node for convolution in convolutions}
+        for node in self.nodes:
+            if not behind.isdisjoint(inputs(node)):
+                behind.add(node)
+                if "NotImplemented" in node.name():  # gradients end there, with a warning at most
+                    raise UnsupportedModelError(
+                        "an operation behind the measured layers has no derivative in autograd, as"
+                        " in quantised layers"
+                    )
         self._gradients(self.logits, self.nodes, convolutions)
         hooked = modules_with_gradient_hooks(self._original)
         if hooked or self.watch.left_out:
@@ -148,8 +158,10 @@ class Probe:
         self, logits: Tensor, nodes: Sequence[Any], convolutions: Sequence[Convolution]
     ) -> tuple[Tensor | None, ...]:
         """Return the derivatives of <c, logits> with a random c at the convolutions' outputs."""
-        generator = torch.Generator("cpu").manual_seed(0)
-        c = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
+        # whatever the default device is
+        generator, cpu = torch.Generator("cpu").manual_seed(0), torch.device("cpu")
+        c = torch.randn(logits.shape, generator=generator, dtype=torch.float64, device=cpu)
+        c = c.to(logits)
         by_name = {
             convolution.name: convolution.node
             for convolution in find_convolutions(nodes, self.parameters, len(logits))
@@ -200,6 +212,8 @@ class Probe:
                 " or a hook on the graph"
             )
             why = ", ".join(written) or cut
+            if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
+                why = "hook on the gradients of all modules"
             raise UnsupportedModelError(
                 f"autograd's derivatives are not those of the logits, because of {why}"
             )
@@ -208,7 +222,7 @@ class Probe:
 def require_gradients(model: nn.Module) -> None:
     """Let every parameter require a gradient that can."""
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_()
 
 

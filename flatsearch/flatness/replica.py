@@ -42,8 +42,8 @@ __all__ = [
     "has_hooks",
     "is_foreign",
     "modules_with_gradient_hooks",
-    "refuse_hooks",
     "replicate",
+    "unwrapped",
 ]
 
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -96,22 +96,30 @@ def has_hooks(wrapper: nn.Module) -> bool:
     return any(vars(wrapper).get(hooks) for hooks in _FORWARD_HOOKS)
 
 
-def refuse_hooks(wrapper: nn.Module, name: str) -> None:
-    """Refuse a wrapper with hooks of its own, which what is in it does not have.
+def unwrapped(module: nn.Module, name: str = "") -> nn.Module:
+    """Return the module that `torch.compile` or data parallelism has been put around, if any.
 
     Args:
-        wrapper: What `torch.compile` or data parallelism has made of a module.
+        module: Any module.
         name: The layer's; empty for the model.
 
+    Returns:
+        The module itself if it is no such wrapper.
+
     Raises:
-        UnsupportedModelError: If it has any.
+        UnsupportedModelError: If the wrapper has hooks of its own, which what is in it has not.
     """
-    if has_hooks(wrapper):
+    parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    inner = getattr(module, "module" if parallel else "_orig_mod", None)
+    if not isinstance(inner, nn.Module):
+        return module
+    if has_hooks(module):
         where = f"layer {name!r}" if name else "the model"
         raise UnsupportedModelError(
-            f"{where} has hooks on the {type(wrapper).__name__} around it; put them on the module"
+            f"{where} has hooks on the {type(module).__name__} around it; put them on the module"
             " itself"
         )
+    return unwrapped(inner, name)
 
 
 def modules_with_gradient_hooks(model: nn.Module) -> list[str]:
@@ -132,7 +140,8 @@ def replicate(model: nn.Module, dtype: torch.dtype, *, gradient_hooks: bool = Fa
         gradient_hooks: Whether the hooks on gradients are copied too.
 
     Returns:
-        The copy, none of whose tensors requires a gradient.
+        The copy, none of whose parameters requires a gradient; those of other modules that it
+        refers to may.
 
     Raises:
         UnsupportedModelError: If a part of it cannot be copied; names it.
@@ -152,6 +161,7 @@ class _Copier:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, gradient_hooks: bool) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
+        self._own = {id(parameter) for parameter in model.parameters()}
         self._dtype, self._gradient_hooks = dtype, gradient_hooks
         self._copies: dict[int, tuple[Any, Any]] = {}  # with the originals, to keep them alive
 
@@ -196,9 +206,9 @@ class _Copier:
                 f"{where} TorchScript, which hides its kernels and operations;"
                 " measure the module that it was made from, or torch.export's"
             )
-        if "_orig_mod" in module._modules:  # what torch.compile wraps
-            refuse_hooks(module, self._names.get(id(module), ""))
-            return self._keep(module, self(module._orig_mod))
+        inner = unwrapped(module, self._names.get(id(module), ""))
+        if inner is not module:
+            return self._keep(module, self(inner))
         twin = self._keep(module, object.__new__(type(module)))
         attributes = dict(module.__dict__)
         attributes["_compiled_call_impl"] = None
@@ -219,7 +229,9 @@ class _Copier:
         alias = data.data_ptr() == tensor.data_ptr() if data.layout == torch.strided else True
         if alias:
             data = data.clone()
-        return nn.Parameter(data, False) if isinstance(tensor, nn.Parameter) else data
+        if not isinstance(tensor, nn.Parameter):
+            return data
+        return nn.Parameter(data, tensor.requires_grad and id(tensor) not in self._own)
 
     def _container(self, value: Any) -> Any:
         if isinstance(value, tuple):

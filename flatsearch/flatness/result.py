@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from flatsearch.errors import NonFiniteError
 from flatsearch.notebooks import card
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "Flatness",
@@ -189,10 +189,16 @@ class LayerSamples:
         ])
 
 
-# The numbers of `Flatness` in their order, and more than 0 where one sample's is infinite: they are
-# read in one go, so that a device is waited for once.
-Row = tuple[float, float, float, float, float, float, float]
-_NUMBERS = 7
+class Row(NamedTuple):
+    """The numbers of `Flatness` in their order, and more than 0 where one sample's is infinite."""
+
+    kappa: float
+    trace: float
+    standard_error: float
+    nu: float
+    nu_standard_error: float
+    rounding: float
+    infinite: float
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ class Reduced:
 
     def rounding(self, name: str) -> float:
         """Return the largest relative error of a layer's three means."""
-        return self.layers[name][-2]
+        return self.layers[name].rounding
 
 
 def reduce(
@@ -242,13 +248,8 @@ def reduce(
     numbers = torch.cat([first, *(row.reduced() for row in rows)]).tolist()
     *judged, loss, accuracy = numbers[: len(first)]
     found = iter(numbers[len(first) :])
-    total_row, *others = (_row(itertools.islice(found, _NUMBERS)) for _ in rows)
+    total_row, *others = (Row(*itertools.islice(found, len(Row._fields))) for _ in rows)
     return Reduced(judged, loss, accuracy, total_row, dict(zip(samples, others, strict=True)))
-
-
-def _row(numbers: Iterable[float]) -> Row:
-    kappa, trace, error, nu, nu_error, rounding, infinite = numbers
-    return kappa, trace, error, nu, nu_error, rounding, infinite
 
 
 def summarise(
@@ -274,14 +275,14 @@ def summarise(
         NonFiniteError: If any of it is NaN or infinite.
     """
     results: dict[str, LayerFlatness] = {}
-    for name, (*numbers, infinite) in reduced.layers.items():
-        results[name] = LayerFlatness(*reduced.layers[name][:-1], fan_in=samples[name].fan_in)
+    for name, row in reduced.layers.items():
+        results[name] = LayerFlatness(*row[:-1], fan_in=samples[name].fan_in)
         # Products of an infinity with a number that has vanished are NaN.
-        if infinite:
+        if row.infinite:
             raise NonFiniteError(
                 f"layer {name!r}: the measure overflows; dtype=torch.float64 may help"
             )
-        if any(map(math.isnan, (numbers[0], numbers[1], numbers[3]))):
+        if any(map(math.isnan, (row.kappa, row.trace, row.nu))):
             raise NonFiniteError(
                 f"layer {name!r}: its input or the derivatives of the layers after it are NaN"
             )

@@ -122,7 +122,7 @@ class SampledRoot:
         rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, 1.0)  # where all have vanished
         ladder = rest.cumsum(1)
         draws = (len(p), columns - certain)
-        height = torch.rand(draws, generator=generator, dtype=p.dtype).to(p.device)
+        height = torch.rand(draws, generator=generator, dtype=p.dtype, device="cpu").to(p.device)
         places = torch.searchsorted(ladder, height * ladder[:, -1:], right=True)
         places = places.clamp(max=rest.shape[1] - 1)
         chances = rest.gather(1, places) / ladder[:, -1:]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -150,7 +151,11 @@ def is_differentiable(value: object) -> bool:
 
 
 def _is_constant(value: object) -> bool:
-    if not isinstance(value, Tensor) or value.grad_fn is not None:
+    if not isinstance(value, Tensor):
+        return False
+    while functorch.is_functorch_wrapped_tensor(value):  # the graph is that of what is inside
+        value = functorch.get_unwrapped(value)
+    if value.grad_fn is not None:
         return False
     return value.is_floating_point() or value.is_complex()
 

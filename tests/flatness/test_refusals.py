@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.ao.nn.quantized.dynamic import Linear as Dynamic
 from torch.nn.utils import parametrizations
 
 import flatsearch
@@ -185,6 +186,22 @@ class GainFromSamples(nn.Module):
         return F.layer_norm(g, (g.shape[1],), gain[: g.shape[1]].repeat(4)[: g.shape[1]])
 
 
+class Listed(nn.Module):
+    """A convolution in a list, which torch takes for no part of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Conv2d(4, 4, 3)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[0](x)
+
+
+class Slope(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.grad(lambda z: z.pow(3).sum())(x)
+
+
 REFUSED = {
     "layer '0.conv': its kernel is used 2 times": lambda: nn.Sequential(OnceMore(), *head()),
     "layer 'conv': its kernel is not used as one plain convolution, but also by Sub": Penalised,
@@ -219,6 +236,12 @@ REFUSED = {
     "of at least 2 classes": lambda: nn.Sequential(conv(), nn.ReLU(), GapByMean(), nn.Linear(4, 1)),
     "logits of shape (N, K)": lambda: nn.Sequential(conv(), nn.ReLU()),
     "no parameters": lambda: GapByMean(),
+    "on a meta device": lambda: nn.Sequential(conv(), *head()).to("meta"),
+    "no derivative in autograd": lambda: nn.Sequential(conv(), GapByMean(), Dynamic(4, 3)),
+    "no parameter of the model, but of something": lambda: nn.Sequential(
+        conv(), nn.ReLU(), Listed(), *head()
+    ),
+    "differentiates by torch.func": lambda: nn.Sequential(conv(), Slope(), *head()),
     "lazy layer": lambda: nn.Sequential(nn.LazyConv2d(4, 3), *head()),
 }
 
@@ -237,6 +260,7 @@ def test_refused_with_a_reason(message: str, layers: str) -> None:
 GENERAL = {
     "clipped output": lambda: nn.Sequential(Clipped(2, 4, 3), *head()),
     "gate": lambda: nn.Sequential(conv(), SqueezeExcite(4), *head()),
+    "image by image": lambda: nn.Sequential(ByImage(2, 4, 3), nn.ReLU(), *head()),
     "layer norm": lambda: nn.Sequential(
         conv(), nn.ReLU(), GapByMean(), nn.LayerNorm(4), nn.Linear(4, 3)
     ),
@@ -259,6 +283,11 @@ GENERAL = {
         conv(), nn.Threshold(1e9, 0.0), nn.Conv2d(4, 4, 3), nn.ReLU(), *head()
     ),
 }
+
+
+class ByImage(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(super().forward)(x)
 
 
 class Weak(nn.Module):

@@ -8,7 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_full_backward_hook
+from torch.nn.modules import module as everywhere
+from torch.nn.modules.module import (
+    register_module_backward_hook,
+    register_module_full_backward_hook,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 import flatsearch
@@ -110,16 +114,20 @@ def test_hooks_on_modules_that_change_gradients(layers: str) -> None:
 
 
 @pytest.mark.parametrize("layers", ["last", "all"])
-def test_hooks_on_all_modules(layers: str) -> None:
+@pytest.mark.parametrize(
+    "register", [register_module_full_backward_hook, register_module_backward_hook]
+)
+def test_hooks_on_all_modules(
+    layers: str, register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(everywhere, "_global_is_full_backward_hook", None)  # both kinds, in turn
     model, expected = network(), measure(network(), layers=layers)
-    handle = register_module_full_backward_hook(lambda m, into, out: None)
+    handle = register(lambda m, into, out: None)
     try:
         same(measure(model, layers=layers), expected)
     finally:
         handle.remove()
-    handle = register_module_full_backward_hook(
-        lambda m, into, out: tuple(None if g is None else 2 * g for g in into)
-    )
+    handle = register(lambda m, into, out: tuple(None if g is None else 2 * g for g in into))
     try:
         with pytest.raises(UnsupportedModelError, match="because of hook on the gradients of all"):
             measure(model, layers=layers)
@@ -208,8 +216,7 @@ def test_what_is_detached_and_not_used_does_no_harm() -> None:
 
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_modes_of_the_caller(layers: str) -> None:
-    model, expected = network(), measure(network(), layers=layers)
-    x = data()[0]
+    model, expected, given = network(), measure(network(), layers=layers), data()
     for mode in (
         FlopCounterMode(display=False),
         torch.no_grad(),
@@ -217,9 +224,10 @@ def test_modes_of_the_caller(layers: str) -> None:
         torch.autocast("cpu", dtype=torch.bfloat16),
         torch.autograd.graph.save_on_cpu(),
         torch.device("cpu"),
+        torch.device("meta"),
     ):
         with mode:
-            result = measure(model, x, layers=layers)
+            result = flatsearch.relative_flatness(model, given, layers=layers)
         same(result, expected)
 
 
