@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ACCUMULATE",
     "dimensions",
+    "dtype_of",
     "inputs",
-    "is_complex",
     "match_layouts",
     "name_of",
     "ordered",
@@ -37,9 +37,10 @@ def shape_of(node: Any) -> tuple[int, ...]:
     return tuple(_returned(node).shape)
 
 
-def is_complex(node: Any) -> bool:
-    """Return whether an operation returned complex numbers."""
-    return bool(_returned(node).dtype.is_complex)
+def dtype_of(node: Any) -> torch.dtype:
+    """Return the precision of what an operation returned, the first if it returned several."""
+    dtype: torch.dtype = _returned(node).dtype
+    return dtype
 
 
 def inputs(node: Any) -> list[Any]:

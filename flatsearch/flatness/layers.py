@@ -22,7 +22,7 @@ from flatsearch.flatness.forward import (
     forward,
 )
 from flatsearch.flatness.geometry import recorded_geometry
-from flatsearch.flatness.graph import shape_of
+from flatsearch.flatness.graph import dtype_of, shape_of
 from flatsearch.flatness.main_path import last_of_main_path
 from flatsearch.flatness.pooling import pooling
 from flatsearch.flatness.probe import Probe
@@ -189,8 +189,7 @@ def _memory(
 
 def _bytes(convolution: Convolution) -> int:
     """Return what a convolution's output takes."""
-    item: int = convolution.node._input_metadata[0].dtype.itemsize
-    return math.prod(shape_of(convolution.node)) * item
+    return math.prod(shape_of(convolution.node)) * dtype_of(convolution.node).itemsize
 
 
 def locate(

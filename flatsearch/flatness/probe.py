@@ -22,7 +22,7 @@ from flatsearch.flatness.forward import (
     disagree,
     influential,
 )
-from flatsearch.flatness.graph import inputs, match_layouts, ordered
+from flatsearch.flatness.graph import dtype_of, inputs, match_layouts, ordered
 from flatsearch.flatness.parameters import Parameters
 from flatsearch.flatness.replica import modules_with_gradient_hooks, replicate
 from flatsearch.flatness.truth import derivatives_are_true, handwritten
@@ -141,11 +141,7 @@ class Probe:
         for node in self.nodes:
             if not behind.isdisjoint(inputs(node)):
                 behind.add(node)
-                if "NotImplemented" in node.name():  # gradients end there, with a warning at most
-                    raise UnsupportedModelError(
-                        "an operation behind the measured layers has no derivative in autograd, as"
-                        " in quantised layers"
-                    )
+                _refuse_inexact(node)
         self._gradients(self.logits, self.nodes, convolutions)
         hooked = modules_with_gradient_hooks(self._original)
         if hooked or self.watch.left_out:
@@ -205,7 +201,8 @@ class Probe:
         require_gradients(twin)
         kernels = {id(twin.get_parameter(convolution.kernel)) for convolution in convolutions}
         with _in_precision(self._original, torch.float64):
-            true = derivatives_are_true(twin, kernels, self._x.double())
+            x, copies = self._x.double(), self._network.copies
+            true = derivatives_are_true(twin, kernels, x, copies=copies)
         if not true:
             cut = (
                 "a tensor that is detached, or computed under torch.no_grad, on the way,"
@@ -217,6 +214,21 @@ class Probe:
             raise UnsupportedModelError(
                 f"autograd's derivatives are not those of the logits, because of {why}"
             )
+
+
+def _refuse_inexact(node: Any) -> None:
+    """Refuse an operation behind measured layers whose derivative is missing or has few digits."""
+    if "NotImplemented" in node.name():  # gradients end there, with a warning at most
+        raise UnsupportedModelError(
+            "an operation behind the measured layers has no derivative in autograd, as in quantised"
+            " layers"
+        )
+    dtype = dtype_of(node)
+    if dtype in {torch.float16, torch.bfloat16}:
+        raise UnsupportedModelError(
+            f"the model computes in {dtype} behind the measured layers, whose derivatives have two"
+            " or three digits then"
+        )
 
 
 def require_gradients(model: nn.Module) -> None:

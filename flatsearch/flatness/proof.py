@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.flatness import operations as ops
-from flatsearch.flatness.graph import dimensions, inputs, is_complex, name_of, ordered, shape_of
+from flatsearch.flatness.graph import dimensions, dtype_of, inputs, name_of, ordered, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -202,7 +202,7 @@ def examine(logits: Tensor, features: Tensor, taps: Mapping[str, GradientEdge]) 
         for previous in inputs(node):
             together |= combined[previous]
         if into:
-            unusual = any(map(is_complex, [node, *reach.operands(node)]))
+            unusual = any(dtype_of(one).is_complex for one in [node, *reach.operands(node)])
             bent = into if unusual else _curved(node, reach)
             curved |= bent
             if node in tail:

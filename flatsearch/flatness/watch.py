@@ -150,10 +150,14 @@ def is_differentiable(value: object) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
+def _is_wrapped(value: Tensor) -> bool:
+    return bool(functorch.is_functorch_wrapped_tensor(value))
+
+
 def _is_constant(value: object) -> bool:
     if not isinstance(value, Tensor):
         return False
-    while functorch.is_functorch_wrapped_tensor(value):  # the graph is that of what is inside
+    while _is_wrapped(value):  # the graph is that of what is inside
         value = functorch.get_unwrapped(value)
     if value.grad_fn is not None:
         return False
@@ -232,9 +236,13 @@ def weight_of(args: Arguments, kwargs: Named) -> Any:
 
 
 def kernel_of(function: Any, args: Arguments, kwargs: Named) -> Tensor | None:
-    """Return the kernel that a convolution is called with; None if the function is no such."""
+    """Return the kernel that a convolution is called with; None if the function is no such.
+
+    None too inside of `torch.vmap`, which nothing may be taken out of.
+    """
     weight = weight_of(args, kwargs) if "conv" in getattr(function, "__name__", "") else None
-    return weight if isinstance(weight, Tensor) else None
+    plain = isinstance(weight, Tensor) and not _is_wrapped(input_of(args, kwargs))
+    return weight if plain else None
 
 
 class perturbing(Calls):  # noqa: N801 - a context

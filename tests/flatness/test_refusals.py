@@ -197,6 +197,11 @@ class Listed(nn.Module):
         return self.layers[0](x)
 
 
+class Halved(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.half()
+
+
 class Slope(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.func.grad(lambda z: z.pow(3).sum())(x)
@@ -238,6 +243,7 @@ REFUSED = {
     "no parameters": lambda: GapByMean(),
     "on a meta device": lambda: nn.Sequential(conv(), *head()).to("meta"),
     "no derivative in autograd": lambda: nn.Sequential(conv(), GapByMean(), Dynamic(4, 3)),
+    "computes in torch.float16 behind": lambda: nn.Sequential(conv(), *head(), Halved()),
     "no parameter of the model, but of something": lambda: nn.Sequential(
         conv(), nn.ReLU(), Listed(), *head()
     ),

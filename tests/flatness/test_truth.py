@@ -186,6 +186,23 @@ def with_saved_hooks(x: Tensor) -> Tensor:
         return x.sigmoid()
 
 
+class ChangedByData(nn.Conv2d):
+    """Changes what it has convolved, and autograd cannot know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        x.data.mul_(2)
+        return y
+
+
+def test_inputs_that_are_changed_by_their_data() -> None:
+    model = network()
+    model[2] = ChangedByData(4, 5, 3).double()
+    for layers in ("last", "all"):
+        with pytest.raises(UnsupportedModelError, match="autograd's derivatives are not those of"):
+            measure(model, layers=layers)
+
+
 UNTRUE: dict[str, Callable[[Tensor], Tensor]] = {
     "straight through": StraightThrough.apply,
     "straight through, detached": lambda x: x + (x.round() - x).detach(),
