@@ -50,6 +50,8 @@ _CUTS = {
     torch.detach,
 }
 _NODE = Tensor.grad_fn.__get__  # type: ignore[union-attr]
+# What gives access past autograd, which does not notice changes then.
+_PAST = {_NODE, Tensor.data.__get__, Tensor.numpy}  # type: ignore[attr-defined]
 # They say something of a tensor's shape only.
 _WITHOUT_VALUES = {"empty_like", "new_empty", "new_ones", "new_zeros", "ones_like", "zeros_like"}
 # In the names of what may draw random numbers, beside others.
@@ -203,7 +205,7 @@ class Watch(without_hooks):
         result = super().call(function, args, kwargs)
         if before is not None:
             self._random.notice(before)
-        self.cut = self.cut or function == _NODE or _top_hooks() != self._hooks
+        self.cut = self.cut or function in _PAST or _top_hooks() != self._hooks
         given = [leaf for leaf in tree_leaves((args, kwargs)) if is_differentiable(leaf)]
         if given and not self.cut:
             hidden = isinstance(result, Tensor) and not torch.is_grad_enabled()
