@@ -69,17 +69,18 @@ def _places(x: Tensor) -> Tensor:
     return x[:_PROBED].flatten(1).std(1, correction=0).topk(min(2, len(x))).indices
 
 
-def mixed(network: Network, x: Tensor, logits: Tensor) -> Tensor:
-    """Return whether two images of a batch have other logits on their own, a scalar.
+def mixed(network: Network, x: Tensor, logits: Tensor, places: list[int] | None = None) -> Tensor:
+    """Return whether some images of a batch have other logits in one of their own, a scalar.
 
     Args:
         network: What is run.
         x: A batch.
         logits: Its logits.
+        places: Which images; those with most contrast where None.
     """
-    places = _places(x)
+    chosen = _places(x) if places is None else places
     with network.recording(), torch.no_grad():
-        return disagree(call(network.model, x[places]), logits[places])
+        return disagree(call(network.model, x[chosen]), logits[chosen])
 
 
 def is_samplewise(network: Network, x: Tensor) -> bool:
@@ -116,13 +117,11 @@ def refuse_mixed_samples(network: Network, x: Tensor, logits: Tensor | None = No
     Raises:
         UnsupportedModelError: If they are not.
     """
-    with network.recording(), torch.no_grad():
-        if logits is None:
-            x = contrasting(x)
+    if logits is None:
+        x = contrasting(x)
+        with network.recording(), torch.no_grad():
             logits = call(network.model, x)
-        places = [len(x) - 1, 0, 0]
-        others = call(network.model, x[places])
-    if bool(disagree(others, logits[places])):
+    if bool(mixed(network, x, logits, [len(x) - 1, 0, 0])):
         raise UnsupportedModelError(
             "the model mixes samples: the logits of one depend on others of its batch"
         )
