@@ -83,8 +83,10 @@ def _main(probe: Probe) -> Convolution:
     if not probe.convolutions:
         _covered(probe.hidden_convolutions(), skip=False)
         raise UnsupportedModelError("no convolution is called on the way to the logits")
-    nodes = [convolution.node for convolution in probe.convolutions]
-    main = probe.convolutions[last_of_main_path(probe.logits, nodes)]
+    # What is convolved along something else, tokens or channels, has no positions.
+    maps = [one for one in probe.convolutions if len(shape_of(one.node)) == 4]
+    found = maps or probe.convolutions
+    main = found[last_of_main_path(probe.logits, [one.node for one in found])]
     how = pooling(probe.logits, main.node)
     if how == "flattened":
         raise UnsupportedModelError(

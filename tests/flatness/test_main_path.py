@@ -142,6 +142,26 @@ def test_a_gate_that_is_not_covered_is_left_out() -> None:
         flatsearch.relative_flatness(model, data)
 
 
+class Token(nn.Module):
+    """A class token beside the positions, and a convolution that sums over copies of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.sum, self.head = nn.Conv2d(2, 4, 3), nn.Conv1d(2, 1, 1), nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2).mT
+        x = torch.cat([torch.zeros_like(x[:, :1]), x], 1)
+        token = self.attention(x, x, x)[0][:, :1]
+        return self.head(self.sum(torch.cat([token, token], 1))[:, 0])
+
+
+def test_a_convolution_of_tokens_has_no_positions() -> None:
+    with pytest.raises(flatsearch.UnsupportedModelError, match=r"'conv', the last convolution, is"):
+        flatsearch.relative_flatness(Token(), images(), layers="all", skip_unsupported=True)
+
+
 def test_flattened_behind_a_gate_on_one_position_is_refused() -> None:
     block = Gated(gate=SqueezeExcitation(4, 2), shortcut=nn.Identity())
     model = nn.Sequential(nn.Conv2d(2, 4, 3), block, nn.Flatten(), nn.Linear(144, CLASSES))
