@@ -20,7 +20,7 @@ from flatsearch.flatness.contraction import (
     factor_norms,
     separable_norms,
 )
-from flatsearch.flatness.forward import Layer, Network, Pass, forward
+from flatsearch.flatness.forward import Layer, Network, Pass, disagree, forward
 from flatsearch.flatness.gauss_newton import backpropagate, sample_coupling
 from flatsearch.flatness.normalise import scale_input, scale_kernel
 from flatsearch.flatness.parameters import Settled
@@ -33,7 +33,7 @@ from flatsearch.flatness.result import (
     reduce,
     summarise,
 )
-from flatsearch.flatness.samplewise import mixed
+from flatsearch.flatness.samplewise import two_alone
 from flatsearch.flatness.softmax import SampledRoot, SoftmaxRoot
 from flatsearch.flatness.tail import differentiate_tail
 
@@ -167,13 +167,16 @@ class Accumulator:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Measure one batch."""
-        found = self._found
+        found, alone = self._found, None
+        if len(x) not in self._sizes:
+            self._sizes.add(len(x))
+            # before the batch: a forward pass may change what the batch's graph keeps
+            alone = two_alone(self._network, x)
         run = forward(self._network, x, found.layers, found.classifier)
         self._settled.refuse_changed()
         logits = run.logits.detach()
-        if len(x) not in self._sizes:
-            self._sizes.add(len(x))
-            self._mixed.append(mixed(self._network, x, logits))
+        if alone is not None:
+            self._mixed.append(disagree(alone[1], logits[alone[0]]))
         self._classes = logits.shape[1]
         self._targets.append(y)
         y = y.clamp(0, self._classes - 1)  # judged at the end, with all others

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flatsearch.flatness.forward import Network
     from flatsearch.flatness.watch import Arguments, Named
 
-__all__ = ["contrasting", "is_samplewise", "mixed", "refuse_mixed_samples"]
+__all__ = ["contrasting", "is_samplewise", "refuse_mixed_samples", "two_alone"]
 
 _PROBED = 64
 # They say something of a tensor that is no number in it.
@@ -69,18 +69,11 @@ def _places(x: Tensor) -> Tensor:
     return x[:_PROBED].flatten(1).std(1, correction=0).topk(min(2, len(x))).indices
 
 
-def mixed(network: Network, x: Tensor, logits: Tensor, places: list[int] | None = None) -> Tensor:
-    """Return whether some images of a batch have other logits in one of their own, a scalar.
-
-    Args:
-        network: What is run.
-        x: A batch.
-        logits: Its logits.
-        places: Which images; those with most contrast where None.
-    """
-    chosen = _places(x) if places is None else places
+def two_alone(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places of two images of a batch, and their logits in one of their own."""
+    places = _places(x)
     with network.recording(), torch.no_grad():
-        return disagree(call(network.model, x[chosen]), logits[chosen])
+        return places, call(network.model, x[places])
 
 
 def is_samplewise(network: Network, x: Tensor) -> bool:
@@ -117,11 +110,13 @@ def refuse_mixed_samples(network: Network, x: Tensor, logits: Tensor | None = No
     Raises:
         UnsupportedModelError: If they are not.
     """
-    if logits is None:
-        x = contrasting(x)
-        with network.recording(), torch.no_grad():
+    with network.recording(), torch.no_grad():
+        if logits is None:
+            x = contrasting(x)
             logits = call(network.model, x)
-    if bool(mixed(network, x, logits, [len(x) - 1, 0, 0])):
+        places = [len(x) - 1, 0, 0]
+        others = call(network.model, x[places])
+    if bool(disagree(others, logits[places])):
         raise UnsupportedModelError(
             "the model mixes samples: the logits of one depend on others of its batch"
         )
