@@ -194,7 +194,7 @@ def make_console() -> Any:
 
 def storage_option(storage: str) -> str:
     """Return what a suggested command needs to find the same storage."""
-    if storage == os.environ.get(STORAGE_VARIABLE, DEFAULT_STORAGE):
+    if storage == (os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE):
         return ""
     return f" --storage {shlex.quote(hide_passwords(storage))}"
 

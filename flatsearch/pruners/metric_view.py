@@ -35,10 +35,14 @@ class WritableTrial:
     Args:
         study: The trial's study.
         trial: The copy.
+
+    Attributes:
+        user_attrs: The attributes of the copy.
     """
 
     def __init__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._storage, self._id = study._storage, trial._trial_id
+        self.user_attrs = trial.user_attrs
 
     def set_user_attr(self, key: str, value: Any) -> None:
         """Store an attribute of the trial."""

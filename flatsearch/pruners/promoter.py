@@ -18,7 +18,7 @@ from flatsearch.pruners.per_study import PerStudy
 from flatsearch.record.networks import networks_of
 from flatsearch.record.promotion import Promotion
 from flatsearch.record.study import StudyRecord
-from flatsearch.record.trial import TrialRecord
+from flatsearch.record.trial import TrialRecord, write_trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -204,8 +204,8 @@ class Promoter(BasePruner):
         audited = epoch == rungs[0] and rungs[1] < board.epochs
         if not audited or draw(study.study_name, number) >= self._audit:
             return True
-        audit = [epoch, rungs[1]]
-        WritableTrial(study, trial).set_user_attr(TrialRecord.audit.key, audit)
+        audit = epoch, rungs[1]
+        write_trial(WritableTrial(study, trial), audit=audit)
         return False
 
     def next_promotions(self, study: optuna.Study, *, ends: bool = False) -> list[Promotion]:

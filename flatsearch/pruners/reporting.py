@@ -18,18 +18,20 @@ from flatsearch.record.trial import write_step
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import BaseTrial
 
 __all__ = ["mark_pruned", "report", "should_prune"]
 
 
-def report(trial: optuna.Trial, step: int, **metrics: float) -> None:
+def report(trial: BaseTrial, step: int, **metrics: float) -> None:
     """Record a step's metrics, in a study with any number of objectives.
 
     In a single-objective study whose metric is named (`study.set_metric_names`) and among the
     given ones, that metric is also reported to Optuna, so that Optuna's own pruners see it.
 
     Args:
-        trial: The running trial.
+        trial: The running trial; or one of no study (`FixedTrial`, `study.best_trial`), whose
+            record alone is written.
         step: 0 for the first, usually the epoch.
         **metrics: Numbers by name, for example `accuracy=0.9, flatness=3.2`.
 
@@ -46,12 +48,15 @@ def report(trial: optuna.Trial, step: int, **metrics: float) -> None:
         {'flatsearch:step:0': {'accuracy': 0.9, 'flatness': 3.2}}
     """
     write_step(trial, step, metrics)
-    names = trial.study.metric_names
-    if len(trial.study.directions) == 1 and names is not None and names[0] in metrics:
+    study: optuna.Study | None = getattr(trial, "study", None)
+    if study is None:
+        return
+    names = study.metric_names
+    if len(study.directions) == 1 and names is not None and names[0] in metrics:
         trial.report(float(metrics[names[0]]), step)
 
 
-def should_prune(trial: optuna.Trial) -> bool:
+def should_prune(trial: BaseTrial) -> bool:
     """Return whether the study's pruner would stop this trial now.
 
     Unlike `trial.should_prune()` this works in a multi-objective study, with a pruner that
@@ -59,13 +64,13 @@ def should_prune(trial: optuna.Trial) -> bool:
     to Optuna sees nothing there and prunes nothing, of which a warning is given.
 
     Args:
-        trial: The running trial.
+        trial: The running trial; one of no study is never pruned.
 
     Returns:
         True if the trial should raise `optuna.TrialPruned`.
     """
-    study = trial.study
-    if len(study.directions) == 1:
+    study: optuna.Study | None = getattr(trial, "study", None)
+    if study is None or len(study.directions) == 1:
         return bool(trial.should_prune())
     pruner = type(study.pruner)
     if pruner.__module__.startswith("optuna.pruners") and pruner is not NopPruner:
@@ -82,7 +87,7 @@ def should_prune(trial: optuna.Trial) -> bool:
     return frozen is not None and bool(study.pruner.prune(study, frozen))
 
 
-def mark_pruned(trial: optuna.Trial, *, pruned: bool) -> None:
+def mark_pruned(trial: BaseTrial, *, pruned: bool) -> None:
     """Mark a trial that returns its values as pruned, or as not, for soft pruning.
 
     Some samplers (NSGA-II, NSGA-III, GP, CMA-ES) learn nothing from Optuna's state PRUNED, and

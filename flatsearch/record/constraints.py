@@ -15,6 +15,8 @@ import optuna
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from optuna.trial import BaseTrial
+
 __all__ = [
     "HAS_NAMED",
     "LIMIT",
@@ -41,8 +43,8 @@ _KEY = "constraints"
 HAS_NAMED = hasattr(optuna.Trial, "set_constraint")
 
 
-def write_constraints(trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
-    """Store constraints of a running trial.
+def write_constraints(trial: BaseTrial, constraints: Mapping[str, float]) -> None:
+    """Store constraints of a running trial; a trial of no study has none before Optuna 5.
 
     Args:
         trial: The trial.
@@ -51,21 +53,21 @@ def write_constraints(trial: optuna.Trial, constraints: Mapping[str, float]) -> 
     for name, value in constraints.items():
         if HAS_NAMED:
             trial.set_constraint(name, value)
-        else:
+        elif isinstance(trial, optuna.Trial):
             trial.storage.set_trial_system_attr(trial._trial_id, f"{_KEY}:{name}", float(value))
-    if not HAS_NAMED:
+    if not HAS_NAMED and isinstance(trial, optuna.Trial):
         trial.storage.set_trial_system_attr(trial._trial_id, _KEY, constraint_values(trial))
 
 
-def read_constraints(trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, float]:
+def read_constraints(trial: BaseTrial) -> dict[str, float]:
     """Return a trial's constraints by name; the entries of a list are named by their places."""
     if HAS_NAMED:
         return dict(trial.constraints)
     stored: Mapping[str, Any]
-    if isinstance(trial, optuna.trial.FrozenTrial):
-        stored = trial.system_attrs
-    else:
+    if isinstance(trial, optuna.Trial):
         stored = trial.storage.get_trial_system_attrs(trial._trial_id)
+    else:
+        stored = trial.system_attrs  # type: ignore[attr-defined]
     listed = {str(place): value for place, value in enumerate(stored.get(_KEY) or ())}
     named = {key[len(_KEY) + 1 :]: v for key, v in stored.items() if key.startswith(f"{_KEY}:")}
     return {**listed, **named}

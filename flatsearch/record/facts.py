@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from flatsearch.errors import SpaceError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import optuna
-
-__all__ = ["PREFIX", "UNREADABLE", "Fact", "Record", "from_numbers", "to_numbers", "write"]
+__all__ = ["PREFIX", "UNREADABLE", "Fact", "Place", "Record", "from_numbers", "to_numbers", "write"]
 
 # All keys begin with it: what else a study or a trial holds is somebody else's.
 PREFIX = "flatsearch:"
 _T = TypeVar("_T")
 # What comes of an attribute that is not what was written.
 UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError, SpaceError)
+
+
+class Place(Protocol):
+    """Where facts are stored: a study, or a trial, or what stands for it."""
+
+    @property
+    def user_attrs(self) -> Mapping[str, Any]:
+        """The attributes that are stored."""
+        ...
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Store an attribute."""
+        ...
 
 
 class Record:
@@ -114,7 +125,7 @@ class Fact(Generic[_T]):
             raise TypeError(f"a {self._stored.__name__} is expected, not {stored!r:.80}")
         return self._decode(stored)
 
-    def write(self, place: optuna.Study | optuna.Trial, value: _T) -> None:
+    def write(self, place: Place, value: _T) -> None:
         """Store the value."""
         stored = self._encode(value)
         earlier = place.user_attrs.get(self.key, {}) if self._adds else {}
@@ -123,7 +134,7 @@ class Fact(Generic[_T]):
             place.set_user_attr(key, shown)
 
 
-def write(kind: type[Record], place: optuna.Study | optuna.Trial, facts: Mapping[str, Any]) -> None:
+def write(kind: type[Record], place: Place, facts: Mapping[str, Any]) -> None:
     """Store facts of a study or trial.
 
     Args:

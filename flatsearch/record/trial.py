@@ -18,7 +18,7 @@ from functools import cache, cached_property
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import BaseTrial, TrialState
 
 from flatsearch.errors import UsageError, hide_passwords
 from flatsearch.record.constraints import LIMIT, PRUNED_SOFTLY, read_constraints
@@ -27,6 +27,7 @@ from flatsearch.record.facts import (
     PREFIX,
     UNREADABLE,
     Fact,
+    Place,
     Record,
     from_numbers,
     to_numbers,
@@ -195,7 +196,7 @@ class TrialRecord(Record):
     audit = Fact[tuple[int, int] | None](encode=list, decode=_two_numbers, stored=list)
     checkpoint = Fact[str | None](stored=str)
 
-    def __init__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
+    def __init__(self, trial: BaseTrial) -> None:
         super().__init__(f"trial {trial.number}", trial.user_attrs)
         self.trial = trial
         self.number = trial.number
@@ -362,7 +363,7 @@ _FACTS = (
 )
 
 
-def write_trial(trial: optuna.Trial, **facts: Any) -> None:
+def write_trial(trial: Place, **facts: Any) -> None:
     """Store facts of a running trial.
 
     Args:
@@ -372,7 +373,7 @@ def write_trial(trial: optuna.Trial, **facts: Any) -> None:
     write(TrialRecord, trial, facts)
 
 
-def write_step(trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> None:
+def write_step(trial: BaseTrial, step: int, metrics: Mapping[str, float]) -> None:
     """Store one step's metrics.
 
     Args:

@@ -14,6 +14,7 @@ from flatsearch.errors import NonFiniteError, SpaceError, UnsupportedModelError
 from flatsearch.flatness import relative_flatness
 from flatsearch.networks.duplicate_key import network_key
 from flatsearch.search.recipe import suggest_recipe
+from flatsearch.spaces.describe import check_names
 from flatsearch.spaces.space import (
     Architecture,
     OnceTrial,
@@ -25,6 +26,7 @@ from flatsearch.spaces.space import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from optuna.trial import BaseTrial
     from torch import nn
 
     from flatsearch.data.splits import ImageData
@@ -67,7 +69,7 @@ class Candidates:
     def __init__(self, space: SearchSpace, data: ImageData, settings: RunSettings) -> None:
         self._space, self._data, self._settings = space, data, settings
 
-    def propose(self, trial: optuna.Trial, number: int | None = None) -> Candidate:
+    def propose(self, trial: BaseTrial, number: int | None = None) -> Candidate:
         """Ask a trial for a candidate, whose seed is repeatable.
 
         Args:
@@ -118,11 +120,13 @@ class Candidates:
     def check(self) -> None:
         """Build and measure a random candidate, untrained, so that a broken space shows early.
 
-        A space some of whose candidates fail is no reason to refuse it: a few are tried.
+        Names of parameters are looked at in many candidates. A space some of whose candidates fail
+        is no reason to refuse it: a few are tried.
 
         Raises:
             SpaceError: If the space fails or breaks its contract; names the class and method.
         """
+        check_names(self.propose, f"{type(self._space).__name__}.suggest")
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         first: SpaceError | None = None
         for _ in range(_CHECKS):

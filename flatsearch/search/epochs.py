@@ -9,7 +9,7 @@ from flatsearch.device import wait_for_memory
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report, should_prune
 from flatsearch.record import clear_steps, write_trial
-from flatsearch.search.checkpoints import Checkpoint, random_state, set_random_state
+from flatsearch.search.checkpoints import Checkpoint, set_random_state
 from flatsearch.search.epoch_metrics import Measuring, metrics_of, metrics_of_all
 from flatsearch.search.measuring import Schedule
 from flatsearch.search.own_training import OwnTraining
@@ -19,10 +19,10 @@ from flatsearch.signals.table import PROXIES
 from flatsearch.training.trainer import EpochResult, Trainer, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import optuna
-    from torch import nn
+    from torch import Tensor, nn
 
     from flatsearch.data.splits import ImageData
     from flatsearch.flatness import FlatnessResult
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from flatsearch.search.control import Control
     from flatsearch.search.own_training import TrainFunction
     from flatsearch.search.parking import Parking
+    from flatsearch.search.turns import Turns
     from flatsearch.settings import RunSettings
 
+    _Measured = tuple[EpochResult, FlatnessResult, FlatnessResult | None, dict[str, float]]
     OnEpoch = Callable[[optuna.Trial, EpochResult, FlatnessResult], None]
 
 __all__ = ["Epochs", "Start", "Trained"]
@@ -49,6 +51,7 @@ class Start:
         model: Its network, as it is initialised.
         network: What tells it from others.
         cost: What is known of it untrained.
+        turns: Its turns at computing.
         checkpoint: Where its training goes on, if it was begun by an earlier trial.
     """
 
@@ -56,6 +59,7 @@ class Start:
     model: nn.Module
     network: str
     cost: Mapping[str, float]
+    turns: Turns
     checkpoint: Checkpoint | None = None
 
 
@@ -142,7 +146,8 @@ class Epochs:
             checkpoint = self._parking.load(trial, start.network, self._device)
             if checkpoint is None:
                 clear_steps(trial)
-            model = self._candidates.build(start.candidate)
+            with start.turns.take():
+                model = self._candidates.build(start.candidate)
             start = dataclasses.replace(start, model=model, checkpoint=checkpoint)
 
     def _train(
@@ -151,27 +156,23 @@ class Epochs:
         model, settings = start.model, start.candidate.settings
         # Objectives that no epoch changes: a pruner that ranks by all objectives needs them too.
         fixed = {name: start.cost[name] for name in settings.objectives if name in start.cost}
-        initial = initial_weights(model) if self._every_epoch else {}
-        trainer = self._trainer(start, control, accumulate)
+        with start.turns.take():
+            trainer = self._trainer(start, control, accumulate)
+            initial = initial_weights(model) if self._every_epoch else {}
         keeps = self._parking.keeps(trial.study)
         name = self._parking.begin(trial) if keeps else ""
         metrics: Mapping[str, float] = {}
         if start.checkpoint is not None:
-            metrics = self._go_on(trial, model, trainer, start.checkpoint)
+            metrics = self._go_on(trial, start, trainer, start.checkpoint)
             # Its process may have ended before it was decided how it goes on.
             if reason := self._stops(trial, trainer.epochs_done, metrics, keeps=keeps):
                 return Trained(model, metrics, reason)
         began = trainer.epochs_done + 1
-        measuring = Measuring(model, self._probe, settings, self._schedule)
         facts: dict[str, Any] = {"schedule": self._schedule.to_dict()}
         if self._train_function is None:
             facts["computation"] = trainer.computation.to_dict()
-        for epoch in trainer.results():
-            flatness, every = self._measure(measuring, epoch.epoch)
-            metrics = metrics_of(epoch, flatness)
-            metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
+        for epoch, flatness, every, metrics in self._measured(start, trainer, initial):
             if every is not None:
-                metrics |= metrics_of_all(every)
                 facts["layers"] = {n: one.relative_flatness for n, one in every.layers.items()}
             if epoch.epoch == began:
                 facts["measured"] = next(iter(flatness.layers))
@@ -207,11 +208,23 @@ class Epochs:
             on_batch=check,
         )
 
-    def _measure(
-        self, measuring: Measuring, epoch: int
-    ) -> tuple[FlatnessResult, FlatnessResult | None]:
-        """Return the flatness of one convolution, and of all where it is their turn."""
-        return measuring.one(), measuring.every(epoch)
+    def _measured(
+        self, start: Start, trainer: Trainer, initial: Mapping[str, Tensor]
+    ) -> Iterator[_Measured]:
+        """Train and measure, a turn an epoch."""
+        model = start.model
+        measuring = Measuring(model, self._probe, start.candidate.settings, self._schedule)
+        results = trainer.results()
+        while True:
+            with start.turns.take():
+                epoch = next(results, None)
+                if epoch is None:
+                    return
+                one, every = measuring.one(), measuring.every(epoch.epoch)
+                metrics = metrics_of(epoch, one)
+                metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
+                metrics |= {} if every is None else metrics_of_all(every)
+            yield epoch, one, every, metrics
 
     def _stops(
         self, trial: optuna.Trial, epoch: int, metrics: Mapping[str, float], *, keeps: bool
@@ -237,21 +250,22 @@ class Epochs:
         state = {
             "model": start.model.state_dict(),
             "trainer": trainer.state_dict(),
-            "random": random_state(self._device),
+            "random": start.turns.random,
             "accumulate": accumulate,
         }
         cost = dict(start.cost)
         return Checkpoint(start.network, trainer.epochs_done, state, steps_of(trial), cost)
 
     def _go_on(
-        self, trial: optuna.Trial, model: nn.Module, trainer: Trainer, checkpoint: Checkpoint
+        self, trial: optuna.Trial, start: Start, trainer: Trainer, checkpoint: Checkpoint
     ) -> Mapping[str, float]:
         """Go on where an earlier trial was; return the metrics after its last epoch."""
         report_again(trial, checkpoint)
-        model.load_state_dict(checkpoint.state["model"])
-        model.eval()
-        trainer.load_state_dict(checkpoint.state["trainer"])
-        set_random_state(checkpoint.state["random"], self._device)
+        with start.turns.take():
+            start.model.load_state_dict(checkpoint.state["model"])
+            start.model.eval()
+            trainer.load_state_dict(checkpoint.state["trainer"])
+            set_random_state(checkpoint.state["random"], self._device)
         checkpoint.state.clear()  # as large as the network, and not needed any more
         last = checkpoint.steps[checkpoint.epochs - 1]
         return {name: value for name, value in last.items() if name != "train_seconds"}

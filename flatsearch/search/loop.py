@@ -19,7 +19,7 @@ from flatsearch.errors import FlatsearchError, OutOfTimeError, StorageError
 from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.control import Control
 from flatsearch.search.interrupts import StopSignals, handling
-from flatsearch.search.liveness import fail_dead_trials, this_process
+from flatsearch.search.liveness import fail_dead_trials
 from flatsearch.search.parking import no_result, withdraw
 from flatsearch.search.patience import PatientStorage
 from flatsearch.search.tally import Tally
@@ -128,9 +128,6 @@ class WorkerLoop:
         number = None if trial is None else trial.number
         if trial is not None and not TrialRecord(trial).begins:
             return True  # its network has been counted
-        if trial is not None and self._budget.state(self._study, number) == "wait":
-            # The objective does so too, but this trial may never come to it.
-            write_trial(trial, worker=this_process())
         while (state := self._budget.state(self._study, number)) == "wait":
             late = trial is None and time.monotonic() > self._control.deadline
             if late or self.signals.received:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from functools import cached_property
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
 import optuna
-import torch
 from optuna.trial import TrialState
 
 from flatsearch.data.loading import load_data
@@ -24,6 +24,7 @@ from flatsearch.record import (
     LeastAccuracy,
     StudyRecord,
     TrialRecord,
+    least_accuracy,
     write_constraints,
     write_study,
     write_trial,
@@ -37,6 +38,7 @@ from flatsearch.search.epochs import Epochs, Start, Trained
 from flatsearch.search.liveness import this_process
 from flatsearch.search.parking import Parking, goes_on_already
 from flatsearch.search.trial_files import TrialFiles
+from flatsearch.search.turns import Turns
 from flatsearch.settings import RunSettings
 from flatsearch.signals.compute import ProxyInput, measure
 from flatsearch.signals.table import PROXIES
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from optuna.artifacts import FileSystemArtifactStore
-    from optuna.trial import FrozenTrial
+    from optuna.trial import BaseTrial, FrozenTrial
     from torch import nn
 
     from flatsearch.data.sources import DataSource
@@ -157,6 +159,8 @@ class FlatnessObjective:
         # A network that is to be trained again does not wait for others that train it.
         patience = {} if settings.duplicates == "reuse" else {"patience": 0.0}
         self._trained = TrainedNetworks(**patience)
+        # Of the trial whose seed counts, in the place of the one that is run.
+        self._number: int | None = None
         self._introduced: WeakSet[optuna.Study] = WeakSet()
 
     @property
@@ -200,9 +204,29 @@ class FlatnessObjective:
         """
         self._candidates.check()
 
-    def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
-        """Train and measure one candidate; see `run`."""
-        return self.run(trial, Control())
+    def __call__(self, trial: BaseTrial) -> float | tuple[float, ...]:
+        """Train and measure one candidate; see `run`.
+
+        Args:
+            trial: The trial that Optuna asks for; or one of no study (`FixedTrial`,
+                `study.best_trial`), which is trained to the end with the seed of its number, and
+                of which nothing but the record is kept.
+
+        Returns:
+            The objective values.
+        """
+        if isinstance(trial, optuna.Trial):
+            return self.run(trial, Control())
+        self._candidates.propose(trial)  # a FixedTrial knows its parameters only then
+        study = optuna.create_study(directions=self.directions, pruner=optuna.pruners.NopPruner())
+        study.enqueue_trial(trial.params)
+        alone, twin = copy.copy(self), study.ask()
+        alone._files, alone._number = None, TrialRecord(trial).begun_by
+        try:
+            return alone.run(twin, Control())
+        finally:
+            for key, value in twin.user_attrs.items():
+                trial.set_user_attr(key, value)
 
     def run(self, trial: optuna.Trial, control: Control) -> float | tuple[float, ...]:
         """Train and measure one candidate.
@@ -220,15 +244,13 @@ class FlatnessObjective:
             TrialPruned: If the pruner says so, training diverges, the candidate is over a limit,
                 or it is the same as one that was pruned.
         """
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            try:
-                values = self._run(trial, control)
-            except (DivergedError, NonFiniteError) as error:
-                write_trial(trial, diverged=True)
-                values = _pruned(trial, str(error))
-            finally:
-                list_constraints(trial)
+        try:
+            values = self._run(trial, control)
+        except (DivergedError, NonFiniteError) as error:
+            write_trial(trial, diverged=True)
+            values = _pruned(trial, str(error))
+        finally:
+            list_constraints(trial)
         self.parking.promote(trial.study)
         if isinstance(values, str):
             raise optuna.TrialPruned(values)
@@ -242,18 +264,22 @@ class FlatnessObjective:
             if other is not None:
                 return self._fail(trial, f"trial {other} goes on with the same network", late=True)
         candidate = self._propose(trial)
-        key = self._candidates.key(candidate)
+        turns = Turns(self.device)
+        with turns.take():
+            key = self._candidates.key(candidate)
         write_trial(trial, network=key)
         if TrialRecord(trial).begins:
             earlier = self._find_earlier(trial, key, control)
             if earlier is not None:
                 return self._take_over(trial, earlier)
-        model = self._candidates.build(candidate)
+        with turns.take():
+            model = self._candidates.build(candidate)
         checkpoint = self.parking.load(trial, key, self.device)
-        cost = self._cost(trial, model, None if checkpoint is None else checkpoint.fixed)
+        with turns.take():
+            cost = self._cost(trial, model, None if checkpoint is None else checkpoint.fixed)
         if reason := over_limit(cost, self.settings.limits):
             return _pruned(trial, reason)
-        start = Start(candidate, model, key, cost, checkpoint)
+        start = Start(candidate, model, key, cost, turns, checkpoint)
         trained = self._epochs.train(trial, start, control)
         if trained.stopped and not self._soft:
             if TrialRecord(trial).parked is not None:
@@ -266,6 +292,7 @@ class FlatnessObjective:
         """Ask for a candidate, and record it before anything can go wrong with it."""
         if trial.study not in self._introduced:
             # The study may have been made without `open_study`.
+            self._check_directions(trial.study)
             known = StudyRecord(trial.study)
             if known.settings is None:
                 write_study(trial.study, settings=self.shared_settings(), least=self.least)
@@ -274,10 +301,24 @@ class FlatnessObjective:
             self._introduced.add(trial.study)
             if known.validation_images is None:
                 write_study(trial.study, validation_images=len(self.data.validation))
-        write_trial(trial, worker=this_process())
-        candidate = self._candidates.propose(trial, TrialRecord(trial).begun_by)
+        if TrialRecord(trial).worker != this_process():
+            write_trial(trial, worker=this_process())
+        candidate = self._candidates.propose(
+            trial, TrialRecord(trial).begun_by if self._number is None else self._number
+        )
         write_trial(trial, architecture=candidate.architecture, recipe=candidate.recipe or None)
         return candidate
+
+    def _check_directions(self, study: optuna.Study) -> None:
+        found = [direction.name.lower() for direction in study.directions]
+        if found != self.directions:
+            wanted = ", ".join(
+                f"{d} ({name})" for d, name in zip(self.directions, self.metric_names, strict=True)
+            )
+            raise SettingsError(
+                f"the study's directions are {', '.join(found)} but the objective's are {wanted};"
+                " give optuna.create_study directions=objective.directions"
+            )
 
     def _find_earlier(self, trial: optuna.Trial, key: str, control: Control) -> FrozenTrial | None:
         """Return the earlier trial whose result this one takes over, if any."""
@@ -350,15 +391,10 @@ class FlatnessObjective:
         # One that was stopped may have come as far as the best later on.
         relative = None if trained.stopped else StudyRecord(trial.study).least
         if relative is not None:
-            least = relative.beside(max(accuracy, _best_accuracy(trial.study)))
+            complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            others = least_accuracy(map(TrialRecord, complete), relative) or 0.0
+            least = max(relative.beside(accuracy), others)
         write_constraints(trial, {MIN_ACCURACY: least - accuracy})
-
-
-def _best_accuracy(study: optuna.Study) -> float:
-    """Return the best validation accuracy of complete trials; 0 where there is none."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    found = (trial.user_attrs.get("accuracy") for trial in complete)
-    return max((x for x in found if isinstance(x, float) and math.isfinite(x)), default=0.0)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -261,8 +261,6 @@ def withdraw(study: optuna.Study) -> None:
         return
     for trial in _waiting(study):
         if claim(study, trial):
-            place = WritableTrial(study, trial)
             reason = "the run ended before it was this trial's turn"
-            place.set_user_attr(TrialRecord.failure.key, reason)
-            place.set_user_attr(TrialRecord.late.key, True)
+            write_trial(WritableTrial(study, trial), failure=reason, late=True)
             study.tell(trial.number, state=TrialState.FAIL)

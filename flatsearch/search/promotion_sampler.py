@@ -9,7 +9,7 @@ from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler
 from flatsearch.pruners.metric_view import WritableTrial, look_again
 from flatsearch.pruners.per_study import PerStudy
 from flatsearch.pruners.promoter import Promoter
-from flatsearch.record import TrialRecord
+from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.liveness import this_process
 from flatsearch.search.sampler_view import seen
 
@@ -98,7 +98,8 @@ class PromotionSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Tell the sampler that a trial begins; whose process is noted before anything else."""
-        WritableTrial(study, trial).set_user_attr(TrialRecord.worker.key, this_process())
+        if TrialRecord(trial).worker != this_process():
+            write_trial(WritableTrial(study, trial), worker=this_process())
         look_again(self._seen(study))
         self._asked.before_trial(self._seen(study), trial)
 

@@ -83,7 +83,8 @@ class ResumableObjective:
         """Train as long as the pruner says.
 
         Args:
-            trial: The trial that Optuna asks for.
+            trial: The trial that Optuna asks for; or one of no study (`FixedTrial`,
+                `study.best_trial`), which is trained to the end.
 
         Returns:
             The objective values; NaN, which fails the trial, for one that comes too late.
@@ -91,7 +92,13 @@ class ResumableObjective:
         Raises:
             TrialPruned: If its turn is over.
         """
-        metrics: Mapping[str, float]
+        metrics: Mapping[str, float] = {}
+        if not isinstance(trial, optuna.Trial):  # of no study: nothing is pruned or kept
+            training = self._start(trial)
+            for step in range(self._epochs):
+                metrics = training.epoch()
+                report(trial, step, **metrics)
+            return self._values(metrics)
         promotion = TrialRecord(trial).promotion
         if promotion is not None and (other := goes_on_already(trial, promotion)) is not None:
             reason = f"trial {other} goes on with the same network"
@@ -103,6 +110,9 @@ class ResumableObjective:
         self.parking.promote(trial.study)
         if stopped:
             raise optuna.TrialPruned(stopped)
+        return self._values(metrics)
+
+    def _values(self, metrics: Mapping[str, float]) -> float | tuple[float, ...]:
         values = tuple(float(metrics[name]) for name in self.metric_names)
         return values[0] if len(values) == 1 else values
 

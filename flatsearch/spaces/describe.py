@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
 
+from flatsearch.errors import SpaceError
 from flatsearch.networks.cost import count_parameters, measure_cost
 from flatsearch.networks.drawing import draw
 from flatsearch.networks.layers import executed_layers
 from flatsearch.spaces.space import SearchSpace, build_model, suggest_checked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
 
-__all__ = ["count_architectures", "describe_space", "estimate_settings"]
+__all__ = ["check_names", "count_architectures", "describe_space", "estimate_settings"]
 
 _SAMPLES = 100
 # What the networks are built for.
 _IMAGES: dict[str, Any] = {"in_channels": 3, "num_classes": 10, "image_size": 32}
 _MOST_COUNTED = 100_000
 _ESTIMATES = 2_000
+_CHECKS = 200
 
 
 def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any]:
@@ -74,10 +83,41 @@ def describe_space(space: SearchSpace, samples: int = _SAMPLES) -> dict[str, Any
     }
 
 
+def check_names(suggest: Callable[[BaseTrial], object], where: str) -> None:
+    """Refuse parameters of one name that stand for other choices in another branch.
+
+    Optuna takes ranges that differ, but neither other choices nor another kind of parameter, and
+    says so only when a trial comes to the other branch. Random settings are tried.
+
+    Args:
+        suggest: A function that asks a trial for parameters; its own errors are left to others.
+        where: What the message begins with.
+
+    Raises:
+        SpaceError: If there are such; names the parameter and both choices.
+    """
+    generator = np.random.default_rng(0)
+    known: dict[str, BaseDistribution] = {}
+    for _ in range(_CHECKS):
+        trial = _PathTrial((), generator)
+        with contextlib.suppress(SpaceError, optuna.TrialPruned):
+            suggest(trial)
+        for name, distribution in trial.distributions.items():
+            first = known.setdefault(name, distribution)
+            try:
+                check_distribution_compatibility(first, distribution)
+            except ValueError:
+                raise SpaceError(
+                    f"{where}: the parameter name {name!r} stands for {_text(first)} in one branch"
+                    f" and for {_text(distribution)} in another, which Optuna does not take; give"
+                    " them different names"
+                ) from None
+
+
 class _PathTrial(optuna.trial.FixedTrial):
     """A trial that takes a given choice of each parameter in turn, then the first of the others.
 
-    A generator draws the other choices, in place of the first.
+    A generator draws the other choices, in place of the first, and where there are infinitely many.
 
     Attributes:
         path: The number of the choice of every parameter that was asked for.
@@ -98,6 +138,7 @@ class _PathTrial(optuna.trial.FixedTrial):
         taken = len(self.path)
         count = _choices(distribution)
         choice = 0
+        self._distributions[name] = distribution
         if taken < len(self._wanted):
             choice = self._wanted[taken]
         elif self._generator is not None and count is not None:
@@ -109,6 +150,8 @@ class _PathTrial(optuna.trial.FixedTrial):
         else:
             grid: Any = distribution
             value = grid.low + choice * (grid.step or 0)
+            if count is None and self._generator is not None:
+                value = self._generator.uniform(grid.low, grid.high)
         self._given[name] = value
         return value
 

@@ -32,6 +32,23 @@ def test_report_feeds_optuna_its_own_objective_only() -> None:
     assert flatsearch.should_prune(worse) is True
 
 
+def test_an_objective_runs_again_without_a_study() -> None:
+    study = optuna.create_study(directions=MULTI)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        x = trial.suggest_float("x", 0, 1)
+        flatsearch.report(trial, 0, flatness=x)
+        pruned = flatsearch.should_prune(trial)
+        flatsearch.mark_pruned(trial, pruned=pruned)
+        return x, float(pruned)
+
+    study.optimize(objective, n_trials=1)
+    again, fixed = study.best_trials[0], optuna.trial.FixedTrial({"x": 0.5})
+    assert objective(again) == tuple(again.values)
+    assert objective(fixed) == (0.5, 0.0)
+    assert fixed.user_attrs == {"flatsearch:step:0": {"flatness": 0.5}}
+
+
 def test_multi_objective_trials_have_no_intermediate_values() -> None:
     # With one, the default sampler fails on a pruned trial.
     study = optuna.create_study(directions=MULTI)

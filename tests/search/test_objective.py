@@ -180,6 +180,32 @@ def test_same_seed_same_numbers(digits: ImageData) -> None:
     assert first != other
 
 
+class Dropping(Tiny):
+    """Networks that draw random numbers in training."""
+
+    def build(self, architecture: Architecture, in_channels: int, num_classes: int) -> nn.Module:
+        model = super().build(architecture, in_channels, num_classes)
+        model.features.append(nn.Dropout(0.3))
+        return model
+
+
+def test_threads_have_the_numbers_of_one(digits: ImageData) -> None:
+    settings = RunSettings(epochs=2, signals=("expressivity",))
+    objective = FlatnessObjective(Dropping(), digits, settings=settings, device="cpu")
+
+    def numbers(n_jobs: int) -> list[object]:
+        study = optuna.create_study(
+            directions=objective.directions, pruner=optuna.pruners.NopPruner()
+        )
+        for width in (2, 3, 4, 5):
+            study.enqueue_trial({"width": width, "slope": width / 10})
+        study.optimize(objective, n_trials=4, n_jobs=n_jobs)
+        trials = map(record.TrialRecord, study.trials)
+        return [(t.values, {**t.metrics, "train_seconds": 0.0}) for t in trials]
+
+    assert numbers(4) == numbers(1)
+
+
 def test_torchs_own_generator_is_left_alone(digits: ImageData) -> None:
     objective = FlatnessObjective(Tiny(), digits, epochs=1)
     before = torch.get_rng_state()
@@ -293,6 +319,62 @@ def test_check_names_the_class_and_the_method(
         FlatnessObjective(space(), digits).check()
 
 
+class OtherChoices(Tiny):
+    def suggest(self, trial: optuna.Trial) -> Architecture:
+        widths = (2, 4) if trial.suggest_float("share", 0, 1) < 0.9 else (4, 6)
+        return Architecture("tiny", {"width": trial.suggest_categorical("width", widths)})
+
+
+class OtherKind(Tiny):
+    def suggest(self, trial: optuna.Trial) -> Architecture:
+        log = trial.suggest_categorical("kind", ["a", "b"]) == "b"
+        return Architecture("tiny", {"width": trial.suggest_int("width", 2, 4, log=log)})
+
+
+@pytest.mark.parametrize(
+    ("space", "choices"),
+    [
+        (OtherChoices, "2, 4 in one branch and for 4, 6"),
+        (OtherKind, "2 to 4 in one branch and for 2 to 4, log"),
+    ],
+)
+def test_check_finds_one_name_with_other_choices(
+    digits: ImageData, space: type[Tiny], choices: str
+) -> None:
+    message = rf"{space.__name__}.suggest: the parameter name 'width' stands for {choices}"
+    with pytest.raises(flatsearch.SpaceError, match=message):
+        FlatnessObjective(space(), digits).check()
+
+
+def test_a_finished_trial_again_and_one_with_fixed_parameters(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    objective = FlatnessObjective(
+        Tiny(), digits, ["accuracy", "flatness"], epochs=2, artifact_store=store
+    )
+    study = run(objective, 2)
+    files = set(tmp_path.iterdir())
+    frozen = study.trials[1]
+    fixed = optuna.trial.FixedTrial(frozen.params, number=1)
+    assert objective(frozen) == objective(fixed) == tuple(frozen.values)
+    known, found = record.TrialRecord(frozen), record.TrialRecord(fixed)
+    assert found.metrics == known.metrics
+    assert len(study.trials) == 2
+    assert set(tmp_path.iterdir()) == files
+    with pytest.raises(flatsearch.SpaceError, match="'slope' is not found"):
+        objective(optuna.trial.FixedTrial({"width": 3}))
+
+
+def test_a_study_of_other_directions_is_refused(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, ["accuracy", "flatness"], epochs=1)
+    for wrong in (["minimize"], ["minimize", "minimize"]):
+        study = optuna.create_study(directions=wrong)
+        with pytest.raises(flatsearch.SettingsError, match=r"directions=objective\.directions"):
+            study.optimize(objective, n_trials=2)
+        assert len(study.trials) == 1
+
+
 def test_check_trains_nothing_and_accepts_good_spaces(digits: ImageData) -> None:
     FlatnessObjective(Tiny(), digits).check()
     FlatnessObjective("resnet_small", digits).check()
@@ -359,3 +441,17 @@ def test_every_study_gets_the_settings_whatever_its_name(digits: ImageData) -> N
         )
         study.optimize(objective, n_trials=1)
         assert record.StudyRecord(study).settings == objective.shared_settings()
+
+
+def test_a_trial_that_was_pruned_softly_sets_no_standard(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, epochs=1, prune_mode="soft")
+    study = optuna.create_study(directions=objective.directions, pruner=optuna.pruners.NopPruner())
+    pruned = study.ask()
+    record.write_trial(pruned, metrics={"accuracy": 1.0})
+    flatsearch.mark_pruned(pruned, pruned=True)
+    study.tell(pruned, (1.0, 0.0))
+    study.optimize(objective, n_trials=1)
+    trial, least = record.TrialRecord(study.trials[1]), record.StudyRecord(study).least
+    assert least is not None
+    accuracy = trial.metrics["accuracy"]
+    assert trial.constraints["flatsearch:min_accuracy"] == least.beside(accuracy) - accuracy

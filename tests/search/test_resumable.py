@@ -71,6 +71,8 @@ def test_trials_are_parked_and_go_on_until_nothing_is_left(
     assert [round(m["loss"], 9) for m in best.steps.values()][-1] == round(best.params["x"], 9)
     assert len(best.steps) == EPOCHS
     assert study.best_trial.number == best.number
+    assert objective(study.best_trial) == study.best_value
+    Falling.trained = Falling.trained[:-EPOCHS]
     spent = len(Falling.trained)
     assert spent < 0.6 * EPOCHS * len({t.params["x"] for t in trials})
     flatsearch.finish(study, objective)
