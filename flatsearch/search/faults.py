@@ -36,8 +36,8 @@ def passes(error: BaseException) -> bool:
     """Return whether an error of a storage is over when its connection or a lock is back."""
     for cause in _causes(error):
         code = getattr(cause, "code", None)
-        if callable(code) and getattr(code(), "name", "") in {"CANCELLED", "UNAVAILABLE"}:
-            return True  # gRPC
+        if callable(code) and _is_broken_call(getattr(code(), "name", ""), reason(cause)):
+            return True
         if isinstance(cause, sqlite3.OperationalError):
             return "locked" in str(cause)
         if getattr(cause, "connection_invalidated", False):
@@ -58,6 +58,12 @@ def passes(error: BaseException) -> bool:
         if isinstance(cause, RuntimeError) and "did not possess lock" in str(cause):
             return True
     return False
+
+
+def _is_broken_call(status: str, said: str) -> bool:
+    """Return whether a call of gRPC's ended with its connection; the server's own errors do not."""
+    broken = ("Stream removed", "RST_STREAM", "GOAWAY", "Socket closed")
+    return status in {"CANCELLED", "UNAVAILABLE"} or any(text in said for text in broken)
 
 
 def reason(error: BaseException) -> str:

@@ -1,24 +1,17 @@
 """A storage that may go away for a while: what is asked of it waits until it is back.
 
 Around any storage of Optuna's. Databases restart, connections break, files are locked: such an
-error passes, and the same is asked again. Nothing is written twice by that. While a trial trains,
-what it records waits in memory, and the training goes on. Any other error of the storage, for
-example a full disk, is one `StorageError`.
-
-A running trial has a *lease*, an attribute that its worker renews. One that is not renewed for long
-is that of a worker that is gone, wherever it was. All storages have attributes, not all have
-Optuna's heartbeats, and no two clocks are compared.
+error passes, and the same is asked again. Nothing is written twice by that. Any other error of the
+storage, for example a full disk, is one `StorageError`.
 """
 
 from __future__ import annotations
 
 import abc
-import contextlib
 import copy
 import inspect
 import itertools
 import logging
-import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
 from optuna.trial import TrialState
 from tenacity import (
     RetryCallState,
@@ -38,9 +30,7 @@ from tenacity import (
 )
 
 from flatsearch.errors import StorageError
-from flatsearch.record import TrialRecord
 from flatsearch.search.faults import is_of_storage, passes, reason
-from flatsearch.search.liveness import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,20 +40,15 @@ if TYPE_CHECKING:
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
-__all__ = ["BACKOFF", "PATIENCE_SECONDS", "PatientStorage"]
+__all__ = ["ASKED", "BACKOFF", "PATIENCE_SECONDS", "PatientStorage"]
 
 PATIENCE_SECONDS = 600.0
 # What is over sooner than this is not worth a line.
 _QUIET_SECONDS = 1.0
 # Pauses that double, not the same for all workers.
 BACKOFF = wait_exponential(multiplier=0.1, max=5.0) + wait_random(0.0, 0.1)
-# A lease that has not been renewed for this long, while somebody watched, is a dead worker's. Much
-# longer than the interval: a slow machine must not lose a live trial.
-_INTERVAL_SECONDS = 60
-_GRACE_SECONDS = 300.0
-# No clock is this wrong: a lease that is older needs no watching.
-_LONG_AGO_SECONDS = 3600.0
-_LEASE = "flatsearch:lease"
+# Which of the askings made a trial.
+ASKED = "flatsearch:asked"
 _logger = logging.getLogger("flatsearch")
 _Result = TypeVar("_Result")
 
@@ -85,7 +70,7 @@ def _delegating(kind: type[PatientStorage]) -> type[PatientStorage]:
 
 
 @_delegating
-class PatientStorage(BaseStorage, BaseHeartbeat):
+class PatientStorage(BaseStorage):
     """A storage of Optuna's whose passing errors are waited for.
 
     Args:
@@ -115,10 +100,6 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
         self._inode = None if file is None else file.stat().st_ino
         self._gone: float | None = None
         self._given_up = False
-        self._lock = threading.RLock()
-        self._unwritten: list[tuple[str, int, Any, Any]] = []
-        self._watched: dict[int, tuple[object, float]] = {}
-        self._renewed: tuple[int, float] = (-1, 0.0)
         self._retrying = Retrying(
             retry=retry_if_exception(passes),
             wait=BACKOFF,
@@ -127,6 +108,7 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
             before_sleep=self._wait_begins,
             reraise=True,
         )
+        self._briefly = self._retrying.copy(stop=stop_after_delay(_QUIET_SECONDS))
 
     def ask(self, call: Callable[[], _Result]) -> _Result:
         """Call a function of the backend until it comes through.
@@ -153,6 +135,9 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
             raise self._translated(error) from error
         self._is_back()
         return result
+
+    def _write_what_waits(self) -> None:
+        """Write what should have been written before; nothing waits here."""
 
     def _translated(self, error: Exception) -> Exception:
         """Return a `StorageError` for an error that says that the storage does not work."""
@@ -207,48 +192,6 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
             self._gone = None
             self._say(f"storage {self._shown!r} is back after {seconds:.0f} s")
 
-    # What a trial records may wait; its training goes on.
-
-    def _write_what_waits(self) -> None:
-        with self._lock:
-            while self._unwritten:
-                name, *arguments = self._unwritten[0]
-                try:
-                    getattr(self.backend, name)(*arguments)
-                except Exception as error:
-                    if not passes(error):
-                        del self._unwritten[0]
-                    raise
-                del self._unwritten[0]
-
-    def _write_or_wait(self, name: str, trial_id: int, key: Any, value: Any) -> None:
-        with self._lock:
-            self._unwritten.append((name, trial_id, key, value))
-            if len(self._unwritten) > 1:
-                return
-            try:
-                self._retrying.copy(stop=stop_after_delay(_QUIET_SECONDS))(self._write_what_waits)
-            except Exception as error:
-                if not passes(error):
-                    raise self._translated(error) from error
-                self._is_gone(error, time.monotonic())
-            else:
-                self._is_back()
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Store an attribute of a trial, now or when the storage is back."""
-        self._write_or_wait("set_trial_user_attr", trial_id, key, value)
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Store an attribute of a trial, now or when the storage is back."""
-        self._write_or_wait("set_trial_system_attr", trial_id, key, value)
-
-    def set_trial_intermediate_value(
-        self, trial_id: int, step: int, intermediate_value: float
-    ) -> None:
-        """Store a value of a trial, now or when the storage is back."""
-        self._write_or_wait("set_trial_intermediate_value", trial_id, step, intermediate_value)
-
     # What may have arrived although the connection broke before the answer came.
 
     def _ask_again(self, call: Callable[[bool], _Result]) -> _Result:
@@ -274,24 +217,23 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
         return self._ask_again(create)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Create a trial, with a lease and the name of its process; see Optuna."""
-        mark = uuid.uuid4().hex
-        if template_trial is None:
-            attributes = {TrialRecord.worker.key: this_process()}
-            made = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
-        else:
-            made = copy.copy(template_trial)
-        made.system_attrs = {**made.system_attrs, _LEASE: {"asked": mark, "at": time.time()}}
+        """Create a trial; see Optuna."""
+        made = template_trial or optuna.trial.create_trial(state=TrialState.RUNNING)
+        made = copy.copy(made)
+        # Whoever asks through this process has its own mark, and may ask twice.
+        made.system_attrs = {ASKED: uuid.uuid4().hex, **made.system_attrs}
 
         def create(again: bool) -> int:
             for trial in self._unfinished(study_id) if again else ():
-                if trial.system_attrs.get(_LEASE, {}).get("asked") == mark:
+                if trial.system_attrs.get(ASKED) == made.system_attrs[ASKED]:
                     return trial._trial_id
             return self.backend.create_new_trial(study_id, made)
 
-        trial_id = self._ask_again(create)
-        self._renewed = trial_id, time.monotonic()
-        return trial_id
+        return self._ask_again(create)
+
+    def _unfinished(self, study_id: int) -> list[FrozenTrial]:
+        states = (TrialState.RUNNING, TrialState.WAITING)
+        return self.backend.get_all_trials(study_id, deepcopy=False, states=states)
 
     def set_trial_param(
         self,
@@ -325,53 +267,3 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
                 raise
 
         return self._ask_again(tell)
-
-    # Leases.
-
-    def _unfinished(self, study_id: int) -> list[FrozenTrial]:
-        states = (TrialState.RUNNING, TrialState.WAITING)
-        return self.backend.get_all_trials(study_id, deepcopy=False, states=states)
-
-    def record_heartbeat(self, trial_id: int) -> None:
-        """Renew a trial's lease, if the storage is there."""
-        now = time.monotonic()
-        last_id, last = self._renewed
-        if last_id == trial_id and now - last < _INTERVAL_SECONDS / 2:
-            return
-        with contextlib.suppress(Exception):  # next time, then
-            self._write_what_waits()
-            self.backend.set_trial_system_attr(trial_id, _LEASE, {"at": time.time()})
-            self._renewed = trial_id, now
-
-    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        """Return the running trials whose worker is gone, wherever it was."""
-
-        def stale() -> list[int]:
-            running = [t for t in self._unfinished(study_id) if t.state == TrialState.RUNNING]
-            found = [trial._trial_id for trial in running if self._has_lapsed(trial)]
-            # Earlier versions left heartbeats.
-            if isinstance(self.backend, BaseHeartbeat) and is_heartbeat_enabled(self.backend):
-                found += self.backend._get_stale_trial_ids(study_id)
-            return found
-
-        return self.ask(stale)
-
-    def _has_lapsed(self, trial: FrozenTrial) -> bool:
-        lease = trial.system_attrs.get(_LEASE)
-        if not isinstance(lease, dict):
-            return False
-        known, since = self._watched.get(trial._trial_id, (None, 0.0))
-        if known == lease:
-            return time.monotonic() - since > _GRACE_SECONDS
-        self._watched[trial._trial_id] = lease, time.monotonic()
-        return time.time() - lease.get("at", 0.0) > _LONG_AGO_SECONDS
-
-    def get_heartbeat_interval(self) -> int:
-        """Return the seconds between two renewals of a lease."""
-        return _INTERVAL_SECONDS
-
-    def get_heartbeat_stale_trial_callback(self) -> None:
-        """Return nothing: what becomes of a failed trial is seen from the study's trials."""
-
-    # What Optuna 4 calls it.
-    get_failed_trial_callback = get_heartbeat_stale_trial_callback

@@ -27,6 +27,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay
 from flatsearch.errors import StorageError, UsageError, hide_passwords
 from flatsearch.record import StudyRecord
 from flatsearch.search.faults import passes, reason
+from flatsearch.search.leases import WorkerStorage
 from flatsearch.search.liveness import is_dead, this_process
 from flatsearch.search.patience import BACKOFF, PATIENCE_SECONDS, PatientStorage
 from flatsearch.settings import DEFAULT_ARTIFACTS
@@ -68,7 +69,13 @@ _LOCK_SECONDS = 30.0
 _OPEN_SECONDS = 5.0
 
 
-def open_storage(url: str, *, create: bool = True, wait: bool = False) -> PatientStorage:
+def open_storage(
+    url: str,
+    *,
+    create: bool = True,
+    wait: bool = False,
+    kind: type[PatientStorage] = WorkerStorage,
+) -> PatientStorage:
     """Open an Optuna storage.
 
     Args:
@@ -77,6 +84,7 @@ def open_storage(url: str, *, create: bool = True, wait: bool = False) -> Patien
             "grpc://HOST:PORT" of a `flatsearch serve-storage`.
         create: Whether a file that does not exist is made.
         wait: Whether a server that does not answer yet is waited for.
+        kind: What is put around it.
 
     Returns:
         The storage, which waits for what goes away for a while, and notices dead workers.
@@ -113,7 +121,7 @@ def open_storage(url: str, *, create: bool = True, wait: bool = False) -> Patien
         raise StorageError(f"storage {given!r} needs a driver: {reason(error)}{how}") from None
     except Exception as error:
         raise StorageError(f"storage {given!r} cannot be opened: {reason(error)}") from None
-    return PatientStorage(backend, hide_passwords(given), file=file)  # type: ignore[abstract]
+    return kind(backend, hide_passwords(given), file=file)
 
 
 def _meant(url: str) -> str:
@@ -264,6 +272,10 @@ def serve_storage(url: str, host: str, port: int, say: Callable[[str], None]) ->
     """
     if importlib.util.find_spec("grpc") is None:
         raise UsageError("serving a storage needs gRPC: pip install 'flatsearch[grpc]'")
+    from optuna.storages._grpc.server import (
+        make_server,
+    )  # the public one never says that it listens
+
     try:
         # gRPC itself would share the port with whatever listens there.
         with socket.create_server((host, port)):
@@ -271,11 +283,12 @@ def serve_storage(url: str, host: str, port: int, say: Callable[[str], None]) ->
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot listen on {host}:{port}: {why}; give another `port`") from None
-    storage = open_storage(url, wait=True)
+    # Trials are those of its clients, and what is acknowledged is stored.
+    storage = open_storage(url, wait=True, kind=PatientStorage)  # type: ignore[type-abstract]
+    server = make_server(storage, host, port)
+    server.start()
     say(f"grpc://{host}:{port}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.run_grpc_proxy_server(storage, host=host, port=port)
+    server.wait_for_termination()
 
 
 class _ArtifactFolder(FileSystemArtifactStore):

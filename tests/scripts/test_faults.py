@@ -32,8 +32,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         ("postgres", 60),
         ("sqlite", 10),
         ("journal", 10),
-        # Through the proxy a worker has ended with an error now and then; why is not known yet.
-        pytest.param("grpc", 10, marks=pytest.mark.xfail(strict=False, reason="not understood")),
+        ("grpc", 10),
     ],
 )
 def test_nothing_is_lost_and_nothing_done_twice(faults: ModuleType, kind: str, trials: int) -> None:

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -23,9 +24,10 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from flatsearch import FlatnessObjective, RunSettings, StorageError, record
-from flatsearch.search import patience
+from flatsearch.search import leases, patience
 from flatsearch.search.faults import passes
 from flatsearch.search.interrupts import Interrupted
+from flatsearch.search.leases import WorkerStorage
 from flatsearch.search.liveness import fail_dead_trials
 from flatsearch.search.loop import run_study
 from flatsearch.search.patience import PatientStorage
@@ -44,7 +46,7 @@ class Breaking:
     """A storage whose connection breaks before a call, or before its answer has come."""
 
     def __init__(self) -> None:
-        self.backend = InMemoryStorage()
+        self.backend: optuna.storages.BaseStorage = InMemoryStorage()
         self.breaks: list[str] = []
         self.gone = False
 
@@ -61,6 +63,15 @@ class Breaking:
         return call
 
 
+class CallError(Exception):
+    """What a call of gRPC's ends with."""
+
+    def __init__(self, status: str, said: str) -> None:
+        super().__init__(said)
+        self.code = lambda: SimpleNamespace(name=status)
+        self.details = lambda: said
+
+
 @pytest.fixture
 def broken() -> Breaking:
     return Breaking()
@@ -71,17 +82,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_QUIET_SECONDS", 0.0)
 
 
-def patient(backend: Any, **options: Any) -> PatientStorage:
+def patient(backend: Any, **options: Any) -> WorkerStorage:
     said: list[str] = []
-    storage = PatientStorage(backend, "db", say=said.append, **options)
+    storage = WorkerStorage(backend, "db", say=said.append, **options)
     storage.said = said  # type: ignore[attr-defined]
     return storage
 
 
+@pytest.mark.parametrize("proxied", [False, True])
 @pytest.mark.parametrize("breaks", [["before"], ["after"], ["after", "before", "after"]])
 def test_everything_is_written_once_however_often_the_connection_breaks(
-    broken: Breaking, breaks: list[str]
+    broken: Breaking, breaks: list[str], proxied: bool
 ) -> None:
+    if proxied:  # by a process that is patient with the storage itself
+        broken.backend = PatientStorage(broken.backend, "behind")
     storage = patient(broken)
     minimise = [StudyDirection.MINIMIZE]
     distribution = optuna.distributions.FloatDistribution(0, 1)
@@ -181,12 +195,15 @@ def test_what_is_no_fault_of_the_connection_is_not_waited_for(broken: Breaking) 
         (sqlite3.OperationalError("attempt to write a readonly database"), False),
         (OSError(28, "No space left on device"), False),
         (RuntimeError("Error: did not possess lock"), True),
+        (CallError("UNAVAILABLE", "connection refused"), True),
+        (CallError("UNKNOWN", "Stream removed"), True),
+        (CallError("UNKNOWN", "Exception calling application: disk is full"), False),
         (ValueError("CategoricalDistribution does not support dynamic value space."), False),
     ],
 )  # fmt: skip
 def test_which_errors_pass(error: Exception, expected: bool) -> None:
     assert passes(error) == expected
-    if not isinstance(error, (OSError, RuntimeError, ValueError)):
+    if not isinstance(error, (OSError, RuntimeError, ValueError, CallError)):
         wrapped = sqlalchemy.exc.DBAPIError("SELECT", {}, error)
         assert passes(wrapped) == expected
 
@@ -200,15 +217,15 @@ def test_a_lease_that_is_not_renewed_is_a_dead_workers(
     trial, silent = study.ask(), study.ask()
     for asked in (trial, silent):
         record.write_trial(asked, worker="elsewhere:1:1.00")
-    monkeypatch.setattr(patience, "_GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(patience, "_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(leases, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "_INTERVAL_SECONDS", 0.0)
     fail_dead_trials(other)
     time.sleep(0.3)
     there.record_heartbeat(trial._trial_id)
     fail_dead_trials(other)
     assert [t.state.name for t in other.trials] == ["RUNNING", "FAIL"]
     # One that nobody has renewed for hours needs no watching.
-    monkeypatch.setattr(patience, "_LONG_AGO_SECONDS", -1.0)
+    monkeypatch.setattr(leases, "_LONG_AGO_SECONDS", -1.0)
     fail_dead_trials(optuna.load_study(study_name=study.study_name, storage=patient(broken)))
     assert [t.state.name for t in other.trials] == ["FAIL", "FAIL"]
 

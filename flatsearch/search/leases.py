@@ -1,0 +1,148 @@
+"""The storage of a worker: its trials have leases, and what they record may wait.
+
+While a trial trains and the storage is away, what it records waits in memory, and the training goes
+on. A running trial has a *lease*, an attribute that its worker renews. One that is not renewed for
+long is that of a worker that is gone, wherever it was. All storages have attributes, not all have
+Optuna's heartbeats, and no two clocks are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
+from optuna.trial import TrialState
+
+from flatsearch.record import TrialRecord
+from flatsearch.search.faults import passes
+from flatsearch.search.liveness import this_process
+from flatsearch.search.patience import ASKED, PatientStorage
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+__all__ = ["WorkerStorage"]
+
+# A lease that has not been renewed for this long, while somebody watched, is a dead worker's. Much
+# longer than the interval: a slow machine must not lose a live trial.
+_INTERVAL_SECONDS = 60
+_GRACE_SECONDS = 300.0
+# No clock is this wrong: a lease that is older needs no watching.
+_LONG_AGO_SECONDS = 3600.0
+_LEASE = "flatsearch:lease"
+
+
+class WorkerStorage(PatientStorage, BaseHeartbeat):
+    """A patient storage for whoever runs trials; for its arguments see there."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = threading.RLock()
+        self._unwritten: list[tuple[str, int, Any, Any]] = []
+        self._watched: dict[int, tuple[object, float]] = {}
+        self._renewed: tuple[int, float] = (-1, 0.0)
+
+    # What a trial records may wait; its training goes on.
+
+    def _write_what_waits(self) -> None:
+        with self._lock:
+            while self._unwritten:
+                name, *arguments = self._unwritten[0]
+                try:
+                    getattr(self.backend, name)(*arguments)
+                except Exception as error:
+                    if not passes(error):
+                        del self._unwritten[0]
+                    raise
+                del self._unwritten[0]
+
+    def _write_or_wait(self, name: str, trial_id: int, key: Any, value: Any) -> None:
+        with self._lock:
+            self._unwritten.append((name, trial_id, key, value))
+            if len(self._unwritten) > 1:
+                return
+            try:
+                self._briefly(self._write_what_waits)
+            except Exception as error:
+                if not passes(error):
+                    raise self._translated(error) from error
+                self._is_gone(error, time.monotonic())
+            else:
+                self._is_back()
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Store an attribute of a trial, now or when the storage is back."""
+        self._write_or_wait("set_trial_user_attr", trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Store an attribute of a trial, now or when the storage is back."""
+        self._write_or_wait("set_trial_system_attr", trial_id, key, value)
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        """Store a value of a trial, now or when the storage is back."""
+        self._write_or_wait("set_trial_intermediate_value", trial_id, step, intermediate_value)
+
+    # Leases.
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Create a trial, with a lease and the name of its process; see Optuna."""
+        attributes = {TrialRecord.worker.key: this_process()}
+        made = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        made = copy.copy(template_trial or made)
+        lease = {"at": time.time()}
+        made.system_attrs = {**made.system_attrs, ASKED: uuid.uuid4().hex, _LEASE: lease}
+        trial_id = super().create_new_trial(study_id, made)
+        self._renewed = trial_id, time.monotonic()
+        return trial_id
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Renew a trial's lease, if the storage is there."""
+        now = time.monotonic()
+        last_id, last = self._renewed
+        if last_id == trial_id and now - last < _INTERVAL_SECONDS / 2:
+            return
+        with contextlib.suppress(Exception):  # next time, then
+            self._write_what_waits()
+            self.backend.set_trial_system_attr(trial_id, _LEASE, {"at": time.time()})
+            self._renewed = trial_id, now
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """Return the running trials whose worker is gone, wherever it was."""
+
+        def stale() -> list[int]:
+            running = [t for t in self._unfinished(study_id) if t.state == TrialState.RUNNING]
+            found = [trial._trial_id for trial in running if self._has_lapsed(trial)]
+            # Earlier versions left heartbeats.
+            if isinstance(self.backend, BaseHeartbeat) and is_heartbeat_enabled(self.backend):
+                found += self.backend._get_stale_trial_ids(study_id)
+            return found
+
+        return self.ask(stale)
+
+    def _has_lapsed(self, trial: FrozenTrial) -> bool:
+        lease = trial.system_attrs.get(_LEASE)
+        if not isinstance(lease, dict):
+            return False
+        known, since = self._watched.get(trial._trial_id, (None, 0.0))
+        if known == lease:
+            return time.monotonic() - since > _GRACE_SECONDS
+        self._watched[trial._trial_id] = lease, time.monotonic()
+        return time.time() - lease.get("at", 0.0) > _LONG_AGO_SECONDS
+
+    def get_heartbeat_interval(self) -> int:
+        """Return the seconds between two renewals of a lease."""
+        return _INTERVAL_SECONDS
+
+    def get_heartbeat_stale_trial_callback(self) -> None:
+        """Return nothing: what becomes of a failed trial is seen from the study's trials."""
+
+    # What Optuna 4 calls it.
+    get_failed_trial_callback = get_heartbeat_stale_trial_callback
