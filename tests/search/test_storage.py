@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sqlite3
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import optuna
+import psycopg
 import pytest
 import sqlalchemy
 from fakeredis import TcpFakeServer
 from optuna.storages.journal import JournalFileBackend
 
+import flatsearch
 from flatsearch import FlatnessObjective, ParetoPruner, RunSettings, StorageError, record
 from flatsearch.analysis.summary import summarise
 from flatsearch.search.liveness import fail_dead_trials, this_process
@@ -23,7 +27,7 @@ from flatsearch.search.loop import run_study
 from flatsearch.search.storage import _CONNECTIONS, open_storage, serve_storage
 from flatsearch.search.study import open_study
 from flatsearch.search.trial_budget import finished_count
-from tests.fakes import DEAD, Tiny
+from tests.fakes import DEAD, Tiny, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +95,7 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
 ) -> None:
     settings = RunSettings(epochs=3, min_accuracy=0.0, max_parameters=100_000)
     with url_of(kind, tmp_path) as url:
-        storage = open_storage(url, wait=True)
+        storage = open_storage(url)
         for target in (6, 8):
             objective = FlatnessObjective(Tiny(), digits, settings=settings, device="cpu")
             study = open_study("s", storage, objective, sampler="random")
@@ -245,6 +249,36 @@ def test_a_file_that_has_vanished_is_said_and_not_made_anew(name: str, tmp_path:
     Path(tmp_path / "away").rename(tmp_path / name)
     study.tell(study.ask(), 0.5)
     assert len(study.trials) == 2
+
+
+def test_the_command_of_the_readme_on_a_real_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    readme = Path(flatsearch.__file__).parents[1] / "README.md"
+    (line,) = re.findall(
+        r"^flatsearch (run .+ --storage postgresql://.+)$", readme.read_text(), re.M
+    )
+    done = []
+
+    def run_one(commands: list[list[str]], *_: object) -> None:
+        assert len(commands) == 8
+        done.append(call(*commands[0], "--quiet"))
+
+    monkeypatch.setattr("flatsearch.search.workers.run_workers", run_one)
+    with postgres(tmp_path) as given:
+        address = urlsplit(given)
+        with psycopg.connect(given) as connection:
+            connection.execute("CREATE ROLE me LOGIN SUPERUSER PASSWORD 'secret'")
+        # The server has no address but a socket.
+        place = f"me:secret@{address.path}?{address.query}"
+        command = line.replace("USER:PASSWORD@HOST/DB", place)
+        assert command != line
+        monkeypatch.setenv("FLATSEARCH_STORAGE", command.split()[-1])  # as workers have it
+        call(*command.split(), "--trials", "1", "--epochs", "1", "--artifacts", "none")
+        study = optuna.load_study(study_name=None, storage=open_storage(command.split()[-1]))
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
+    assert done
 
 
 def test_several_processes_may_make_one_database(tmp_path: Path) -> None:
