@@ -1,0 +1,216 @@
+"""What a storage costs a study with many workers, and whether that stays the same.
+
+    python scripts/benchmarks/soak.py [KIND ...] [--trials 5000] [--workers 16] [--seconds 0]
+
+Trials of one parameter wait for `--seconds` in all, record three epochs and ask the pruner after
+each; what is measured is everything around the training. Of every trial its worker notes the memory
+of its process, the time of the decisions (sampler and pruner) and the time in the storage, and of
+the storage's own process the processor time is taken. Whether something grows is the median of the
+last tenth of the trials beside that of the second one, in which all is warm.
+
+With several numbers of workers (`--workers 1 4 16 --seconds 1 --out scaling.json`) the result is
+what `docs/storages.md` estimates from. It goes to scripts/results/soak.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import psutil
+from faults import KINDS, Objective, storage_of
+
+import flatsearch
+from flatsearch.record import write_study
+from flatsearch.search.leases import WorkerStorage
+from flatsearch.search.loop import run_study
+from flatsearch.search.storage import open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from optuna.trial import FrozenTrial
+
+    from flatsearch.search.control import Control
+
+RESULTS = Path(__file__).parents[1] / "results"
+STUDY = "soak"
+# What is noted of a trial.
+NOTES = ("number", "at", "memory", "decision", "storage", "storage_cpu")
+
+
+class Timed(WorkerStorage):
+    """A storage that takes the time that is spent in it."""
+
+    spent = spent_cpu = 0.0
+    _inside = False
+
+    @contextlib.contextmanager
+    def _clock(self) -> Iterator[None]:
+        if self._inside:
+            yield
+            return
+        self._inside, began, began_cpu = True, time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self._inside = False
+            self.spent += time.perf_counter() - began
+            self.spent_cpu += time.thread_time() - began_cpu
+
+    def ask(self, call: Callable[[], Any]) -> Any:
+        """Ask the storage."""
+        with self._clock():
+            return super().ask(call)
+
+    def _write_or_wait(self, *arguments: Any) -> None:
+        with self._clock():
+            super()._write_or_wait(*arguments)
+
+
+class Deciding(Objective):
+    """Asks the pruner after every epoch."""
+
+    decision = 0.0
+
+    @contextlib.contextmanager
+    def _clock(self, storage: Timed) -> Iterator[None]:
+        began = time.perf_counter() - storage.spent
+        yield
+        self.decision += time.perf_counter() - storage.spent - began
+
+    def run(self, trial: optuna.Trial, control: Control) -> tuple[float, float]:
+        """Record three epochs, each of a third of the time."""
+        storage: Any = trial.study._storage
+        with self._clock(storage):
+            x = trial.suggest_float("x", 0, 1)
+        for step in range(3):
+            time.sleep(self._seconds / 3)
+            control.check()
+            flatsearch.report(trial, step, accuracy=x, flatness=(1 - x) ** 2)
+            with self._clock(storage):
+                pruned = flatsearch.should_prune(trial)
+            if pruned:
+                raise optuna.TrialPruned
+        return x, (1 - x) ** 2
+
+
+def work(url: str, notes: str, seconds: float, trials: int) -> None:
+    """Be a worker, and note every trial."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    storage, objective = open_storage(url, wait=True, kind=Timed), Deciding(seconds)
+    process, file = psutil.Process(), Path(notes).open("w", buffering=1)  # noqa: SIM115
+    before = [0.0, 0.0, 0.0]
+
+    def note(_: optuna.Study, trial: FrozenTrial) -> None:
+        now = [objective.decision, storage.spent, storage.spent_cpu]
+        spent = [after - earlier for after, earlier in zip(now, before, strict=True)]
+        before[:] = now
+        memory = process.memory_info().rss
+        file.write(json.dumps([trial.number, time.time(), memory, *spent]) + "\n")
+
+    study = optuna.load_study(
+        study_name=STUDY,
+        storage=storage,
+        sampler=optuna.samplers.RandomSampler(seed=os.getpid()),
+        pruner=flatsearch.FlatnessPruner(),
+    )
+    run_study(study, objective, target=trials, on_trial=note)
+
+
+def processor_seconds(pids: list[int]) -> float:
+    """Return what processes and their children have used."""
+    found = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            found += sum(psutil.Process(pid).cpu_times()[:2])
+    if pids:  # those that have ended
+        found += sum(psutil.Process(pids[0]).cpu_times()[2:4])
+    return found
+
+
+def measured(kind: str, workers: int, trials: int, seconds: float) -> dict[str, Any]:
+    """Run a study on a new storage, and return what it has cost."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flatsearch.search.loop", "sqlalchemy.orm"])
+    with tempfile.TemporaryDirectory() as name, storage_of(kind, Path(name)) as storage:
+        study = optuna.create_study(
+            study_name=STUDY,
+            storage=open_storage(storage.url, wait=True),
+            directions=["maximize", "minimize"],
+        )
+        write_study(study, settings=flatsearch.RunSettings(epochs=3).to_dict())
+        before = processor_seconds(storage.pids())
+        processes = [
+            context.Process(target=work, args=(storage.url, f"{name}/notes-{i}", seconds, trials))
+            for i in range(workers)
+        ]
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            time.sleep(0.5)
+            served = processor_seconds(storage.pids()) - before
+        exits = [process.exitcode for process in processes]
+        rows = sorted(
+            (json.loads(line) for file in Path(name).glob("notes-*") for line in file.open()),
+            key=lambda row: row[1],
+        )
+    tenth = max(1, len(rows) // 10)
+    early, late = rows[tenth : 2 * tenth], rows[-tenth:]
+    first, last = (
+        {NOTES[i]: statistics.median(row[i] for row in part) for i in range(2, len(NOTES))}
+        for part in (early, late)
+    )
+    return {
+        "kind": kind,
+        "workers": workers,
+        "trials": len(rows),
+        "seconds": seconds,
+        "bad_exits": sum(code != 0 for code in exits),
+        "trials_per_second": round((len(rows) - tenth) / (rows[-1][1] - rows[tenth][1]), 2),
+        "server_ms": round(1000 * served / len(rows), 2),
+        "memory_mb": [round(part["memory"] / 1e6, 1) for part in (first, last)],
+        **{
+            f"{key}_ms": [round(1000 * part[key], 2) for part in (first, last)]
+            for key in ("decision", "storage", "storage_cpu")
+        },
+        "client_ms": round(1000 * statistics.fmean(row[5] for row in rows[tenth:]), 2),
+    }
+
+
+def main() -> int:
+    """Measure every kind with every number of workers, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", default=KINDS, choices=[*KINDS, []])
+    parser.add_argument("--trials", type=int, default=5000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[16])
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--out", default="soak.json")
+    options = parser.parse_args()
+    runs = []
+    for kind in options.kinds:
+        for workers in options.workers:
+            runs.append(measured(kind, workers, options.trials, options.seconds))
+            print(json.dumps(runs[-1]), flush=True)
+    environment = {
+        "optuna": optuna.__version__,
+        "python": sys.version.split()[0],
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    result = {"environment": environment, "runs": runs}
+    (RESULTS / options.out).write_text(json.dumps(result, indent=1) + "\n")
+    return int(any(run["bad_exits"] for run in runs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
