@@ -18,7 +18,8 @@ from flatsearch.pruners.per_study import PerStudy
 from flatsearch.record.networks import networks_of
 from flatsearch.record.promotion import Promotion
 from flatsearch.record.study import StudyRecord
-from flatsearch.record.trial import TrialRecord, write_trial
+from flatsearch.record.trial import TrialRecord
+from flatsearch.record.writing import write_trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from flatsearch.record.constraints import PRUNED_SOFTLY, write_constraints
-from flatsearch.record.trial import write_step
+from flatsearch.record.writing import write_step
 
 if TYPE_CHECKING:
     import optuna

@@ -5,7 +5,8 @@ from flatsearch.record.decisions import Decision, write_decision
 from flatsearch.record.networks import Network, least_accuracy, networks_of, read_trials
 from flatsearch.record.promotion import Promotion
 from flatsearch.record.study import FinalTest, LeastAccuracy, StudyRecord, write_study
-from flatsearch.record.trial import FINISHED, TrialRecord, clear_steps, write_step, write_trial
+from flatsearch.record.trial import FINISHED, TrialRecord
+from flatsearch.record.writing import clear_steps, write_step, write_trial
 
 __all__ = [
     "FINISHED",

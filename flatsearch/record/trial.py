@@ -21,68 +21,27 @@ import optuna
 from optuna.trial import BaseTrial, TrialState
 
 from flatsearch.errors import UsageError, hide_passwords
+from flatsearch.record import earlier
 from flatsearch.record.constraints import LIMIT, PRUNED_SOFTLY, read_constraints
 from flatsearch.record.decisions import Decision, read_decisions
 from flatsearch.record.facts import (
     PREFIX,
     UNREADABLE,
     Fact,
-    Place,
     Record,
     from_numbers,
     to_numbers,
-    write,
 )
 from flatsearch.record.promotion import Promotion
 from flatsearch.spaces.space import Architecture
 
-__all__ = ["FINISHED", "TrialRecord", "clear_steps", "write_step", "write_trial"]
+__all__ = ["FINISHED", "STEP", "TrialRecord"]
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_STEP = f"{PREFIX}step:"
+STEP = f"{PREFIX}step:"
 # Some databases keep 64 kilobytes of a text.
 _LONGEST_TRACE = 20_000
 _LONGEST_REASON = 500
-_NOT_FINITE = ("nan", "inf", "-inf")
-
-
-# Earlier versions stored the following without the prefix, as other people's objectives do.
-
-
-def _flat(trial: TrialRecord, key: str, kind: type) -> Any:
-    # An attribute of that name may be somebody's own.
-    stored = trial.attributes.get(key)
-    return stored if type(stored) is kind else None
-
-
-def _flat_architecture(trial: TrialRecord) -> Architecture | None:
-    stored = _flat(trial, "architecture", str)
-    return Architecture.from_json(stored) if stored and stored.startswith("{") else None
-
-
-def _flat_numbers(trial: TrialRecord) -> Mapping[str, float]:
-    return {
-        name: float(value)
-        for name, value in trial.attributes.items()
-        if ":" not in name
-        and (
-            (isinstance(value, (int, float)) and not isinstance(value, bool))
-            or value in _NOT_FINITE
-        )
-    }
-
-
-def _flat_failure(trial: TrialRecord) -> str | None:
-    return None if trial.pruned_softly else _flat(trial, "failure", str)
-
-
-def _flat_stopped(trial: TrialRecord) -> str | None:
-    return _flat(trial, "failure", str) if trial.pruned_softly else None
-
-
-def _flat_diverged(trial: TrialRecord) -> bool:
-    # The pruner gave no reason then, and a trial that took over a result has that one's.
-    return trial.state == "PRUNED" and trial.own and "failure" in trial.attributes
 
 
 def _first_words(reason: str) -> str:
@@ -151,25 +110,27 @@ class TrialRecord(Record):
 
     worker = Fact[str | None](stored=str)
     architecture = Fact[Architecture | None](
-        _flat_architecture,
+        earlier.architecture,
         encode=Architecture.to_json,
         decode=Architecture.from_json,
         stored=str,
         public=lambda stored: {"architecture": stored},
     )
     recipe = Fact[Mapping[str, Any]](
-        lambda trial: _flat(trial, "recipe", dict) or {},
+        lambda trial: earlier.stored(trial, "recipe", dict) or {},
         stored=dict,
         public=lambda stored: {"recipe": stored},
     )
     network = Fact[str | None](stored=str)
     duplicate_of = Fact[int | None](
-        lambda trial: _flat(trial, "flatsearch:same_as", int), stored=int
+        lambda trial: earlier.stored(trial, "flatsearch:same_as", int), stored=int
     )
-    retrain_of = Fact[int | None](lambda trial: _flat(trial, "flatsearch:repeats", int), stored=int)
+    retrain_of = Fact[int | None](
+        lambda trial: earlier.stored(trial, "flatsearch:repeats", int), stored=int
+    )
     retried = Fact[str | None](encode=_first_words, stored=str)
     metrics = Fact[Mapping[str, float]](
-        _flat_numbers, encode=to_numbers, decode=from_numbers, stored=dict, public=dict, adds=True
+        earlier.numbers, encode=to_numbers, decode=from_numbers, stored=dict, public=dict, adds=True
     )
     measured = Fact[str | None](stored=str)
     computation = Fact[Mapping[str, str]](lambda _: {}, stored=dict)
@@ -181,12 +142,12 @@ class TrialRecord(Record):
         stored=dict,
     )
     artifact = Fact[str | None](key="model", stored=str)
-    failure = Fact[str | None](_flat_failure, encode=hide_passwords, stored=str)
+    failure = Fact[str | None](earlier.failure, encode=hide_passwords, stored=str)
     traceback = Fact[str | None](
         encode=lambda trace: hide_passwords(trace)[-_LONGEST_TRACE:], stored=str
     )
-    stopped = Fact[str | None](_flat_stopped, stored=str)
-    diverged = Fact[bool](_flat_diverged, stored=bool)
+    stopped = Fact[str | None](earlier.stopped, stored=str)
+    diverged = Fact[bool](earlier.diverged, stored=bool)
     late = Fact[bool](lambda _: False, stored=bool)
     promotion = Fact[Promotion | None](
         encode=Promotion.to_dict, decode=Promotion.from_dict, stored=dict
@@ -245,9 +206,9 @@ class TrialRecord(Record):
     @cached_property
     def steps(self) -> Mapping[int, Mapping[str, float]]:
         """The metrics of every reported step in ascending order; 0 is the first epoch."""
-        key = _STEP
+        key = STEP
         try:
-            keys = {int(k[len(_STEP) :]): k for k in self.attributes if k.startswith(_STEP)}
+            keys = {int(k[len(STEP) :]): k for k in self.attributes if k.startswith(STEP)}
             found = {}
             for step, key in sorted(keys.items()):
                 found[step] = from_numbers(self.attributes[key])
@@ -361,48 +322,3 @@ _FACTS = (
     "decisions",
     "steps",
 )
-
-
-def write_trial(trial: Place, **facts: Any) -> None:
-    """Store facts of a running trial.
-
-    Args:
-        trial: The trial.
-        **facts: Values of `TrialRecord`'s attributes by their names, those from `worker` on.
-    """
-    write(TrialRecord, trial, facts)
-
-
-def write_step(trial: BaseTrial, step: int, metrics: Mapping[str, float]) -> None:
-    """Store one step's metrics.
-
-    Args:
-        trial: The running trial.
-        step: The number of the step, 0 for the first.
-        metrics: Numbers by name.
-
-    Raises:
-        ValueError: If the step is negative or there are no metrics.
-        TypeError: If a metric is not a number.
-    """
-    if step < 0:
-        raise ValueError(f"`step` must be at least 0 but got {step}")
-    if not metrics:
-        raise ValueError("report at least one metric, for example accuracy=0.9")
-    try:
-        values = to_numbers(metrics)
-    except (TypeError, ValueError):
-        raise TypeError(f"metrics must be numbers but got {dict(metrics)}") from None
-    key = f"{_STEP}{step}"
-    # Metrics may come one after the other; of one that comes twice the last value counts.
-    trial.set_user_attr(key, {**trial.user_attrs.get(key, {}), **values})
-
-
-def clear_steps(trial: optuna.Trial) -> None:
-    """Forget the steps of a trial that begins anew.
-
-    Args:
-        trial: The running trial.
-    """
-    for step in TrialRecord(trial).steps:
-        trial.set_user_attr(f"{_STEP}{step}", {})

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flatsearch.search.control import Control
     from flatsearch.search.own_training import TrainFunction
     from flatsearch.search.parking import Parking
+    from flatsearch.search.standard import Standard
     from flatsearch.search.turns import Turns
     from flatsearch.settings import RunSettings
 
@@ -86,6 +87,7 @@ class Epochs:
         settings: The settings of the run.
         candidates: What builds a candidate's network, once more if memory runs out.
         parking: What keeps networks in training.
+        standard: What a network must have learnt.
         on_epoch: A function that is called with (trial, result, flatness result) after every epoch.
         train: What trains a network in the place of `Trainer`; see `OwnTraining`.
     """
@@ -96,22 +98,17 @@ class Epochs:
         settings: RunSettings,
         candidates: Candidates,
         parking: Parking,
+        standard: Standard,
         on_epoch: OnEpoch | None,
         train: TrainFunction | None = None,
     ) -> None:
         self._data, self._settings, self._candidates = data, settings, candidates
+        self._standard = standard
         self._parking, self._on_epoch, self._train_function = parking, on_epoch, train
         self._every_epoch = [n for n in settings.signals if PROXIES[n].first == "epoch"]
         self._probe = data.probe.tensors()
         self._device = self._probe[1].device
         self._schedule = Schedule.of(settings, data)
-
-    def least_accuracy(self) -> float | None:
-        """Return the accuracy below which a trial is on no front; None if accuracy is all."""
-        if set(self._settings.objectives) == {"accuracy"}:
-            return None
-        least = self._settings.min_accuracy
-        return self._data.guessing_accuracy() if least is None else least
 
     def train(self, trial: optuna.Trial, start: Start, control: Control) -> Trained:
         """Train and measure; once more if memory runs out.
@@ -232,7 +229,7 @@ class Epochs:
         """Ask the pruner whether a trial's turn is over; return what is said of it then."""
         if epoch == self._settings.epochs:
             return ""
-        pruner, least = trial.study.pruner, self.least_accuracy()
+        pruner, least = trial.study.pruner, self._standard.accuracy
         if (
             least is not None
             and isinstance(pruner, Promoter)

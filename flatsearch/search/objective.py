@@ -7,7 +7,6 @@ import dataclasses
 import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakSet
 
 import optuna
 from optuna.trial import TrialState
@@ -22,21 +21,20 @@ from flatsearch.pruners.reporting import mark_pruned
 from flatsearch.record import (
     FINISHED,
     LeastAccuracy,
-    StudyRecord,
     TrialRecord,
-    least_accuracy,
     write_constraints,
-    write_study,
     write_trial,
 )
-from flatsearch.record.constraints import LIMIT, MIN_ACCURACY
+from flatsearch.record.constraints import LIMIT
 from flatsearch.search.candidates import Candidate, Candidates
 from flatsearch.search.constraints import list_constraints
 from flatsearch.search.control import Control
 from flatsearch.search.duplicates import TrainedNetworks, take_over
 from flatsearch.search.epochs import Epochs, Start, Trained
+from flatsearch.search.introduction import Introduction
 from flatsearch.search.liveness import this_process
 from flatsearch.search.parking import Parking, goes_on_already
+from flatsearch.search.standard import Standard
 from flatsearch.search.trial_files import TrialFiles
 from flatsearch.search.turns import Turns
 from flatsearch.settings import RunSettings
@@ -154,14 +152,17 @@ class FlatnessObjective:
         self._train_name = None if train is None else _name_of(train)
         # A training of the user's has no state that could be kept.
         self.parking = Parking(artifact_store if train is None else None)
-        self._epochs = Epochs(self.data, settings, self._candidates, self.parking, on_epoch, train)
+        self._standard = Standard(settings, self.data.guessing_accuracy())
+        self._epochs = Epochs(
+            self.data, settings, self._candidates, self.parking, self._standard, on_epoch, train
+        )
         self._probe = self.data.probe.tensors()
         # A network that is to be trained again does not wait for others that train it.
         patience = {} if settings.duplicates == "reuse" else {"patience": 0.0}
         self._trained = TrainedNetworks(**patience)
         # Of the trial whose seed counts, in the place of the one that is run.
         self._number: int | None = None
-        self._introduced: WeakSet[optuna.Study] = WeakSet()
+        self._introduction = Introduction(self)
 
     @property
     def directions(self) -> list[Direction]:
@@ -176,9 +177,7 @@ class FlatnessObjective:
     @property
     def least(self) -> LeastAccuracy | None:
         """What a trial of a new study must have learnt to be on the front."""
-        least = self._epochs.least_accuracy()
-        given = self.settings.min_accuracy is not None
-        return None if least is None or given else LeastAccuracy(least)
+        return self._standard.of_study
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -284,23 +283,13 @@ class FlatnessObjective:
         if trained.stopped and not self._soft:
             if TrialRecord(trial).parked is not None:
                 # Samplers see what is parked as complete.
-                self._constrain(trial, trained)
+                self._standard.constrain(trial, trained.metrics["accuracy"], stopped=True)
             return trained.stopped
         return self._record(trial, start, trained)
 
     def _propose(self, trial: optuna.Trial) -> Candidate:
         """Ask for a candidate, and record it before anything can go wrong with it."""
-        if trial.study not in self._introduced:
-            # The study may have been made without `open_study`.
-            self._check_directions(trial.study)
-            known = StudyRecord(trial.study)
-            if known.settings is None:
-                write_study(trial.study, settings=self.shared_settings(), least=self.least)
-            else:
-                known.check_settings(self.shared_settings())
-            self._introduced.add(trial.study)
-            if known.validation_images is None:
-                write_study(trial.study, validation_images=len(self.data.validation))
+        self._introduction.check(trial.study)
         if TrialRecord(trial).worker != this_process():
             write_trial(trial, worker=this_process())
         candidate = self._candidates.propose(
@@ -308,17 +297,6 @@ class FlatnessObjective:
         )
         write_trial(trial, architecture=candidate.architecture, recipe=candidate.recipe or None)
         return candidate
-
-    def _check_directions(self, study: optuna.Study) -> None:
-        found = [direction.name.lower() for direction in study.directions]
-        if found != self.directions:
-            wanted = ", ".join(
-                f"{d} ({name})" for d, name in zip(self.directions, self.metric_names, strict=True)
-            )
-            raise SettingsError(
-                f"the study's directions are {', '.join(found)} but the objective's are {wanted};"
-                " give optuna.create_study directions=objective.directions"
-            )
 
     def _find_earlier(self, trial: optuna.Trial, key: str, control: Control) -> FrozenTrial | None:
         """Return the earlier trial whose result this one takes over, if any."""
@@ -348,16 +326,7 @@ class FlatnessObjective:
     def _cost(
         self, trial: optuna.Trial, model: nn.Module, known: Mapping[str, float] | None
     ) -> Mapping[str, float]:
-        """Record what is known of a candidate untrained; of one over a limit only what it costs.
-
-        Args:
-            trial: The trial.
-            model: Its network.
-            known: What an earlier trial of the same network has measured.
-
-        Returns:
-            Numbers by name.
-        """
+        """Record what is known of a candidate untrained; of one over a limit only what it costs."""
         limits = self.settings.limits
         cost = known or measure_cost(
             model, self.data.in_channels, self.data.image_size, {*limits, *self.metric_names}
@@ -376,25 +345,12 @@ class FlatnessObjective:
         write_trial(trial, metrics=trained.metrics)
         if self._soft:
             mark_pruned(trial, pruned=bool(trained.stopped))
-        self._constrain(trial, trained)
+        self._standard.constrain(trial, trained.metrics["accuracy"], stopped=bool(trained.stopped))
         found = {**start.cost, **trained.metrics}
         values = tuple(float(found[name]) for name in self.metric_names)
         if self._files is not None and not trained.stopped:
             self._files.save(trial, trained.model, start.candidate.architecture, values)
         return values
-
-    def _constrain(self, trial: optuna.Trial, trained: Trained) -> None:
-        """Record whether a network has learnt what it must, beside the best one so far."""
-        least, accuracy = self._epochs.least_accuracy(), trained.metrics["accuracy"]
-        if least is None:
-            return
-        # One that was stopped may have come as far as the best later on.
-        relative = None if trained.stopped else StudyRecord(trial.study).least
-        if relative is not None:
-            complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            others = least_accuracy(map(TrialRecord, complete), relative) or 0.0
-            least = max(relative.beside(accuracy), others)
-        write_constraints(trial, {MIN_ACCURACY: least - accuracy})
 
 
 def _name_of(function: Callable[..., Any]) -> str:
