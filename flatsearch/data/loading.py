@@ -118,11 +118,11 @@ def load_data(
     if "test" in drawn:
         # The same for every seed: what one run tests on, no other run has trained on.
         parts["train"], parts["test"] = _stratified(
-            parts["train"], _TEST_FRACTION, 0, "test", classes
+            parts["train"], _TEST_FRACTION, 0, "test", classes, name
         )
     if "validation" in drawn:
         parts["train"], parts["validation"] = _stratified(
-            parts["train"], validation_fraction, seed, "validation", classes
+            parts["train"], validation_fraction, seed, "validation", classes, name
         )
     if len(parts["train"].targets) < 4:
         raise DataError(
@@ -190,6 +190,7 @@ def _stratified(
     seed: int,
     what: str,
     class_names: tuple[str, ...],
+    name: str,
 ) -> tuple[_Part, _Part]:
     """Split (rest, held out), each class in proportion."""
     from sklearn.model_selection import train_test_split
@@ -203,7 +204,7 @@ def _stratified(
         counts = torch.bincount(targets, minlength=len(class_names))
         rarest = int(counts.argmin())
         raise DataError(
-            f"{len(targets)} images, {int(counts[rarest])} of the rarest class"
+            f"data {name!r}: {len(targets)} images, {int(counts[rarest])} of the rarest class"
             f" ({class_names[rarest]}), are too few for a {what} split of {fraction:g} with every"
             " class in both parts"
         ) from None

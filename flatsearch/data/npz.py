@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +28,14 @@ _NAMES = {
     "validation": [("val_images", "val_labels"), ("x_val", "y_val"), ("x_valid", "y_valid")],
 }
 _PAIR = re.compile(r"(?P<images>.+\.npy),(?P<labels>.+\.npy)", re.IGNORECASE)
-_UNREADABLE = (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile)
 
 
 def read_npz(path: Path) -> RawData:
     """Read a data set from an .npz file, by the usual names of its arrays."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except _UNREADABLE as error:
+    except Exception as error:  # a damaged archive can fail in any way
         raise _unreadable(path, ".npz", error) from None
     return _by_names(arrays, path)
 
@@ -68,7 +66,7 @@ def read_npy_pair(reference: str) -> RawData:
 def _load(file: Path) -> Any:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except _UNREADABLE as error:
+    except Exception as error:
         raise _unreadable(file, ".npy", error) from None
 
 

@@ -55,6 +55,26 @@ class ModelCard:
     std: tuple[float, ...]
     pixels: str = "uint8"
 
+    def __post_init__(self) -> None:
+        """Refuse what no model has: a card comes from a file.
+
+        Raises:
+            ValueError: If the parts do not fit each other; says which.
+        """
+        sizes = (self.in_channels, self.num_classes, self.image_size)
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"{sizes} are no sizes")
+        texts = (self.space, self.architecture, self.data, *self.class_names)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a name is no text")
+        numbers = (*self.mean, *self.std)
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError("the normalisation has something else than numbers")
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"{len(self.class_names)} names of {self.num_classes} classes")
+        if {len(self.mean), len(self.std)} - {1, self.in_channels}:
+            raise ValueError(f"the normalisation is not of {self.in_channels} channels")
+
     @classmethod
     def of(cls, data: ImageData, space: str, architecture: Architecture) -> ModelCard:
         """Return the card of an architecture that is trained on some data."""

@@ -45,23 +45,23 @@ def build_from_card(card: ModelCard, state: dict[str, Tensor], path: Path) -> nn
     """
     try:
         space = load_space(card.space)
-    except SpaceError as error:
+        # The weights that training began with are not needed any more.
+        space = getattr(space, "untrained", lambda: space)()
+        model = build_model(
+            space,
+            Architecture.from_json(card.architecture),
+            in_channels=card.in_channels,
+            num_classes=card.num_classes,
+            image_size=card.image_size,
+        )
+    except UsageError as error:
         raise SpaceError(
             f"{str(path)!r} needs its search space {card.space!r} (a .pt2 or .onnx export would"
             f" not): {error}"
         ) from None
-    # The weights that training began with are not needed any more.
-    space = getattr(space, "untrained", lambda: space)()
-    model = build_model(
-        space,
-        Architecture.from_json(card.architecture),
-        in_channels=card.in_channels,
-        num_classes=card.num_classes,
-        image_size=card.image_size,
-    )
     try:
         model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise SpaceError(
             f"{str(path)!r}: search space {card.space!r} now builds another model:"
             f" {' '.join(str(error).split())[:200]}"

@@ -130,14 +130,15 @@ def load(path: str | Path) -> Classifier:
         raise UsageError(f"model file {str(path)!r} does not exist")
     if path.suffix == ".pt2":
         module, text = read_program(path)
-        return Classifier(ModelCard.from_json(text, path), module, module)
+        card = ModelCard.from_json(text, path)
+        return Classifier(card, _naming(module, card, path), module)
     if path.suffix == ".onnx":
         return _load_onnx(path)
     if path.suffix == STATE_DICT:
         beside = path.with_suffix(".json")
         if not beside.is_file():
             raise UsageError(f"{str(path)!r} needs {beside.name!r} beside it, which is missing")
-        card = ModelCard.from_json(beside.read_text(), beside)
+        card = ModelCard.from_json(beside.read_bytes(), beside)
         network = build_from_card(card, read_tensors(path, "a state dictionary"), path)
     else:
         network, card = load_model(path)
@@ -150,15 +151,35 @@ def _load_onnx(path: Path) -> Classifier:
     except ImportError:
         raise UsageError("ONNX needs onnxruntime: pip install 'flatsearch[onnx]'") from None
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        silent = onnxruntime.SessionOptions()
+        silent.log_severity_level = 4
+        session = onnxruntime.InferenceSession(str(path), silent, ["CPUExecutionProvider"])
+        (name,) = (node.name for node in session.get_inputs())
     except Exception as error:  # its exceptions have no common class
         raise UsageError(
             f"{str(path)!r} cannot be read by onnxruntime: {type(error).__name__}"
         ) from None
     card = ModelCard.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA), path)
-    (name,) = (node.name for node in session.get_inputs())
 
     def run(x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
-    return Classifier(card, run, None)
+    return Classifier(card, _naming(run, card, path), None)
+
+
+def _naming(
+    run: Callable[[Tensor], Any], card: ModelCard, path: Path
+) -> Callable[[Tensor], Tensor]:
+    """Return a function that names the file where its program fails, or gives no logits."""
+
+    def named(x: Tensor) -> Tensor:
+        try:
+            logits = run(x)
+        except Exception as error:  # a damaged program can fail in any way
+            raise UsageError(f"{str(path)!r} cannot be run: {type(error).__name__}") from None
+        wanted = (len(x), card.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+            raise UsageError(f"{str(path)!r} gives something else than logits of shape {wanted}")
+        return logits
+
+    return named

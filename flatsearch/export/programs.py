@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,8 @@ def read_program(path: Path) -> tuple[Any, str]:
     if not path.is_file():
         raise UsageError(f"model file {str(path)!r} does not exist")
     extra = {METADATA: ""}
+    disabled = logging.root.manager.disable
+    logging.disable()  # torch tells the whole traceback of what is said here in a line
     try:
         return torch.export.load(path, extra_files=extra).module(), extra[METADATA]
     except Exception as error:  # a damaged archive can fail in any way
@@ -33,6 +36,8 @@ def read_program(path: Path) -> tuple[Any, str]:
             f"{str(path)!r} is not a program saved by torch.export.save:"
             f" {type(error).__name__} while reading it"
         ) from None
+    finally:
+        logging.disable(disabled)
 
 
 def load_exported(path: Path) -> tuple[nn.Module, ModelCard | None]:

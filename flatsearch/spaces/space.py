@@ -274,14 +274,15 @@ def build_model(
         raise SpaceError(f"{where} must return a torch.nn.Module but returned {model!r}")
     if not check:
         return model.train()
-    x = torch.zeros(2, in_channels, image_size, image_size)
     model.eval()
     try:
+        x = torch.zeros(2, in_channels, image_size, image_size)
         with torch.no_grad():
             logits = model(x)
     except Exception as error:
         raise SpaceError(
-            f"{where} returned a model that fails on images of shape {tuple(x.shape)[1:]}:"
+            f"{where} returned a model that fails on images of shape"
+            f" {(in_channels, image_size, image_size)}:"
             f" {type(error).__name__}: {error}"
         ) from error
     if not isinstance(logits, torch.Tensor):

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import random
 import sys
@@ -182,6 +183,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=NAMES, choices=NAMES)
     options = parser.parse_args()
+    logging.getLogger("flatsearch").setLevel(logging.ERROR)  # what is odd about images
     counts: dict[str, Counter[str]] = {name: Counter() for name in options.only}
     at_fault = 0
     with tempfile.TemporaryDirectory() as name:
