@@ -2,10 +2,10 @@
 
     python scripts/benchmarks/faults.py [KIND ...] [--trials 60] [--workers 4] [--rounds 1]
 
-A round is one study on a new storage of a kind (postgres, sqlite, journal, grpc). A worker is
-killed
-with SIGKILL after every few trials, and replaced. PostgreSQL, or the proxy before SQLite, is
-restarted twice (once as if it had crashed), and stopped for a while as by a debugger. Then all
+A round is one study on a new storage of a kind: postgres, sqlite, journal, grpc, and where their
+servers are installed mysql (MariaDB) and redis. A worker is killed with SIGKILL after every few
+trials, and replaced. A server, or the proxy before SQLite, is restarted twice (PostgreSQL once as
+if it had crashed), and stopped for a while as by a debugger. Then all
 workers get SIGTERM, and new ones finish the study. Trials only wait and record: what is tried here
 is everything around the training. A worker writes down in a file of its own what it has told, and
 from that and the raw records of the storage it is checked that
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 RESULT = Path(__file__).parents[1] / "results" / "faults.json"
 STUDY = "faults"
 KINDS = ("postgres", "sqlite", "journal", "grpc")
+INSTALLED = ("mysql", "redis")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,34 +168,93 @@ class Postgres(Storage):
         return [pid, *(child.pid for child in psutil.Process(pid).children())]
 
 
-class Proxy(Storage):
-    """`flatsearch serve-storage` before a SQLite file."""
+class Program(Storage):
+    """A program that serves at a port of this machine."""
 
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("localhost", 0)) as free:
+    def __init__(self, url: str, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.behind = f"sqlite:///{folder}/behind.db"
-        super().__init__(f"grpc://localhost:{self.port}")
+        self.folder = folder
+        super().__init__(url.format(port=self.port))
         self.start()
+
+    def words(self) -> list[str]:
+        """Return how it is started."""
+        raise NotImplementedError
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        words = ["serve-storage", self.behind, "--port", str(self.port)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flatsearch", *words], stdout=subprocess.PIPE, text=True
-        )
-        self.process.stdout.readline()
+        self.process = subprocess.Popen(self.words(), stdout=subprocess.DEVNULL)
+        while self.process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"{self.words()[0]} has ended")
 
     def restart(self) -> None:
         """Kill it, and start another."""
         self.restarts += 1
+        self.end()
+        self.start()
+
+    def end(self) -> None:
+        """Kill it."""
         self.process.kill()
         self.process.wait()
-        self.start()
 
     def pids(self) -> list[int]:
         """Return the process."""
         return [self.process.pid]
+
+
+class Proxy(Program):
+    """`flatsearch serve-storage` before a SQLite file."""
+
+    def words(self) -> list[str]:
+        """Return how it is started."""
+        behind = f"sqlite:///{self.folder}/behind.db"
+        served = ["serve-storage", behind, "--host", "127.0.0.1", "--port", str(self.port)]
+        return [sys.executable, "-m", "flatsearch", *served]
+
+
+class Redis(Program):
+    """A Redis that writes down everything at once."""
+
+    def words(self) -> list[str]:
+        """Return how it is started."""
+        kept = ["--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always"]
+        return ["redis-server", "--port", str(self.port), *kept]
+
+
+class MariaDb(Program):
+    """A MariaDB of its own."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        make = ["mariadb-install-db", "--no-defaults", f"--datadir={folder}/db", "--user=root"]
+        normal = "--auth-root-authentication-method=normal"
+        subprocess.run([*make, normal], check=True, stdout=subprocess.DEVNULL)
+        super().__init__(url, folder)
+
+    def start(self) -> None:
+        """Start it, with a database."""
+        super().start()
+        client = ["mariadb", "--no-defaults", "-uroot", f"--socket={self.folder}/socket"]
+        made = ["-e", "CREATE DATABASE IF NOT EXISTS studies"]
+        while subprocess.run([*client, *made], check=False, stderr=subprocess.DEVNULL).returncode:
+            time.sleep(0.1)
+
+    def words(self) -> list[str]:
+        """Return how it is started."""
+        folder = self.folder
+        places = [f"--datadir={folder}/db", f"--socket={folder}/socket", f"--port={self.port}"]
+        return ["mariadbd", "--no-defaults", "--user=root", "--bind-address=127.0.0.1", *places]
+
+
+PROGRAMS = {
+    "grpc": (Proxy, "grpc://127.0.0.1:{port}"),
+    "redis": (Redis, "redis://127.0.0.1:{port}"),
+    "mysql": (MariaDb, "mysql://root@127.0.0.1:{port}/studies"),
+}
 
 
 @contextlib.contextmanager
@@ -209,10 +269,10 @@ def storage_of(kind: str, folder: Path) -> Iterator[Storage]:
         yield storage
         storage.server.cleanup()
     else:
-        proxy = Proxy(folder)
-        yield proxy
-        proxy.process.kill()
-        proxy.process.wait()
+        program, url = PROGRAMS[kind]
+        storage = program(url, folder)
+        yield storage
+        storage.end()
 
 
 class Round:
@@ -343,7 +403,7 @@ def main() -> int:
     """Run the rounds, print each, and write the result."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", default=KINDS, choices=[*KINDS, []])
+    parser.add_argument("kinds", nargs="*", default=KINDS, choices=[*KINDS, *INSTALLED, []])
     parser.add_argument("--rounds", type=int, default=1)
     for field in dataclasses.fields(Plan):
         kind, option = type(field.default), "--" + field.name.replace("_", "-")

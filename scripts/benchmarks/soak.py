@@ -4,9 +4,10 @@
 
 Trials of one parameter wait for `--seconds` in all, record three epochs and ask the pruner after
 each; what is measured is everything around the training. Of every trial its worker notes the memory
-of its process, the time of the decisions (sampler and pruner) and the time in the storage, and of
-the storage's own process the processor time is taken. Whether something grows is the median of the
-last tenth of the trials beside that of the second one, in which all is warm.
+of its process, the processor time of the decisions (sampler and pruner), and the time and processor
+time in the storage; of the storage's own process the processor time is taken. Whether something
+grows is the median of the last tenth of the trials beside that of the second one, in which all is
+warm.
 
 With several numbers of workers (`--workers 1 4 16 --seconds 1 --out scaling.json`) the result is
 what `docs/storages.md` estimates from. It goes to scripts/results/soak.json.
@@ -85,9 +86,9 @@ class Deciding(Objective):
 
     @contextlib.contextmanager
     def _clock(self, storage: Timed) -> Iterator[None]:
-        began = time.perf_counter() - storage.spent
+        began = time.thread_time() - storage.spent_cpu
         yield
-        self.decision += time.perf_counter() - storage.spent - began
+        self.decision += time.thread_time() - storage.spent_cpu - began
 
     def run(self, trial: optuna.Trial, control: Control) -> tuple[float, float]:
         """Record three epochs, each of a third of the time."""
@@ -197,6 +198,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--out", default="soak.json")
     options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     runs = []
     for kind in options.kinds:
         for workers in options.workers:
