@@ -4,7 +4,7 @@
 
 An image (PNG, JPEG), a data set (.npz) and a tiny network in every format are written, damaged by a
 seeded generator (bits, bytes, blocks, lengths; what is in an archive also before it is packed, so
-that its checksums are right) and read as `flatsearch predict` and `flatsearch measure` read them. A
+that its checksums are right, or for a pickle that calls a function) and read as `flatsearch predict` and `flatsearch measure` read them. A
 fault is any other exception, an error that does not name the file, anything on the screen, a class
 that is unpickled, and a file that is written anywhere. The result is
 scripts/results/corruptions.json.
@@ -38,13 +38,15 @@ from flatsearch.export.formats import export_model, random_images
 from flatsearch.export.programs import load_exported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 RESULT = Path(__file__).parents[1] / "results" / "corruptions.json"
 NAMES = (
     "image.png", "image.jpg", "data.npz", "model.pt", "model.pth", "model.json", "model.pt2",
     "model.onnx",
 )  # fmt: skip
+# A pickle that calls a function.
+CALL = b"cos\ngetcwd\n(tR."
 # What Python tells of while a file is read.
 events: list[str] | None = None
 
@@ -61,8 +63,8 @@ def audit(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(audit)
 
 
-def write_files(folder: Path) -> None:
-    """Write one file of every kind."""
+def write_files(folder: Path, names: Sequence[str] = NAMES) -> None:
+    """Write one file of every kind, networks those that are named."""
     digits = flatsearch.load_data("digits")
     space = flatsearch.load_space("plain_cnn")
     params = {"width": 8, "stages": 1, "convs_1": 1, "kernel": 3, "activation": "relu"}
@@ -70,7 +72,7 @@ def write_files(folder: Path) -> None:
     torch.manual_seed(0)
     model = space.build(architecture, in_channels=1, num_classes=10).eval()
     card = flatsearch.ModelCard.of(digits, "plain_cnn", architecture)
-    for name in ("model.pth", "model.pt2", "model.onnx"):
+    for name in {"model.pth", "model.pt2", "model.onnx"} & set(names):
         kind = "state_dict" if name == "model.pth" else name.rpartition(".")[2]
         export_model(model, card, kind, folder / name)
     flatsearch.save_model(model, card, folder / "model.pt")
@@ -108,13 +110,17 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 def corruption(content: bytes, chance: random.Random) -> bytes:
     """Return a file with some damage; of an archive every second time to what is in it."""
     if not zipfile.is_zipfile(io.BytesIO(content)) or chance.random() < 0.5:
-        return damaged(content, chance)
+        broken = damaged(content, chance)
+        return CALL if chance.random() < 0.03 else broken
     packed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(packed, "w") as after:
         hit = chance.choice([info for info in before.infolist() if info.file_size])
         for info in before.infolist():
             inside = before.read(info)
-            after.writestr(info, damaged(inside, chance) if info is hit else inside)
+            if info is hit:
+                broken = damaged(inside, chance)
+                inside = CALL if chance.random() < 0.1 else broken
+            after.writestr(info, inside)
     return packed.getvalue()
 
 
@@ -176,6 +182,17 @@ def outcome(path: Path) -> tuple[str, list[str]]:
     return found, faults
 
 
+def tried(folder: Path, kind: str, number: int, seed: int = 0) -> tuple[str, list[str]]:
+    """Damage one of the files, read it, and mend it; return the outcome."""
+    file = folder / kind
+    whole = file.read_bytes()
+    file.write_bytes(corruption(whole, random.Random(f"{seed} {number}")))
+    try:
+        return outcome(file)
+    finally:
+        file.write_bytes(whole)
+
+
 def main() -> int:
     """Damage and read, print what is at fault, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -191,12 +208,7 @@ def main() -> int:
         write_files(folder)
         for number in range(options.corruptions):
             kind = options.only[number % len(options.only)]
-            whole = (folder / kind).read_bytes()
-            (folder / kind).write_bytes(
-                corruption(whole, random.Random(f"{options.seed} {number}"))
-            )
-            found, faults = outcome(folder / kind)
-            (folder / kind).write_bytes(whole)
+            found, faults = tried(folder, kind, number, options.seed)
             counts[kind][found] += 1
             at_fault += bool(faults)
             for fault in faults[:3]:

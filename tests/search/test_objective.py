@@ -335,7 +335,7 @@ class OtherKind(Tiny):
     ("space", "choices"),
     [
         (OtherChoices, "2, 4 in one branch and for 4, 6"),
-        (OtherKind, "2 to 4 in one branch and for 2 to 4, log"),
+        (OtherKind, "2 to 4, log in one branch and for 2 to 4"),
     ],
 )
 def test_check_finds_one_name_with_other_choices(

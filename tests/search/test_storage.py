@@ -30,7 +30,7 @@ from flatsearch.search.trial_budget import finished_count
 from tests.fakes import DEAD, Tiny, call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from flatsearch.data.splits import ImageData
 
@@ -259,11 +259,18 @@ def test_the_command_of_the_readme_on_a_real_server(
     (line,) = re.findall(
         r"^flatsearch (run .+ --storage postgresql://.+)$", readme.read_text(), re.M
     )
-    done = []
 
-    def run_one(commands: list[list[str]], *_: object) -> None:
+    def run_one(
+        work: Callable[[list[str]], int],
+        commands: list[list[str]],
+        _: object,
+        environment: dict[str, str],
+    ) -> None:
         assert len(commands) == 8
-        done.append(call(*commands[0], "--quiet"))
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert work(commands[0]) == 0
 
     monkeypatch.setattr("flatsearch.search.workers.run_workers", run_one)
     with postgres(tmp_path) as given:
@@ -274,11 +281,9 @@ def test_the_command_of_the_readme_on_a_real_server(
         place = f"me:secret@{address.path}?{address.query}"
         command = line.replace("USER:PASSWORD@HOST/DB", place)
         assert command != line
-        monkeypatch.setenv("FLATSEARCH_STORAGE", command.split()[-1])  # as workers have it
-        call(*command.split(), "--trials", "1", "--epochs", "1", "--artifacts", "none")
+        call(*command.split(), "--trials", "1", "--epochs", "1", "--artifacts", "none", "--quiet")
         study = optuna.load_study(study_name=None, storage=open_storage(command.split()[-1]))
         assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
-    assert done
 
 
 def test_several_processes_may_make_one_database(tmp_path: Path) -> None:
