@@ -3,11 +3,11 @@
     python scripts/benchmarks/corruptions.py [--corruptions 1000] [--seed 0]
 
 An image (PNG, JPEG), a data set (.npz) and a tiny network in every format are written, damaged by a
-seeded generator (bits, bytes, blocks, lengths; what is in an archive also before it is packed, so
-that its checksums are right, or for a pickle that calls a function) and read as `flatsearch predict` and `flatsearch measure` read them. A
-fault is any other exception, an error that does not name the file, anything on the screen, a class
-that is unpickled, and a file that is written anywhere. The result is
-scripts/results/corruptions.json.
+seeded generator and read as `flatsearch predict` and `flatsearch measure` read them. Bits, bytes,
+blocks and lengths are changed, of archives every second time before they are packed, so that their
+checksums are right; now and then all of it is a pickle that calls a function. A fault is any other
+exception, an error that does not name the file, anything on the screen, a class that is unpickled,
+and a file that is written anywhere. The result is scripts/results/corruptions.json.
 """
 
 from __future__ import annotations

@@ -403,14 +403,14 @@ def main() -> int:
     """Run the rounds, print each, and write the result."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", default=KINDS, choices=[*KINDS, *INSTALLED, []])
+    parser.add_argument("kinds", nargs="*", default=[], choices=[*KINDS, *INSTALLED, []])
     parser.add_argument("--rounds", type=int, default=1)
     for field in dataclasses.fields(Plan):
         kind, option = type(field.default), "--" + field.name.replace("_", "-")
         parser.add_argument(option, type=kind, default=field.default)
     options = parser.parse_args()
     results = []
-    for kind in options.kinds:
+    for kind in options.kinds or KINDS:
         for index in range(options.rounds):
             fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(Plan)}
             plan = Plan(**{**fields, "seed": options.seed + index})

@@ -192,7 +192,7 @@ def measured(kind: str, workers: int, trials: int, seconds: float) -> dict[str, 
 def main() -> int:
     """Measure every kind with every number of workers, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", default=KINDS, choices=[*KINDS, []])
+    parser.add_argument("kinds", nargs="*", default=[], choices=[*KINDS, []])
     parser.add_argument("--trials", type=int, default=5000)
     parser.add_argument("--workers", type=int, nargs="+", default=[16])
     parser.add_argument("--seconds", type=float, default=0.0)
@@ -200,7 +200,7 @@ def main() -> int:
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     runs = []
-    for kind in options.kinds:
+    for kind in options.kinds or KINDS:
         for workers in options.workers:
             runs.append(measured(kind, workers, options.trials, options.seconds))
             print(json.dumps(runs[-1]), flush=True)
