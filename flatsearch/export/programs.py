@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 
@@ -11,6 +14,7 @@ from flatsearch.errors import UsageError
 from flatsearch.export.card import METADATA, ModelCard
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import nn
@@ -30,7 +34,8 @@ def read_program(path: Path) -> tuple[Any, str]:
     disabled = logging.root.manager.disable
     logging.disable()  # torch tells the whole traceback of what is said here in a line
     try:
-        return torch.export.load(path, extra_files=extra).module(), extra[METADATA]
+        with _only_values():
+            return torch.export.load(path, extra_files=extra).module(), extra[METADATA]
     except Exception as error:  # a damaged archive can fail in any way
         raise UsageError(
             f"{str(path)!r} is not a program saved by torch.export.save:"
@@ -38,6 +43,18 @@ def read_program(path: Path) -> tuple[Any, str]:
         ) from None
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _only_values() -> Iterator[None]:
+    """Let torch unpickle tensors and plain values only, where it would fall back to anything."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}))
+        with contextlib.suppress(ImportError):  # older versions have no such module
+            from torch.export.pt2_archive import _package
+
+            stack.enter_context(patch.object(_package, "pickle", None, create=True))
+        yield
 
 
 def load_exported(path: Path) -> tuple[nn.Module, ModelCard | None]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "benchmarks"
-NUMBERS = (13, 26, 30, 38, 66, 202, 213, 243, 258, 274, *range(16, 22))
+NUMBERS = (13, 26, 30, 38, 66, 202, 213, 243, 258, 274, 326, *range(16, 22))
 
 
 @pytest.fixture
