@@ -44,18 +44,20 @@ HAS_NAMED = hasattr(optuna.Trial, "set_constraint")
 
 
 def write_constraints(trial: BaseTrial, constraints: Mapping[str, float]) -> None:
-    """Store constraints of a running trial; a trial of no study has none before Optuna 5.
+    """Store constraints of a running trial; one of no study needs none.
 
     Args:
         trial: The trial.
         constraints: Values by name; one above 0 is violated.
     """
+    if not isinstance(trial, optuna.Trial):
+        return
     for name, value in constraints.items():
         if HAS_NAMED:
             trial.set_constraint(name, value)
-        elif isinstance(trial, optuna.Trial):
+        else:
             trial.storage.set_trial_system_attr(trial._trial_id, f"{_KEY}:{name}", float(value))
-    if not HAS_NAMED and isinstance(trial, optuna.Trial):
+    if not HAS_NAMED:
         trial.storage.set_trial_system_attr(trial._trial_id, _KEY, constraint_values(trial))
 
 
