@@ -22,7 +22,8 @@ so the script can be stopped at any time and goes on where it was. timm is no de
 Columns: `model`; `module` of timm; `parameters`; `size` of the images; `layers` measured; `zero`,
 those of them without any curvature; `skipped` layers; `kind`; `error`, the largest relative
 deviation of a layer's trace or kappa (of kappa relative to the trace times the kernel's square
-where its terms cancel to less than 1e-6 of that); `same`, whether the network gives the same bits
+where its terms cancel to less than 1e-6 of that; of traces below 1e-17 of the network's largest
+relative to that, because derivatives behind a saturated softmax have no digits left); `same`, whether the network gives the same bits
 afterwards; `reason` of a refusal, or of what was skipped, or the exception; `seconds`.
 """
 
@@ -190,12 +191,13 @@ def deviation(model: nn.Module, x: Tensor, layers: Any) -> float:
         if size > 16_000_000 or name == names[-1]:
             expected |= oracle.by_kernel_gradients(model, x, group, copied=False)
             group, size = [], 0
+    least = 1e-17 * max(trace for trace, _ in expected.values())
     for name in names:
         trace, kappa = expected[name]
         square = float(model.get_parameter(oracle.kernel_of(model, name)).detach().square().sum())
         for value, right, scale in (
-            (layers[name].hessian_trace, trace, 0.0),
-            (layers[name].relative_flatness, kappa, 1e-6 * trace * square),
+            (layers[name].hessian_trace, trace, least),
+            (layers[name].relative_flatness, kappa, max(1e-6 * trace, least) * square),
         ):
             if value != right:
                 worst = max(worst, abs(value - right) / max(abs(right), scale))
