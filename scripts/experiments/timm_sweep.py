@@ -23,8 +23,9 @@ Columns: `model`; `module` of timm; `parameters`; `size` of the images; `layers`
 those of them without any curvature; `skipped` layers; `kind`; `error`, the largest relative
 deviation of a layer's trace or kappa (of kappa relative to the trace times the kernel's square
 where its terms cancel to less than 1e-6 of that; of traces below 1e-17 of the network's largest
-relative to that, because derivatives behind a saturated softmax have no digits left); `same`, whether the network gives the same bits
-afterwards; `reason` of a refusal, or of what was skipped, or the exception; `seconds`.
+relative to that, because derivatives behind a saturated softmax have no digits left); `same`,
+whether the network gives the same bits afterwards; `reason` of a refusal, or of what was skipped,
+or the exception; `seconds`.
 """
 
 from __future__ import annotations
