@@ -64,7 +64,7 @@ class OneRungPromoter(Promoter):
 
     def share(self, n: int) -> float:
         """Return the share of n networks that is trained to the end."""
-        return self._promote if self._promote < 1 else self._promote / n
+        return (max(1, round(self._promote * n)) if self._promote < 1 else self._promote) / n
 
     def pauses(self, board: Board, number: int, rung: int) -> bool:  # noqa: ARG002 - there is one
         """Return whether a trial's turn is over: every trial's, unless it may go on at once."""

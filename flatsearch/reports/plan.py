@@ -14,7 +14,7 @@ from flatsearch.reports.text import count_of, duration
 from flatsearch.search.trial_budget import count_finished
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import optuna
     from optuna.trial import FrozenTrial
@@ -121,11 +121,21 @@ class Plan:
             for trial in trials
             if trial.datetime_complete is not None and trial.datetime_complete > self._began
         ]
-        finished = sum(TrialRecord(trial).counted for trial in ended)
-        passed, to_go = time.monotonic() - self._clock, self._to_go(trials)
+        pruner, passed = self._study.pruner, time.monotonic() - self._clock
+        finished: float = sum(TrialRecord(trial).counted for trial in ended)
+        to_go: float = self._to_go(trials)
+        if isinstance(pruner, Promoter) and self._target:  # trials that go on come last, and long
+            mean = pruner.mean_epochs(self._settings.epochs, self._target)
+            finished, to_go = _epochs(ended), max(0.0, mean * self._target - _epochs(trials))
         if not finished or not to_go:
             return ""
         seconds = passed / finished * to_go
         if self._timeout is not None:
             seconds = min(seconds, max(0.0, self._timeout - passed))
         return f"about {duration(seconds)} left"
+
+
+def _epochs(trials: Iterable[FrozenTrial]) -> int:
+    """Return how many epochs trials have trained themselves, without those of others' networks."""
+    found = map(TrialRecord, trials)
+    return sum(len(t.steps) - (0 if t.promotion is None else t.promotion.after) for t in found)

@@ -9,7 +9,8 @@ import optuna
 import pytest
 from rich.console import Console
 
-from flatsearch import OneRungPromoter
+from flatsearch import OneRungPromoter, record
+from flatsearch.record.promotion import Promotion
 from flatsearch.reports.plan import Plan
 from flatsearch.reports.progress import Progress
 from flatsearch.settings import RunOptions, RunSettings
@@ -88,6 +89,27 @@ def test_what_is_left_is_told_by_what_was_finished() -> None:
     planned._timeout = 600
     assert planned.left() == "about 5.0 min left"
     planned._target = 3
+    assert planned.left() == ""
+
+
+def test_what_is_left_counts_the_trials_that_go_on() -> None:
+    """With a quarter of 20 trials of 8 epochs to the end, 20 of 55 epochs are little of it."""
+    study = study_with(0, 0)
+    study.pruner = OneRungPromoter(promote=0.25)
+    planned = plan(study)
+    planned._began -= timedelta(seconds=300)
+    planned._clock -= 300
+    for _ in range(20):
+        trial = study.ask()
+        record.write_step(trial, 0, {"accuracy": 0.5})
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    assert planned.left() == "about 8.8 min left"  # 35 epochs at 15 s
+    for number in range(5):
+        trial = study.ask()
+        record.write_trial(trial, promotion=Promotion(number, 1, 8))
+        for epoch in range(8):
+            record.write_step(trial, epoch, {"accuracy": 0.5})
+        study.tell(trial, (0.5, 1.0))
     assert planned.left() == ""
 
 
