@@ -51,6 +51,7 @@ small {{ color: var(--quiet) }}
 .error {{ color: var(--missing) }}
 .class {{ position: relative; display: flex; gap: 1rem; justify-content: space-between;
   padding: 0 .4rem; margin: .2rem 0; font-variant-numeric: tabular-nums }}
+.class span {{ position: relative; z-index: 1 }}
 .class i {{ position: absolute; inset: 0 auto 0 0; background: {BLUE}; opacity: .25;
   border-radius: .2rem }}
 """
@@ -90,7 +91,8 @@ function take(files) {
   for (const file of [...files].reverse()) {
     const card = document.createElement("article"), image = add(card, "img", "");
     image.alt = "";
-    image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
+    image.onload = () => URL.revokeObjectURL(image.src);
+    image.onerror = () => { image.onload(); image.removeAttribute("src"); };
     image.src = URL.createObjectURL(file);
     const words = add(card, "div", "");
     found.prepend(card);

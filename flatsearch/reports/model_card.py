@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,6 @@ from flatsearch.training.evaluation import Scores, accuracy_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import nn
 
@@ -147,7 +147,10 @@ def model_card(file: Path, kind: str, network: nn.Module, card: ModelCard, origi
         "",
         *(f"- {limit}" for limit in _limits(card, origin)),
     ]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    # Where the images lie here is nobody else's business.
+    own = Path(card.data).name if Path(card.data).exists() else card.data
+    return text.replace(card.data, own).replace(plain(card.data), plain(own))
 
 
 def _some(names: Sequence[str]) -> str:

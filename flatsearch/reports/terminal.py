@@ -50,6 +50,8 @@ def _empty(title: str, heads: Sequence[str]) -> Table:
         title=title or None,
         title_justify="left",
         title_style="bold",
+        # A short title is not broken over a narrow table.
+        min_width=len(title) if len(title) < _LEAST_WORDS else None,
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

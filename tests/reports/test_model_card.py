@@ -62,6 +62,12 @@ def test_what_a_final_training_tells(model: tuple[Path, torch.nn.Module]) -> Non
         "the normalisation (less 7, over 3) is done inside of the file",
     ):
         assert said in text
+    # Where the images are does not go out.
+    (file.parent / "photos").mkdir()
+    there = dataclasses.replace(CARD, data=str(file.parent / "photos"))
+    text = model_card(file, "pt2", network, there, Origin(file))
+    assert str(file.parent) not in text
+    assert '"dataset": {"type": "photos"' in text
     # A file of 8 bits has an accuracy of its own, which is the card's.
     scores = dataclasses.replace(SCORES, accuracy=0.8)
     text = model_card(file, "onnx-int8", network, CARD, Origin(file, scores=(scores, "test")))
