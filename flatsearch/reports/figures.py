@@ -119,9 +119,11 @@ def _why_not_all(summary: StudySummary) -> str:
     if not summary.front:
         return "there is no best trial yet"
     if settings["layers"] != "all":
-        return f"only one convolution is measured with `layers` {settings['layers']}"
+        return f"only one convolution is measured with the setting layers={settings['layers']}"
     share = settings["flatness_share"]
-    return f"measuring all would take more than {share:.0%} of a training (`flatness_share`)"
+    return (
+        f"measuring all would take more than {share:.0%} of a training (the setting flatness_share)"
+    )
 
 
 def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
