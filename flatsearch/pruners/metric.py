@@ -98,7 +98,8 @@ class MetricPruner(BasePruner):
                     f" ({', '.join(names) or 'which has no names'}); give its `direction`"
                 )
             direction = study.directions[place].name
-        return MetricView(study, direction, partial(_curve, self._metric), place)
+        name = f"{self._metric}:{type(self._pruner).__name__}"
+        return MetricView(study, direction, partial(_curve, self._metric), place, name)
 
 
 def _curve(metric: str, trial: optuna.trial.FrozenTrial) -> dict[int, float]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from weakref import WeakMethod
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from flatsearch.record.facts import PREFIX
 from flatsearch.record.trial import FINISHED, TrialRecord
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Curve", "MetricView", "WritableTrial", "claim", "look_again", "shown_study"]
 
+# Optuna's successive halving notes a trial's value at each rung under a key that begins so.
+_RUNG = "completed_rung_"
 # A metric by step.
 Curve: TypeAlias = "Mapping[int, float]"
 
@@ -77,11 +81,13 @@ class _ViewStorage:
         direction: StudyDirection | None,
         show: Callable[[Sequence[FrozenTrial]], list[FrozenTrial]],
         study_id: int,
+        name: str = "",
     ) -> None:
         self._storage = storage
         self._study_id = study_id
         self._direction = direction
         self._show = show
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
@@ -90,6 +96,10 @@ class _ViewStorage:
         if self._direction is None:
             return self._storage.get_study_directions(study_id)
         return [self._direction]
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        key = f"{self._name}{key}" if key.startswith(_RUNG) else key
+        self._storage.set_trial_system_attr(trial_id, key, value)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         trials = self.get_all_trials(self._study_id, deepcopy=False)
@@ -134,6 +144,8 @@ class MetricView:
         curve: The function that returns a trial's curve; of a finished trial it is asked once.
         objective: The place, among the study's objectives, of the one that complete trials are
             shown with; where None, they are shown with the last value of their curve.
+        name: What tells the view from others of the study. Pruners behind them note the values of
+            rungs by the same keys; each is shown its own.
     """
 
     def __init__(
@@ -142,13 +154,15 @@ class MetricView:
         direction: str,
         curve: Callable[[FrozenTrial], Curve],
         objective: int | None = None,
+        name: str = "",
     ) -> None:
         self._curve = curve
         self._objective = objective
+        self._name = f"{PREFIX}{name}:" if name else ""
         self._finished: dict[int, FrozenTrial] = {}
         # No reference to the study: the pruner keeps a view as long as the study lives.
         shown = StudyDirection[direction.upper()]
-        storage = _ViewStorage(study._storage, shown, self._show, study._study_id)
+        storage = _ViewStorage(study._storage, shown, self._show, study._study_id, self._name)
         self._view = optuna.load_study(
             study_name=study.study_name,
             storage=cast("BaseStorage", storage),
@@ -177,6 +191,12 @@ class MetricView:
         shown = copy.copy(trial)
         shown.intermediate_values = cast("dict[int, float]", self._curve(trial))
         shown.values = self._values(trial, shown.intermediate_values)
+        own = f"{self._name}{_RUNG}"
+        shown.system_attrs = {
+            key.removeprefix(self._name) if key.startswith(own) else key: value
+            for key, value in trial.system_attrs.items()
+            if key.startswith(own) or not key.startswith(_RUNG)
+        }
         if trial.state.is_finished():
             self._finished[trial.number] = shown
         return shown
@@ -205,6 +225,14 @@ def shown_study(
     view = copy.copy(study)
     storage = _ViewStorage(study._storage, None, show, study._study_id)
     view._storage = cast("BaseStorage", storage)
+    # A sampler with nothing left to propose stops the study; the view keeps no study alive.
+    own = WeakMethod(study.stop)
+
+    def stop() -> None:
+        if (stops := own()) is not None:
+            stops()
+
+    vars(view)["stop"] = stop
     return view
 
 

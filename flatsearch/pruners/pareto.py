@@ -103,13 +103,13 @@ class ParetoPruner(BasePruner):
                 )
             ways = (direction.name for direction in study.directions)
             metrics = dict(zip(study.metric_names, ways, strict=True))
-        return _RankedStudy(study, metrics)
+        return _RankedStudy(study, metrics, type(self._pruner).__name__)
 
 
 class _RankedStudy:
     """The ranks of one study's trials at each step."""
 
-    def __init__(self, study: optuna.Study, metrics: Mapping[str, str]) -> None:
+    def __init__(self, study: optuna.Study, metrics: Mapping[str, str], pruner: str) -> None:
         self._names = tuple(metrics)
         self._signs = signs(metrics.values())
         self._finished = NewlyFinished()
@@ -119,7 +119,8 @@ class _RankedStudy:
         self._ranks: dict[int, _Array] = {}
         self._running: tuple[int, Curve] = (-1, {})
         self._lock = threading.Lock()
-        self._view = MetricView(study, "minimize", self._curve)
+        name = f"{','.join(metrics)}:{pruner}"
+        self._view = MetricView(study, "minimize", self._curve, name=name)
 
     def ask(self, pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> bool:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler
+from optuna.samplers import BaseSampler
 
 from flatsearch.pruners.metric_view import WritableTrial, look_again
 from flatsearch.pruners.per_study import PerStudy
@@ -27,9 +27,9 @@ class PromotionSampler(BaseSampler):
     """Lets any sampler see a study with parked trials as it is meant.
 
     To Optuna a parked trial is a pruned one, and a network that is promoted several trials of the
-    same parameters. The sampler is shown every network once, and a parked one (but for NSGA-II and
-    NSGA-III) with the values that it is predicted to end with. `flatsearch run` does that by
-    itself. Under a pruner that parks nothing the sampler is shown the study as it is.
+    same parameters. The sampler is shown every network once, and a parked one with the values that
+    it is predicted to end with. `flatsearch run` does that by itself. Under a pruner that parks
+    nothing the sampler is shown the study as it is.
 
     Args:
         sampler: The sampler that is asked.
@@ -60,8 +60,7 @@ class PromotionSampler(BaseSampler):
     def _seen(self, study: optuna.Study) -> optuna.Study:
         if not isinstance(study.pruner, Promoter):
             return study
-        genetic = isinstance(self.sampler, (NSGAIISampler, NSGAIIISampler))
-        return self._views.get(study, lambda study: seen(study, predicts=not genetic))
+        return self._views.get(study, seen)
 
     def reseed_rng(self) -> None:
         """Reseed the sampler, as Optuna asks of every thread's."""

@@ -7,8 +7,7 @@ even ask how far a pruned trial came; GP and NSGA-II leave pruned trials out. So
 - a network that has gone on as its first trial alone (the others were not proposed), but with what
   its last one ended with; the later ones, and duplicates, are shown as failed, from which samplers
   learn nothing;
-- a parked network as complete, with the values that are predicted for the end of its training;
-  but for NSGA-II, which proposes better where parked networks are told softly, as infeasible ones.
+- a parked network as complete, with the values that are predicted for the end of its training.
 """
 
 from __future__ import annotations
@@ -39,19 +38,17 @@ __all__ = ["predicted_finals", "seen"]
 _TOLD = {"COMPLETE", "PRUNED"}
 
 
-def seen(study: optuna.Study, *, predicts: bool = True) -> optuna.Study:
+def seen(study: optuna.Study) -> optuna.Study:
     """Return a study as its sampler is to see it.
 
     Args:
         study: The study.
-        predicts: Whether parked networks are shown as complete.
 
     Returns:
         The study itself where no trial can be parked.
     """
     if not isinstance(study.pruner, Promoter):
         return study
-    names = tuple(study.metric_names or ()) if predicts else ()
     known: tuple[tuple[int, int], list[FrozenTrial]] = (-1, -1), []
 
     def show(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -59,10 +56,12 @@ def seen(study: optuna.Study, *, predicts: bool = True) -> optuna.Study:
         key = len(trials), sum(trial.state.is_finished() for trial in trials)
         found = known
         if found[0] != key:
-            known = found = key, _show(trials, names)
+            # Named perhaps after the first trial began.
+            known = found = key, _show(trials, tuple(view.metric_names or ()))
         return found[1]
 
-    return shown_study(study, show)
+    view = shown_study(study, show)
+    return view
 
 
 def _show(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[FrozenTrial]:

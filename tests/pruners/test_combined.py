@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optuna
 import pytest
-from optuna.pruners import BasePruner, MedianPruner, PercentilePruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
 
 from flatsearch import AnyPruner, MetricPruner, report, should_prune
 
@@ -51,6 +59,33 @@ def test_all_pruners_are_asked() -> None:
     study = make(AnyPruner(Spy(True), Spy(False)))
     assert running(study, {"loss": 1.0})
     assert asked == [True, False]
+
+
+@pytest.mark.parametrize("rule", [SuccessiveHalvingPruner, HyperbandPruner])
+def test_pruners_that_note_values_of_rungs_do_not_read_each_others(rule: Any) -> None:
+    def pruned(*metrics: str) -> list[tuple[int, int]]:
+        rules = [
+            MetricPruner(m, rule(1, reduction_factor=2), direction="minimize") for m in metrics
+        ]
+        study = optuna.create_study(
+            directions=["minimize", "maximize"], pruner=AnyPruner(*rules), study_name="s"
+        )
+        found = []
+        for i in range(8):
+            trial = study.ask()
+            for step in range(8):
+                # Both get better with every trial, and are of other sizes.
+                report(trial, step, small=1 - i / 10, large=30 - i)
+                if should_prune(trial):
+                    found.append((i, step))
+                    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                    break
+            else:
+                study.tell(trial, (0.0, 0.0))
+        return found
+
+    alone = {*pruned("small"), *pruned("large")}
+    assert alone == set(pruned("large", "small"))
 
 
 def test_wrong_arguments() -> None:

@@ -9,7 +9,13 @@ import pytest
 from optuna.artifacts import FileSystemArtifactStore
 
 import flatsearch
-from flatsearch import HalvingPromoter, PromotionSampler, ResumableObjective, SettingsError
+from flatsearch import (
+    HalvingPromoter,
+    OneRungPromoter,
+    PromotionSampler,
+    ResumableObjective,
+    SettingsError,
+)
 from flatsearch.record import TrialRecord, read_trials
 
 if TYPE_CHECKING:
@@ -116,3 +122,60 @@ def test_a_sampler_sees_every_trial_that_has_ended(study: optuna.Study, tmp_path
     begun = [t.number for t in read_trials(study.trials) if t.promotion is None]
     assert watches.seen == begun
     assert len(begun) > 5
+
+
+class Point:
+    """A loss that is known from the first epoch on."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.loss = sum((trial.suggest_float(name, 0, 1) - 0.7) ** 2 for name in "wxyz")
+        self.done = 0
+
+    def epoch(self) -> Mapping[str, float]:
+        self.done += 1
+        return {"loss": self.loss}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
+
+
+def test_genetic_samplers_see_how_good_parked_trials_are(tmp_path: Path) -> None:
+    study = optuna.create_study(
+        sampler=PromotionSampler(optuna.samplers.NSGAIISampler(population_size=6, seed=0)),
+        pruner=OneRungPromoter(("-loss",), epochs=2),
+    )
+    store = FileSystemArtifactStore(tmp_path)
+    objective = ResumableObjective(Point, 2, ["loss"], artifact_store=store)
+    study.set_metric_names(objective.metric_names)
+    study.optimize(objective, n_trials=36)
+    found = [TrialRecord(trial).steps[0]["loss"] for trial in study.trials]
+    assert sum(found[-12:]) < 0.5 * sum(found[:12])
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        optuna.samplers.GridSampler({"x": [0.0, 0.5, 1.0]}, seed=0),
+        optuna.samplers.BruteForceSampler(seed=0),
+    ],
+)
+def test_a_sampler_with_nothing_left_ends_the_study(
+    tmp_path: Path, sampler: optuna.samplers.BaseSampler
+) -> None:
+    class Stepped(Point):
+        def __init__(self, trial: optuna.Trial) -> None:
+            self.loss, self.done = trial.suggest_float("x", 0, 1, step=0.5), 0
+
+    study = optuna.create_study(
+        sampler=PromotionSampler(sampler), pruner=OneRungPromoter(("-loss",), epochs=2)
+    )
+    store = FileSystemArtifactStore(tmp_path)
+    objective = ResumableObjective(Stepped, 2, ["loss"], artifact_store=store)
+    study.set_metric_names(objective.metric_names)
+    study.optimize(objective, n_trials=9)
+    assert sorted(trial.params["x"] for trial in study.trials) == [0.0, 0.5, 1.0]
+    flatsearch.finish(study, objective)
+    assert study.best_params == {"x": 0.0}
