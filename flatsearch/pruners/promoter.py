@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
@@ -192,6 +193,12 @@ class Promoter(BasePruner):
         found = TrialRecord(trial)
         if not found.steps:
             return False
+        if not isinstance(study.pruner, Promoter):
+            warnings.warn(
+                f"{type(self).__name__} parks nothing inside a {type(study.pruner).__name__}, and"
+                " prunes for good: make it the study's own pruner",
+                stacklevel=2,
+            )
         epoch = max(found.steps) + 1
         promotion = found.promotion
         if not self.is_rung(study, epoch) or (promotion is not None and epoch < promotion.until):

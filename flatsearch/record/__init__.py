@@ -4,7 +4,13 @@ from flatsearch.record.constraints import read_constraints, write_constraints
 from flatsearch.record.decisions import Decision, write_decision
 from flatsearch.record.networks import Network, least_accuracy, networks_of, read_trials
 from flatsearch.record.promotion import Promotion
-from flatsearch.record.study import FinalTest, LeastAccuracy, StudyRecord, write_study
+from flatsearch.record.study import (
+    FinalTest,
+    LeastAccuracy,
+    StudyRecord,
+    name_objectives,
+    write_study,
+)
 from flatsearch.record.trial import FINISHED, TrialRecord
 from flatsearch.record.writing import clear_steps, write_step, write_trial
 
@@ -19,6 +25,7 @@ __all__ = [
     "TrialRecord",
     "clear_steps",
     "least_accuracy",
+    "name_objectives",
     "networks_of",
     "read_constraints",
     "read_trials",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from optuna.exceptions import ExperimentalWarning
 
 from flatsearch.errors import SettingsError, UsageError
 from flatsearch.record.facts import Fact, Record, write
 from flatsearch.settings import RunSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import optuna
 
     from flatsearch.data.splits import ImageData
 
-__all__ = ["FinalTest", "LeastAccuracy", "StudyRecord", "write_study"]
+__all__ = ["FinalTest", "LeastAccuracy", "StudyRecord", "name_objectives", "write_study"]
 
 
 class LeastAccuracy(NamedTuple):
@@ -172,3 +175,16 @@ def write_study(study: optuna.Study, **facts: Any) -> None:
         **facts: Values of `StudyRecord`'s attributes by their names.
     """
     write(StudyRecord, study, facts)
+
+
+def name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
+    """Name a study's objectives, unless they are; pruners and samplers find values by the names.
+
+    Args:
+        study: The study.
+        names: One for each objective.
+    """
+    if study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(names))

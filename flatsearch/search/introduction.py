@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from flatsearch.errors import SettingsError
-from flatsearch.record import StudyRecord, write_study
+from flatsearch.record import StudyRecord, name_objectives, write_study
 
 if TYPE_CHECKING:
     import optuna
@@ -44,6 +44,8 @@ class Introduction:
                 f"the study's directions are {', '.join(found)} but the objective's are {wanted};"
                 " give optuna.create_study directions=objective.directions"
             )
+        # Pruners and samplers find values by the names.
+        name_objectives(study, objective.metric_names)
         record, settings = StudyRecord(study), objective.shared_settings()
         if record.settings is None:
             write_study(study, settings=settings, least=objective.least)

@@ -9,7 +9,6 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-import numpy as np
 import optuna
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
@@ -72,9 +71,7 @@ class WorkerLoop:
         self._control = Control(
             self.signals.check, math.inf if timeout is None else time.monotonic() + timeout
         )
-        entropy = [objective.settings.seed, len(study.get_trials(deepcopy=False)), 1]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        self._sampler = UnstuckSampler(study.sampler, seed)
+        self._sampler = UnstuckSampler(study.sampler, objective.settings.seed)
 
     def run(self) -> None:
         """Run trials until the budget is used up, or something ends the loop."""

@@ -10,7 +10,7 @@ import torch
 
 from flatsearch.errors import COUNT, SettingsError
 from flatsearch.pruners.reporting import report, should_prune
-from flatsearch.record import TrialRecord, write_trial
+from flatsearch.record import TrialRecord, name_objectives, write_trial
 from flatsearch.search.checkpoints import Checkpoint
 from flatsearch.search.liveness import this_process
 from flatsearch.search.parking import (
@@ -99,6 +99,7 @@ class ResumableObjective:
                 metrics = training.epoch()
                 report(trial, step, **metrics)
             return self._values(metrics)
+        name_objectives(trial.study, self.metric_names)
         promotion = TrialRecord(trial).promotion
         if promotion is not None and (other := goes_on_already(trial, promotion)) is not None:
             reason = f"trial {other} goes on with the same network"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 
 from flatsearch.errors import SettingsError, StorageError, unknown_name
-from flatsearch.record import StudyRecord, write_study
+from flatsearch.record import StudyRecord, name_objectives, write_study
 from flatsearch.search.factories import make_pruner, make_sampler
 from flatsearch.search.liveness import fail_dead_trials
 from flatsearch.settings import DEFAULT_PRUNER, PRUNER_FOR_GOOD
@@ -74,9 +73,7 @@ def open_study(
         fail_dead_trials(study)
         _check(StudyRecord(study), wanted)
     else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(list(settings.objectives))
+        name_objectives(study, settings.objectives)
         write_study(study, settings=wanted, least=objective.least)
     sequence = np.random.SeedSequence([settings.seed, len(study.trials), worker])
     study.sampler = make_sampler(sampler, int(sequence.generate_state(1)[0]), n_objectives)

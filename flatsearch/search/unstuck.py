@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 from optuna.samplers import BaseSampler, RandomSampler
 
 from flatsearch.search.promotion_sampler import PromotionSampler
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
 
 __all__ = ["UnstuckSampler"]
 
@@ -14,7 +21,8 @@ class UnstuckSampler(PromotionSampler):
 
     Args:
         sampler: The sampler that is asked.
-        seed: The seed of what is drawn at random.
+        seed: The seed of what is drawn at random, with the number of the trial: no two workers, and
+            no two runs of a study, draw the same.
 
     Attributes:
         at_random: Whether the next trials are drawn at random.
@@ -22,6 +30,7 @@ class UnstuckSampler(PromotionSampler):
 
     def __init__(self, sampler: BaseSampler, seed: int) -> None:
         super().__init__(sampler)
+        self._seed = seed
         self._random = RandomSampler(seed=seed)
         self.at_random = False
 
@@ -29,7 +38,12 @@ class UnstuckSampler(PromotionSampler):
     def _asked(self) -> BaseSampler:
         return self._random if self.at_random else self.sampler
 
-    def reseed_rng(self) -> None:
-        """Reseed both."""
-        super().reseed_rng()
-        self._random.reseed_rng()
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Tell the sampler that a trial begins."""
+        if self.at_random:
+            entropy = np.random.SeedSequence([self._seed, trial.number, 1])
+            self._random = RandomSampler(seed=int(entropy.generate_state(1)[0]))
+            # A genetic sampler learns from members of its generations only.
+            if join := getattr(self.sampler, "get_trial_generation", None):
+                join(self._seen(study), trial)
+        super().before_trial(study, trial)

@@ -149,8 +149,8 @@ def test_genetic_samplers_see_how_good_parked_trials_are(tmp_path: Path) -> None
     )
     store = FileSystemArtifactStore(tmp_path)
     objective = ResumableObjective(Point, 2, ["loss"], artifact_store=store)
-    study.set_metric_names(objective.metric_names)
     study.optimize(objective, n_trials=36)
+    assert study.metric_names == ["loss"]  # by which values are predicted
     found = [TrialRecord(trial).steps[0]["loss"] for trial in study.trials]
     assert sum(found[-12:]) < 0.5 * sum(found[:12])
 
@@ -179,3 +179,13 @@ def test_a_sampler_with_nothing_left_ends_the_study(
     assert sorted(trial.params["x"] for trial in study.trials) == [0.0, 0.5, 1.0]
     flatsearch.finish(study, objective)
     assert study.best_params == {"x": 0.0}
+
+
+def test_a_promoter_inside_another_pruner_says_that_it_prunes_for_good(tmp_path: Path) -> None:
+    pruner = flatsearch.AnyPruner(OneRungPromoter(("-loss",), epochs=2))
+    study = optuna.create_study(pruner=pruner)
+    store = FileSystemArtifactStore(tmp_path)
+    objective = ResumableObjective(Point, 2, ["loss"], artifact_store=store)
+    with pytest.warns(UserWarning, match="OneRungPromoter parks nothing inside a AnyPruner"):
+        study.optimize(objective, n_trials=2)
+    assert {trial.state.name for trial in study.trials} == {"PRUNED"}
