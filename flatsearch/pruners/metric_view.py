@@ -206,6 +206,8 @@ class MetricView:
             return None
         if trial.state == TrialState.COMPLETE and self._objective is not None:
             return [trial.values[self._objective]]
+        if not isinstance(curve, dict):
+            return None  # of ranks, which change with every trial
         last = _last(curve)
         return None if math.isnan(last) else [last]
 

@@ -220,3 +220,22 @@ def test_the_best_trial_keeps_the_constraints() -> None:
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ParetoPruner(**arguments)
+
+
+def test_the_best_trial_is_the_one_of_now() -> None:
+    best: list[int] = []
+
+    class Looks(BasePruner):
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            if trial.number:
+                best.append(study.best_trial.number)
+            return False
+
+    pruner = ParetoPruner(Looks(), metrics={"a": "minimize", "b": "minimize"})
+    study = optuna.create_study(directions=["minimize", "minimize"], pruner=pruner)
+    for i in range(4):
+        trial = study.ask()
+        report(trial, 0, a=-i, b=-i)
+        assert not should_prune(trial)
+        study.tell(trial, (-i, -i))
+    assert best == [0, 1, 2]
