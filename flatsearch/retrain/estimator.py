@@ -29,7 +29,7 @@ from flatsearch.retrain.training import build_network, default_epochs
 from flatsearch.search.loop import run_study
 from flatsearch.search.objective import FlatnessObjective
 from flatsearch.search.study import open_study
-from flatsearch.settings import RunSettings
+from flatsearch.settings import RunSettings, how_to_prune_under
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -254,7 +254,10 @@ class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                 seed=seed,
             )
             data = load_data((images, targets), **settings.data_options()).merged("test")
-            objective = FlatnessObjective(self.space, data, settings=settings, device=self.device)
+            mode = how_to_prune_under(self.sampler)
+            objective = FlatnessObjective(
+                self.space, data, settings=settings, device=self.device, prune_mode=mode
+            )
             storage = optuna.storages.InMemoryStorage()
             name, sampler, pruner = type(self).__name__, self.sampler, self.pruner
             self.study_ = open_study(name, storage, objective, sampler=sampler, pruner=pruner)

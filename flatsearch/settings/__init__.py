@@ -22,6 +22,7 @@ from flatsearch.settings.options import (
     STORAGE_VARIABLE,
     RunOptions,
     file_name,
+    how_to_prune_under,
     settings_table,
 )
 from flatsearch.settings.run import RunSettings
@@ -46,6 +47,7 @@ __all__ = [
     "Setting",
     "SettingsRecord",
     "file_name",
+    "how_to_prune_under",
     "same",
     "setting",
     "settings_table",

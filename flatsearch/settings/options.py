@@ -28,6 +28,7 @@ __all__ = [
     "STORAGE_VARIABLE",
     "RunOptions",
     "file_name",
+    "how_to_prune_under",
     "settings_table",
 ]
 
@@ -203,14 +204,19 @@ class RunOptions(SettingsRecord):
     @property
     def how_to_prune(self) -> Literal["hard", "soft"]:
         """The prune mode, without "auto"."""
-        automatic = "soft" if self.sampler in _SOFT_SAMPLERS else "hard"
-        mode = automatic if self.prune_mode == "auto" else self.prune_mode
-        return "soft" if mode == "soft" else "hard"
+        if self.prune_mode == "auto":
+            return how_to_prune_under(self.sampler)
+        return "soft" if self.prune_mode == "soft" else "hard"
 
     def for_workers(self) -> dict[str, Any]:
         """Return what is stored with the study, for workers that join, as JSON types."""
         joined = {name for name, known in self.settings().items() if known.joined}
         return {name: value for name, value in self.to_dict().items() if name in joined}
+
+
+def how_to_prune_under(sampler: str) -> Literal["hard", "soft"]:
+    """Return the prune mode by which a sampler, given by its name, learns from pruned trials."""
+    return "soft" if sampler in _SOFT_SAMPLERS else "hard"
 
 
 def settings_table() -> str:

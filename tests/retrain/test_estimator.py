@@ -17,6 +17,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils import estimator_checks
 
 from flatsearch import FlatSearchClassifier, record
+from flatsearch.record.constraints import PRUNED_SOFTLY
 from tests.fakes import Tiny
 
 # The others fit tables of a few features, which are no images.
@@ -63,6 +64,11 @@ def test_what_is_known_after_fitting(fitted: FlatSearchClassifier) -> None:
     assert probabilities.shape == (5, 10)
     assert probabilities.sum(1) == pytest.approx(np.ones(5))
     assert list(fitted.predict(X)) == list(fitted.classes_[probabilities.argmax(1)])
+
+
+def test_a_sampler_that_ignores_pruned_trials_is_told_softly() -> None:
+    found = small(sampler="nsga2").fit(*digits(100)).study_.trials[0]
+    assert record.read_constraints(found)[PRUNED_SOFTLY] == 0.0
 
 
 def test_an_image_is_the_same_in_every_form(fitted: FlatSearchClassifier) -> None:
