@@ -6,7 +6,6 @@ is kept there and judged at the end.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +32,7 @@ from flatsearch.flatness.result import (
     reduce,
     summarise,
 )
-from flatsearch.flatness.samplewise import two_alone
+from flatsearch.flatness.samplewise import MIXED, two_alone
 from flatsearch.flatness.softmax import SampledRoot, SoftmaxRoot
 from flatsearch.flatness.tail import differentiate_tail
 
@@ -284,8 +283,8 @@ class Accumulator:
 
     def uncertain(self) -> list[str]:
         """Return the layers whose numbers have lost too many digits, or overflow."""
-        reduced = self._reduced()
-        return [name for name in self._samples if not reduced.rounding(name) <= _MOST_ROUNDING]
+        rows = self._reduced().layers
+        return [name for name in self._samples if not rows[name].rounding <= _MOST_ROUNDING]
 
     def replace(self, other: Accumulator) -> None:
         """Take over another's numbers of the layers that it has measured, on the same samples."""
@@ -324,19 +323,14 @@ class Accumulator:
             )
         if not finite:
             raise NonFiniteError("the model gives NaN or infinite logits on these data")
-        self._judge_coupling(math.inf if together else coupling)
+        if coupling != coupling:
+            raise NonFiniteError("the model has NaN derivatives on these data")
+        if together or coupling > _COUPLING_TOLERANCE * torch.finfo(self._losses[0].dtype).eps:
+            raise UnsupportedModelError(MIXED)
         kind: Kind = "hessian" if self._hessian else "gauss-newton"
         classes = self._most if self._sampled else None
         result = summarise(reduced, self.samples(), kind, normalize, classes)
         return replace(result, skipped=self._found.skipped)
-
-    def _judge_coupling(self, coupling: float) -> None:
-        if coupling != coupling:
-            raise NonFiniteError("the model has NaN derivatives on these data")
-        if coupling > _COUPLING_TOLERANCE * torch.finfo(self._losses[0].dtype).eps:
-            raise UnsupportedModelError(
-                "the model mixes samples: the logits of one depend on others of its batch"
-            )
 
 
 def _parts(per_sample: int, x: Tensor) -> Iterator[slice]:

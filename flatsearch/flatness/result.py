@@ -219,10 +219,6 @@ class Reduced:
     total: Row
     layers: dict[str, Row]
 
-    def rounding(self, name: str) -> float:
-        """Return the largest relative error of a layer's three means."""
-        return self.layers[name].rounding
-
 
 def reduce(
     samples: Mapping[str, LayerSamples], losses: Tensor, hits: Tensor, checks: Sequence[Tensor]

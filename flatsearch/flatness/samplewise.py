@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from flatsearch.flatness.forward import Network
     from flatsearch.flatness.watch import Arguments, Named
 
-__all__ = ["contrasting", "is_samplewise", "refuse_mixed_samples", "two_alone"]
+__all__ = ["MIXED", "contrasting", "is_samplewise", "refuse_mixed_samples", "two_alone"]
 
+MIXED = "the model mixes samples: the logits of one depend on others of its batch"
 _PROBED = 64
 # They say something of a tensor that is no number in it.
 _METADATA = {
@@ -117,6 +118,4 @@ def refuse_mixed_samples(network: Network, x: Tensor, logits: Tensor | None = No
         places = [len(x) - 1, 0, 0]
         others = call(network.model, x[places])
     if bool(disagree(others, logits[places])):
-        raise UnsupportedModelError(
-            "the model mixes samples: the logits of one depend on others of its batch"
-        )
+        raise UnsupportedModelError(MIXED)
