@@ -9,8 +9,8 @@ time in the storage; of the storage's own process the processor time is taken. W
 grows is the median of the last tenth of the trials beside that of the second one, in which all is
 warm.
 
-With several numbers of workers (`--workers 1 4 16 --seconds 1 --out scaling.json`) the result is
-what `docs/storages.md` estimates from. It goes to scripts/results/soak.json.
+With several numbers of workers (`--workers 1 4 16 --each 5 --seconds 1 --out scaling.json`) the
+result is what `docs/storages.md` estimates from. It goes to scripts/results/soak.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import psutil
 from faults import KINDS, Objective, storage_of
 
 import flatsearch
-from flatsearch.record import write_study
+from flatsearch import record
 from flatsearch.search.leases import WorkerStorage
 from flatsearch.search.loop import run_study
 from flatsearch.search.storage import open_storage
@@ -114,6 +114,8 @@ def work(url: str, notes: str, seconds: float, trials: int) -> None:
     before = [0.0, 0.0, 0.0]
 
     def note(_: optuna.Study, trial: FrozenTrial) -> None:
+        if not record.TrialRecord(trial).trained:  # one too many
+            return
         now = [objective.decision, storage.spent, storage.spent_cpu]
         spent = [after - earlier for after, earlier in zip(now, before, strict=True)]
         before[:] = now
@@ -150,20 +152,28 @@ def measured(kind: str, workers: int, trials: int, seconds: float) -> dict[str, 
             storage=open_storage(storage.url, wait=True),
             directions=["maximize", "minimize"],
         )
-        write_study(study, settings=flatsearch.RunSettings(epochs=3).to_dict())
-        before = processor_seconds(storage.pids())
+        record.write_study(study, settings=flatsearch.RunSettings(epochs=3).to_dict())
         processes = [
             context.Process(target=work, args=(storage.url, f"{name}/notes-{i}", seconds, trials))
             for i in range(workers)
         ]
         for process in processes:
             process.start()
+        begun, before, served = 0, 0.0, 0.0
         while any(process.is_alive() for process in processes):
-            time.sleep(0.5)
-            served = processor_seconds(storage.pids()) - before
+            time.sleep(0.2)
+            served = processor_seconds(storage.pids())
+            noted = [len(file.read_text().splitlines()) for file in Path(name).glob("notes-*")]
+            if not begun and len(noted) == workers and all(noted):
+                begun, before = sum(noted), served  # all have connected
         exits = [process.exitcode for process in processes]
         rows = sorted(
-            (json.loads(line) for file in Path(name).glob("notes-*") for line in file.open()),
+            # What a worker does for its first trial, it does once.
+            (
+                json.loads(line)
+                for file in Path(name).glob("notes-*")
+                for line in file.read_text().splitlines()[1:]
+            ),
             key=lambda row: row[1],
         )
     tenth = max(1, len(rows) // 10)
@@ -179,7 +189,7 @@ def measured(kind: str, workers: int, trials: int, seconds: float) -> dict[str, 
         "seconds": seconds,
         "bad_exits": sum(code != 0 for code in exits),
         "trials_per_second": round((len(rows) - tenth) / (rows[-1][1] - rows[tenth][1]), 2),
-        "server_ms": round(1000 * served / len(rows), 2),
+        "server_ms": round(1000 * (served - before) / (len(rows) + workers - begun), 2),
         "memory_mb": [round(part["memory"] / 1e6, 1) for part in (first, last)],
         **{
             f"{key}_ms": [round(1000 * part[key], 2) for part in (first, last)]
@@ -195,6 +205,7 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", default=[], choices=[*KINDS, []])
     parser.add_argument("--trials", type=int, default=5000)
     parser.add_argument("--workers", type=int, nargs="+", default=[16])
+    parser.add_argument("--each", type=int, help="instead, trials for each worker")
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--out", default="soak.json")
     options = parser.parse_args()
@@ -202,7 +213,8 @@ def main() -> int:
     runs = []
     for kind in options.kinds or KINDS:
         for workers in options.workers:
-            runs.append(measured(kind, workers, options.trials, options.seconds))
+            trials = options.each * workers if options.each else options.trials
+            runs.append(measured(kind, workers, trials, options.seconds))
             print(json.dumps(runs[-1]), flush=True)
     environment = {
         "optuna": optuna.__version__,
