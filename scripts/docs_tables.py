@@ -13,6 +13,7 @@ import inspect
 import json
 import math
 import re
+import statistics
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,6 +253,76 @@ def schedule_trials() -> str:
     return markdown(["rule; what it ranks by", *head], rows)
 
 
+STORAGES = {
+    "sqlite": "SQLite",
+    "journal": "journal file",
+    "postgres": "PostgreSQL",
+    "grpc": "gRPC proxy before SQLite",
+}
+
+
+def storage_seconds(run: dict[str, Any]) -> float:
+    """Return what a trial costs the process that serves the storage, or the file."""
+    served = run["server_ms"] or run["client_ms"]
+    return float(served) / 1000
+
+
+def scaling() -> str:
+    """What a trial costs a storage, by the number of workers."""
+    rows = [
+        [
+            STORAGES[run["kind"]],
+            str(run["workers"]),
+            f"{run['trials_per_second']:.2f}",
+            f"{1000 * storage_seconds(run):.0f} ms",
+            f"{run['client_ms']:.0f} ms",
+        ]
+        for run in result("scaling")["runs"]
+    ]
+    return markdown(
+        ["storage", "workers", "trials a second", "storage, a trial", "worker, a trial"], rows
+    )
+
+
+def carries() -> str:
+    """The shortest trials that a storage carries, estimated."""
+    runs = result("scaling")["runs"]
+    rows = []
+    for kind, name in STORAGES.items():
+        known = [run for run in runs if run["kind"] == kind]
+        each, base = statistics.linear_regression(
+            [run["workers"] for run in known], [storage_seconds(run) for run in known]
+        )
+        # Noise must not make many workers cheaper than one.
+        each, base = max(each, 0.0), max(base, 0.0)
+        counts = (10, 100, 1000)
+        rows.append([name, *(duration(2 * n * (base + each * n)) for n in counts)])
+    return markdown(["storage", "10 workers", "100 workers", "1,000 workers"], rows)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def soak() -> str:
+    """Whether memory and times stay the same over many trials."""
+    rows = []
+    for run in result("soak")["runs"]:
+        pairs = [run[key] for key in ("memory_mb", "decision_ms", "storage_cpu_ms")]
+        cells = [
+            f"{first:.0f}, {last:.0f} {unit}"
+            for (first, last), unit in zip(pairs, ("MB", "ms", "ms"), strict=True)
+        ]
+        rate = f"{run['trials_per_second']:.1f}"
+        rows.append([STORAGES[run["kind"]], str(run["workers"]), str(run["trials"]), rate, *cells])
+    head = ["storage", "workers", "trials", "a second", "memory", "decisions", "storage"]
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "trial columns": trial_columns,
     "fronts guessing": fronts("guessing"),
@@ -269,6 +340,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "schedules workers": schedule_shares("whole, 4 workers"),
     "schedules two objectives": schedule_shares("halves, 2 objectives"),
     "schedules trials": schedule_trials,
+    "scaling": scaling,
+    "carries": carries,
+    "soak": soak,
 }
 
 
