@@ -43,7 +43,8 @@ class UnstuckSampler(PromotionSampler):
         if self.at_random:
             entropy = np.random.SeedSequence([self._seed, trial.number, 1])
             self._random = RandomSampler(seed=int(entropy.generate_state(1)[0]))
-            # A genetic sampler learns from members of its generations only.
-            if join := getattr(self.sampler, "get_trial_generation", None):
-                join(self._seen(study), trial)
         super().before_trial(study, trial)
+        # A genetic sampler learns from members of its generations only.
+        join = getattr(self.sampler, "get_trial_generation", None)
+        if self.at_random and join is not None:
+            join(self._seen(study), trial)
