@@ -385,7 +385,7 @@ def test_what_has_not_learnt_yet_may_learn_later(
     def least(_: object) -> float:
         return 1.0 if len(study.trials) == 1 else 0.0
 
-    monkeypatch.setattr(type(made._epochs), "least_accuracy", least)
+    monkeypatch.setattr(type(made._standard), "accuracy", property(least), raising=False)
     study.optimize(made, n_trials=2)
     first, second = map(TrialRecord, study.trials)
     assert first.guesses
@@ -397,7 +397,7 @@ def test_what_guesses_is_infeasible_to_samplers(
     digits: ImageData, store: FileSystemArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make(digits, store, objectives=("accuracy", "flatness"))
-    monkeypatch.setattr(type(made._epochs), "least_accuracy", lambda _: 1.5)
+    monkeypatch.setattr(made._standard, "accuracy", 1.5)
     study = study_of(made, halving())
     study.optimize(made, n_trials=3)
     assert {TrialRecord(trial).parked for trial in study.trials} >= {1}
