@@ -320,6 +320,28 @@ def soak() -> str:
         rate = f"{run['trials_per_second']:.1f}"
         rows.append([STORAGES[run["kind"]], str(run["workers"]), str(run["trials"]), rate, *cells])
     head = ["storage", "workers", "trials", "a second", "memory", "decisions", "storage"]
+
+
+def samplers() -> str:
+    """Return what samplers propose and find with parked trials, and without any."""
+    rows = [
+        [
+            row["sampler"],
+            row["mode"],
+            str(row["studies"]),
+            *(f"{row[name][0]:.2f} ± {row[name][1]:.2f}" for name in ("proposed", "found")),
+            f"{row['epochs'][0]:.2f}",
+        ]
+        for row in result("samplers-parked")
+    ]
+    head = (
+        "sampler",
+        "networks are",
+        "studies",
+        "best proposed",
+        "best trained to the end",
+        "epochs",
+    )
     return markdown(head, rows)
 
 
@@ -343,6 +365,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling,
     "carries": carries,
     "soak": soak,
+    "samplers": samplers,
 }
 
 

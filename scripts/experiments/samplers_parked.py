@@ -13,7 +13,7 @@ number that belongs to the point. Forty networks each, or as many as there are e
 
 Reported: log10 of the smallest f among the networks, trained to the end or not, which says what was
 proposed, and of the best one that was trained to the end, which says what was found; the mean over
-studies and its standard error; and the share of the epochs.
+studies and its standard error; and the share of the epochs. A row is written when it is done.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
 NETWORKS, EPOCHS, SIZE = 40, 12, 6
+RESULT = Path(__file__).resolve().parents[1] / "results" / "samplers-parked.json"
 SAME_EPOCHS = "parked, the same epochs"
 MODES = ("trained to the end", "parked", "parked, as they are told", SAME_EPOCHS)
 
@@ -104,13 +105,16 @@ def main() -> None:
     )
     parser.add_argument("--studies", type=int, default=20)
     parser.add_argument("--samplers", nargs="*", default=SAMPLERS, choices=SAMPLERS)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULT, help="rows that are there are kept")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    rows = []
+    rows: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
+    done = {(row["sampler"], row["mode"]) for row in rows}
     for sampler in args.samplers:
         for mode in MODES[: 3 if sampler == "gp" else None]:
+            if (sampler, mode) in done:
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 found = np.array([
                     study_of(sampler, seed, mode, folder) for seed in range(args.studies)
@@ -118,11 +122,9 @@ def main() -> None:
             mean, error = found.mean(0), found.std(0, ddof=1) / math.sqrt(args.studies)
             named = zip(("proposed", "found", "epochs"), mean, error, strict=True)
             row = {name: [round(float(m), 3), round(float(e), 3)] for name, m, e in named}
-            rows.append({"sampler": sampler, "mode": mode, **row})
+            rows.append({"sampler": sampler, "mode": mode, "studies": args.studies, **row})
             print(rows[-1], flush=True)
-    if args.out:
-        fields = {"studies": args.studies, "networks": NETWORKS, "rows": rows}
-        args.out.write_text(json.dumps(fields, indent=1) + "\n")
+            args.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
