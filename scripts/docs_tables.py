@@ -320,6 +320,7 @@ def soak() -> str:
         rate = f"{run['trials_per_second']:.1f}"
         rows.append([STORAGES[run["kind"]], str(run["workers"]), str(run["trials"]), rate, *cells])
     head = ["storage", "workers", "trials", "a second", "memory", "decisions", "storage"]
+    return markdown(head, rows)
 
 
 def samplers() -> str:
