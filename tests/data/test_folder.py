@@ -289,7 +289,7 @@ def test_images_of_one_colour_are_reported(make: Maker, caplog: pytest.LogCaptur
     Image.fromarray(np.full((8, 8), 200, np.uint8) + np.eye(8, dtype=np.uint8)).save(
         make.root / "dog" / "nearly.png"
     )
-    caplog.set_level("WARNING", "flatsearch.data")  # a command has its own way to say it
+    caplog.set_level("WARNING", "flatsearch.data.loading")  # a command has its own way to say it
     data = load_data(make.root)
     (remark,) = data.remarks
     assert remark.startswith("3 of 15 images are of one colour, or nearly (")
