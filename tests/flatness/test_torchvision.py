@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.resnet import Bottleneck
 
 import flatsearch
@@ -25,7 +26,15 @@ CLASSES = 3  # the time that the independent computation takes is in proportion
 SIZES = {"convnext_tiny": 64, "densenet121": 64}
 # Fewer blocks, or narrower ones, of networks whose millions of parameters take most of the time.
 SMALLER: dict[str, Callable[..., nn.Module]] = {
-    "resnet50": lambda **options: models.ResNet(Bottleneck, [1, 2, 1, 1], **options),
+    "resnet50": lambda **options: models.ResNet(
+        Bottleneck, [1, 2, 1, 1], groups=2, width_per_group=8, **options
+    ),
+    "efficientnet_b0": lambda **options: models.EfficientNet(
+        [MBConvConfig(1, 3, 2, 32, 16, 1, 1.0, 1.0), MBConvConfig(6, 5, 2, 16, 24, 2, 1.0, 1.0)],
+        dropout=0.2,
+        last_channel=96,
+        **options,
+    ),
     "convnext_tiny": lambda **options: models.ConvNeXt(
         [CNBlockConfig(24, 48, 1), CNBlockConfig(48, 96, 2), CNBlockConfig(96, None, 1)], **options
     ),
