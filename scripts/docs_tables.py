@@ -325,6 +325,7 @@ def soak() -> str:
 
 def samplers() -> str:
     """Return what samplers propose and find with parked trials, and without any."""
+    names = ["tpe", "nsga2", "gp", "random"]
     rows = [
         [
             row["sampler"],
@@ -333,7 +334,7 @@ def samplers() -> str:
             *(f"{row[name][0]:.2f} ± {row[name][1]:.2f}" for name in ("proposed", "found")),
             f"{row['epochs'][0]:.2f}",
         ]
-        for row in result("samplers-parked")
+        for row in sorted(result("samplers-parked"), key=lambda row: names.index(row["sampler"]))
     ]
     head = (
         "sampler",
