@@ -143,7 +143,8 @@ class FlatnessObjective:
         self.device = resolve_device(device)
         if not isinstance(data, ImageData):
             data = load_data(data, **settings.data_options())
-        self.data = data.normalised(settings.normalisation).to(self.device)
+        data = data.normalised(settings.normalisation)
+        self.data = data.to(self.device)
         self._candidates = Candidates(self.space, self.data, settings)
         self._files: TrialFiles | None = None
         if artifact_store is not None:

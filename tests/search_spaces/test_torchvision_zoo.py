@@ -11,6 +11,7 @@ from torchvision import models
 
 from flatsearch import FlatnessObjective, ModelCard, SpaceError, load_model, load_space, save_model
 from flatsearch.data.splits import IMAGENET
+from flatsearch.record import TrialRecord
 from flatsearch.spaces.registry import space_identity
 from search_spaces.torchvision_zoo import TorchvisionZoo
 
@@ -58,7 +59,8 @@ def test_they_are_searched_and_loaded_like_any_others(
     weights: Path, few_digits: ImageData, tmp_path: Path
 ) -> None:
     space = TorchvisionZoo(NAME, str(weights))
-    objective = FlatnessObjective(space, few_digits, epochs=1)
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    objective = FlatnessObjective(space, few_digits, epochs=1, artifact_store=store)
     assert objective.space_reference == reference(weights)
     assert objective.settings.normalisation == "imagenet"
     mean, std = (255 * torch.tensor(v).mean() for v in IMAGENET)
@@ -68,6 +70,10 @@ def test_they_are_searched_and_loaded_like_any_others(
     study = optuna.create_study(directions=objective.directions)
     study.optimize(objective, n_trials=1)
     assert study.trials[0].user_attrs["flatness"] > 0
+    # What the search saves is normalised as it was trained.
+    card = load_model(tmp_path / (TrialRecord(study.trials[0]).artifact or ""))[1]
+    assert card.mean == pytest.approx((float(mean),))
+    assert card.std == pytest.approx((float(std),))
     # What it began with is not needed to use it.
     architecture = space.suggest(optuna.trial.FixedTrial({"network": NAME}))
     model = space.build(architecture, in_channels=1, num_classes=10, image_size=8)
