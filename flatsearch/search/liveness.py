@@ -17,12 +17,14 @@ import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from flatsearch.record import StudyRecord, TrialRecord
+from flatsearch.record import StudyRecord, TrialRecord, write_trial
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["fail_dead_trials", "is_dead", "is_orphan", "this_process"]
+    from flatsearch.record.facts import Place
+
+__all__ = ["fail_dead_trials", "is_dead", "is_orphan", "note_worker", "this_process"]
 
 # Clocks are corrected: two readings of when a process or the machine started may differ.
 _TOLERANCE_SECONDS = 5.0
@@ -52,6 +54,12 @@ def this_process() -> str:
     """
     process = psutil.Process(os.getpid())
     return f"{_machine()}:{process.pid}:{process.create_time():.2f}"
+
+
+def note_worker(trial: Place) -> None:
+    """Record that this process runs a trial, unless that is known."""
+    if trial.user_attrs.get(TrialRecord.worker.key) != this_process():
+        write_trial(trial, worker=this_process())
 
 
 def is_dead(worker: str) -> bool:

@@ -32,7 +32,7 @@ from flatsearch.search.control import Control
 from flatsearch.search.duplicates import TrainedNetworks, take_over
 from flatsearch.search.epochs import Epochs, Start, Trained
 from flatsearch.search.introduction import Introduction
-from flatsearch.search.liveness import this_process
+from flatsearch.search.liveness import note_worker
 from flatsearch.search.parking import Parking, goes_on_already
 from flatsearch.search.standard import Standard
 from flatsearch.search.trial_files import TrialFiles
@@ -291,8 +291,7 @@ class FlatnessObjective:
     def _propose(self, trial: optuna.Trial) -> Candidate:
         """Ask for a candidate, and record it before anything can go wrong with it."""
         self._introduction.check(trial.study)
-        if TrialRecord(trial).worker != this_process():
-            write_trial(trial, worker=this_process())
+        note_worker(trial)
         candidate = self._candidates.propose(
             trial, TrialRecord(trial).begun_by if self._number is None else self._number
         )

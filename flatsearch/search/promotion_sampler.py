@@ -9,8 +9,8 @@ from optuna.samplers import BaseSampler
 from flatsearch.pruners.metric_view import WritableTrial, look_again
 from flatsearch.pruners.per_study import PerStudy
 from flatsearch.pruners.promoter import Promoter
-from flatsearch.record import TrialRecord, write_trial
-from flatsearch.search.liveness import this_process
+from flatsearch.record import TrialRecord
+from flatsearch.search.liveness import note_worker
 from flatsearch.search.sampler_view import seen
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ class PromotionSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Tell the sampler that a trial begins; whose process is noted before anything else."""
-        if TrialRecord(trial).worker != this_process():
-            write_trial(WritableTrial(study, trial), worker=this_process())
+        note_worker(WritableTrial(study, trial))
         look_again(self._seen(study))
         self._asked.before_trial(self._seen(study), trial)
 

@@ -12,7 +12,7 @@ from flatsearch.errors import COUNT, SettingsError
 from flatsearch.pruners.reporting import report, should_prune
 from flatsearch.record import TrialRecord, name_objectives, write_trial
 from flatsearch.search.checkpoints import Checkpoint
-from flatsearch.search.liveness import this_process
+from flatsearch.search.liveness import note_worker
 from flatsearch.search.parking import (
     Parking,
     goes_on_already,
@@ -119,7 +119,7 @@ class ResumableObjective:
 
     def _train(self, trial: optuna.Trial) -> tuple[Mapping[str, float], str]:
         """Return the last metrics, and why the training was stopped, if it was."""
-        write_trial(trial, worker=this_process())
+        note_worker(trial)
         training = self._start(trial)
         keeps = self.parking.keeps(trial.study)
         name = self.parking.begin(trial) if keeps else ""

@@ -272,9 +272,8 @@ def serve_storage(url: str, host: str, port: int, say: Callable[[str], None]) ->
     """
     if importlib.util.find_spec("grpc") is None:
         raise UsageError("serving a storage needs gRPC: pip install 'flatsearch[grpc]'")
-    from optuna.storages._grpc.server import (
-        make_server,
-    )  # the public one never says that it listens
+    # The public function never says that the server listens.
+    from optuna.storages._grpc.server import make_server
 
     try:
         # gRPC itself would share the port with whatever listens there.
