@@ -16,6 +16,7 @@ from flatsearch.errors import NonFiniteError, UnsupportedModelError
 from flatsearch.flatness.contraction import (
     Contracted,
     by_factors,
+    factor_entries,
     factor_norms,
     separable_norms,
 )
@@ -264,10 +265,10 @@ class Accumulator:
                 if not g:
                     continue
                 x, (W, Q) = self._input(run, layer.name), self._kernels[layer.name]
-                entries = max(len(g) * g[0][0].numel(), len(g) * W.numel(), x[0].numel())
+                size = factor_entries(x, g, layer.geometry)
                 more = _joined([
                     factor_norms(x[part], [factor[part] for factor in g], W, Q, layer.geometry)
-                    for part in _parts(max(entries, g[0][0, 0].numel() ** 2), x)
+                    for part in _parts(size, x)
                 ])
                 sums[layer.name] = Contracted(*map(torch.add, sums[layer.name], more))
             del factors, g  # before the next ones are made

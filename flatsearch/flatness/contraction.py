@@ -60,6 +60,7 @@ __all__ = [
     "Contraction",
     "by_factors",
     "cheaper",
+    "factor_entries",
     "factor_norms",
     "filter_grams",
     "multiply_adds",
@@ -295,6 +296,16 @@ def separable_norms(
     squares = b.square().sum(1)
     kappa = (torch.bmm(b, M * Q) * b).sum((1, 2))
     return Contracted(M.diagonal(dim1=1, dim2=2) * squares, kappa, terms * squares)
+
+
+def factor_entries(x: Tensor, factors: Sequence[Tensor], geometry: ConvGeometry) -> int:
+    """Return the size of the largest array that `factor_norms` makes of one sample."""
+    _, channels, rows, columns = factors[0].shape
+    size, pixels = (x.shape[2], x.shape[3]), x.shape[2] * x.shape[3]
+    if cheaper(geometry, x.shape[1], channels, size, len(factors)) == "explicit":
+        fan_in = x.shape[1] // geometry.groups * geometry.kernel[0] * geometry.kernel[1]
+        return max(x[0].numel(), len(factors) * channels * max(rows * columns, fan_in))
+    return max(x[0].numel(), len(factors) * channels * rows * columns, pixels**2)
 
 
 def factor_norms(
