@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torchvision.ops import Conv2dNormActivation
 
 from flatsearch.networks.gap_cnn import GapCnn, he_initialise
 from flatsearch.spaces.space import Architecture, Value
@@ -87,7 +86,11 @@ class PlainCnn:
         size, layers, inputs = image_size, list[nn.Module](), in_channels
 
         def conv(width: int, stride: int) -> nn.Module:
-            return Conv2dNormActivation(inputs, width, kernel, stride, activation_layer=activation)
+            return nn.Sequential(
+                nn.Conv2d(inputs, width, kernel, stride, kernel // 2, bias=False),
+                nn.BatchNorm2d(width),
+                activation(inplace=True),
+            )
 
         while size > _LARGEST_STAGE_MAP:
             layers.append(conv(widths[0], 2))

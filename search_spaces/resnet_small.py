@@ -4,8 +4,7 @@ After He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXi
 a 3x3 stem, then stages of basic or bottleneck blocks, each stage wider and (where the map is
 large enough) half the size of the one before, global average pooling and a linear classifier.
 Optionally with pre-activation (He et al., "Identity Mappings in Deep Residual Networks", ECCV
-2016, arXiv 1603.05027) and squeeze-and-excitation (Hu et al., CVPR 2018, arXiv 1709.01507), which
-is torchvision's.
+2016, arXiv 1603.05027) and squeeze-and-excitation (Hu et al., CVPR 2018, arXiv 1709.01507).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torchvision.ops import SqueezeExcitation
 
 from flatsearch.networks.gap_cnn import GapCnn, he_initialise
 from flatsearch.spaces.space import Architecture
@@ -43,6 +41,25 @@ def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Se
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
     )
+
+
+class SqueezeExcitation(nn.Module):
+    """x times a gate per channel, which depends on the mean of every channel.
+
+    As torchvision's, layer by layer: to import that takes as long as to import PyTorch.
+    """
+
+    def __init__(self, channels: int, inside: int) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(channels, inside, 1)
+        self.fc2 = nn.Conv2d(inside, channels, 1)
+        self.activation, self.scale_activation = nn.ReLU(), nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gated map."""
+        squeezed = self.activation(self.fc1(self.avgpool(x)))
+        return self.scale_activation(self.fc2(squeezed)) * x
 
 
 class _Block(nn.Module):

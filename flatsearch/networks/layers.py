@@ -14,7 +14,7 @@ from flatsearch.networks.inference import eval_mode, zero_images
 
 __all__ = ["Layer", "executed_layers"]
 
-# torchvision's, by name: importing it takes a second. Drawn as one layer.
+# torchvision's and `resnet_small`'s, by name: to import them takes seconds. Drawn as one layer.
 _GATE = "SqueezeExcitation"
 
 
