@@ -26,9 +26,11 @@ if __name__ == "__main__":
     # Beside the tests, which leave a core idle now and then; what it says is shown after them.
     mypy = environment.path_of(programs, "mypy")
     types = Popen([mypy], cwd=environment.ROOT, stdout=PIPE, stderr=STDOUT, text=True)
-    # A test process for each core: what computes in it takes no second one.
+    # A test process for each core, which computes on one thread, and one more for the time in
+    # which others wait for what they have started.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    processes = ("--numprocesses=logical", "--maxprocesses=8", "--dist=worksteal")
+    count = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) + 1
+    processes = (f"--numprocesses={count}", "--dist=worksteal")
     check("tests and doctests", "pytest", *processes, *sys.argv[1:])
     print("== types", flush=True)
     print(types.communicate()[0], end="", flush=True)

@@ -135,9 +135,12 @@ def by_kernel_gradients(
             W = weights[i].detach().flatten(1)
             # sum_kl A_kl J_k J_l^T, whose diagonal over fan-ins is contracted with W W^T
             AJ = torch.einsum("kl,lcd->kcd", A, J)
-            blocks = torch.einsum("kcd,ked->ce", J, AJ)
-            sums[layer][0] += float(blocks.trace())
-            sums[layer][1] += float((blocks * (W @ W.T)).sum())
+            sums[layer][0] += float((J * AJ).sum())
+            if W.shape[1] < W.shape[0]:  # sum_ce <J_c, AJ_e> <W_c, W_e> = <W^T J, W^T AJ>
+                sums[layer][1] += float(((W.T @ J) * (W.T @ AJ)).sum())
+            else:
+                blocks = torch.einsum("kcd,ked->ce", J, AJ)
+                sums[layer][1] += float((blocks * (W @ W.T)).sum())
     return {layer: (t / len(x), k / len(x)) for layer, (t, k) in sums.items()}
 
 

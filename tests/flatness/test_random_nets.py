@@ -380,7 +380,7 @@ def test_every_convolution_of_random_networks() -> None:
     kinds: Counter[tuple[str, str, bool]] = Counter()
 
     @settings(
-        max_examples=75, deadline=None, derandomize=True, database=None,
+        max_examples=45, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(nets())
@@ -390,8 +390,8 @@ def test_every_convolution_of_random_networks() -> None:
             kinds[layers, compare(net, layers, known), net.curved] += 1
 
     each()
-    assert kinds["all", "gauss-newton", True] >= 27
-    assert kinds["all", "hessian", False] >= 13
-    assert sum(count for (layers, *_), count in kinds.items() if layers == "all") >= 60
+    assert kinds["all", "gauss-newton", True] >= 15
+    assert kinds["all", "hessian", False] >= 7
+    assert sum(count for (layers, *_), count in kinds.items() if layers == "all") >= 34
     # smooth, but channel by channel up to the features: the second derivatives are included
-    assert kinds["last", "hessian", True] >= 5
+    assert kinds["last", "hessian", True] >= 3

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import flatsearch
 from flatsearch import UnsupportedModelError
@@ -26,13 +26,14 @@ CLASSES = 3  # the time that the independent computation takes is in proportion
 SIZES = {"convnext_tiny": 64, "densenet121": 64}
 # Fewer blocks, or narrower ones, of networks whose millions of parameters take most of the time.
 SMALLER: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": lambda **options: models.ResNet(BasicBlock, [1, 1, 1, 1], **options),
     "resnet50": lambda **options: models.ResNet(
         Bottleneck, [1, 2, 1, 1], groups=2, width_per_group=8, **options
     ),
     "efficientnet_b0": lambda **options: models.EfficientNet(
         [MBConvConfig(1, 3, 2, 32, 16, 1, 1.0, 1.0), MBConvConfig(6, 5, 2, 16, 24, 2, 1.0, 1.0)],
         dropout=0.2,
-        last_channel=96,
+        last_channel=24,
         **options,
     ),
     "convnext_tiny": lambda **options: models.ConvNeXt(
