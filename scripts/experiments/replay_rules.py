@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from replay_studies import cost
+from replay_studies import GUESSING, cost
 from scipy.special import ndtr
 
 if TYPE_CHECKING:
     from replay_studies import Row, Studies
-
-# What is clearly better than guessing one of ten classes, on 1,000 images.
-GUESSING = 0.12
 
 
 @dataclass(frozen=True)
@@ -276,11 +273,16 @@ class Several(Halving):
         sums = np.take_along_axis(self.sums[place][rows], own, 1)
         epoch = max(1, self.rungs[place].epoch)
         flatness = self.table.curves.column("kappa_last", epoch)[own]
-        guesses = self.table.curves.column("accuracy", epoch)[own] <= GUESSING
+        accuracy = self.table.curves.column("accuracy", epoch)[own]
+        guesses = accuracy <= GUESSING
         lower = there[:, :, None] & (sums[:, :, None] < sums[:, None])
         flatter = there[:, :, None] & (flatness[:, :, None] < flatness[:, None])
         dominated = (lower & flatter).sum(1)
         keys = dominated * 1e3 + lower.sum(1) + flatter.sum(1) + sums % 1e-3 + 1e6 * guesses
+        if self.table.least is not None:
+            best = np.where(there, accuracy, 0.0).max(1)
+            least = np.array([self.table.least.beside(value) for value in best])
+            keys = np.where(accuracy < least[:, None], 1e6 + sums, keys)
         found = np.full((len(rows), self.table.n), np.inf)
         np.put_along_axis(found, own, keys, 1)
         return found

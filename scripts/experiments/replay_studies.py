@@ -12,6 +12,8 @@ import numpy as np
 import tables
 from replay import COSTS, PROBE
 
+from flatsearch.record import LeastAccuracy
+
 if TYPE_CHECKING:
     from replay_rules import Rule, Rung
 
@@ -33,6 +35,8 @@ SIGNALS = {
     "nwot": ("z.nwot", 1, "nwot"),
 }
 Row = np.ndarray
+# What is clearly better than guessing one of ten classes, on 1,000 images.
+GUESSING = 0.12
 
 
 @cache
@@ -45,13 +49,13 @@ def cost(signals: str, images: int) -> float:
 
 
 class Table:
-    """A table as arrays."""
+    """A table as arrays; with `several` objectives, and fronts that need a `least` accuracy."""
 
-    def __init__(self, name: str, *, several: bool = False) -> None:
+    def __init__(self, name: str, *, several: bool = False, least: bool = False) -> None:
         self.curves = tables.load(name)
         self.epochs, self.n = self.curves.epochs, len(self.curves)
         self.images = self.curves.environment["settings"]["train"]
-        self.several = several
+        self.several, self.least = several, LeastAccuracy(GUESSING) if least else None
         self.validation = self.curves.column("accuracy")
         self.test = self.curves.target()
         order = np.lexsort((-self.curves.column("loss"), self.validation))
@@ -60,11 +64,19 @@ class Table:
         self.by_quality = order
         self._kept: dict[tuple[str, int], Row] = {}
         self.points = np.stack([self.validation, -np.log(self.curves.column("kappa_last"))], 1)
-        self.points -= self.points.min(0)
 
-    def volume(self, chosen: Row) -> float:
+    def corner(self, networks: Row) -> Row:
+        """Return the worst accuracy and -log flatness of the networks that a front may have."""
+        if self.least is None:
+            return self.points.min(0)
+        found = self.points[networks]
+        least = self.least.beside(found[:, 0].max())
+        return np.array([least, found[found[:, 0] >= least, 1].min()])
+
+    def volume(self, chosen: Row, corner: Row) -> float:
         """Return the area that networks dominate, of accuracy and -log flatness."""
-        points = self.points[chosen]
+        points = self.points[chosen] - corner
+        points = points[(points >= 0).all(1)]
         points = points[(-points[:, 0]).argsort(kind="stable")]
         highest = np.maximum.accumulate(points[:, 1])
         return float((points[:, 0] * np.diff(highest, prepend=0.0)).sum())
@@ -99,6 +111,7 @@ class Studies:
     started: Row = field(init=False)
     best: Row = field(init=False)  # the quality of the best complete one; -1 for none
     complete: Row = field(init=False)
+    corner: Row = field(init=False)  # (studies, 2): see `Table.corner`
     age: Row = field(init=False)  # its place in the order, as a number that only breaks ties
 
     def __post_init__(self) -> None:
@@ -107,6 +120,7 @@ class Studies:
         self.busy = np.zeros((n, size), bool)
         self.started, self.best = np.zeros(n, int), np.full(n, -1)
         self.complete = np.zeros((n, size), bool)
+        self.corner = np.array([self.table.corner(row) for row in self.order])
         self.age = np.full((n, size), 1e6)
         np.put_along_axis(self.age, self.order, np.arange(self.order.shape[1])[None] * 1e-5, 1)
 
@@ -162,7 +176,8 @@ def simulate(
                     studies.best[now] = np.maximum(studies.best[now], table.quality[those])
                     found = studies.best.astype(float)
                     if table.several:
-                        covered[now] = [table.volume(row) for row in studies.complete[now]]
+                        pairs = zip(studies.complete[now], studies.corner[now], strict=True)
+                        covered[now] = [table.volume(*pair) for pair in pairs]
                         found = covered.copy()
                 else:
                     spent[now] += rule.measured(epoch)
