@@ -363,6 +363,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "schedules whole": schedule_shares("whole"),
     "schedules workers": schedule_shares("whole, 4 workers"),
     "schedules two objectives": schedule_shares("halves, 2 objectives"),
+    "schedules least accuracy": schedule_shares("halves, 2 objectives, least accuracy"),
     "schedules trials": schedule_trials,
     "scaling": scaling,
     "carries": carries,

@@ -56,9 +56,11 @@ or measures, has to be better than that by more than .02. Judged on all other ta
 Fronts of several objectives leave out networks that know much less than the best one
 (`docs/fronts.md`) since these replays were run. They are run again with such fronts, as a kind of
 their own: the regret is the share of the hypervolume not covered by networks that have nine tenths
-of what the best network of the half has learnt beyond guessing, measured from the worst corner of
-all such networks, and networks that know less than that at a rung are the last to go on, as in the
-product. Written before it was run: with several objectives the eighth becomes the default instead
+of what the best network of the half has learnt beyond guessing, measured from that accuracy and the
+worst flatness of the half, and networks that know less than that at a rung are the last to go on,
+as in the product. (At first it was measured from the worst flatness of the networks that know
+enough: no area at all where there is one such network, as in halves of `cifar10-recipes`.) Written
+before it was run: with several objectives the eighth becomes the default instead
 of the quarter if it takes at most .40 in the mean of the judged tables, and less than the quarter.
 The default of `flatsearch run` becomes the chosen rule if there it takes at most .30 of the epochs
 on whole tables (40 trials) and .40 on random halves, in the mean of the judged tables.

@@ -66,12 +66,11 @@ class Table:
         self.points = np.stack([self.validation, -np.log(self.curves.column("kappa_last"))], 1)
 
     def corner(self, networks: Row) -> Row:
-        """Return the worst accuracy and -log flatness of the networks that a front may have."""
+        """Return from which accuracy and -log flatness the area of a front is measured."""
         if self.least is None:
             return self.points.min(0)
-        found = self.points[networks]
-        least = self.least.beside(found[:, 0].max())
-        return np.array([least, found[found[:, 0] >= least, 1].min()])
+        accuracy, flatness = self.points[networks].T
+        return np.array([self.least.beside(accuracy.max()), flatness.min()])
 
     def volume(self, chosen: Row, corner: Row) -> float:
         """Return the area that networks dominate, of accuracy and -log flatness."""
