@@ -9,6 +9,7 @@ and ``<!-- end -->``: pages of docs/, and CONTRIBUTING.md. A test tells when one
 from __future__ import annotations
 
 import ast
+import csv
 import inspect
 import json
 import math
@@ -347,6 +348,44 @@ def samplers() -> str:
     return markdown(head, rows)
 
 
+def best_by_the_clock(curve: str, seconds: int = 360) -> list[float]:
+    """Return the best accuracy so far at every second, from pairs of seconds and a new best."""
+    steps = [(0.0, 0.1), *json.loads(curve)]
+    return [max(best for at, best in steps if at <= second) for second in range(seconds + 1)]
+
+
+def equal_time() -> str:
+    """Return what pruners find in the same time, beside no pruner, paired by seed."""
+    with (RESULTS / "equal-time.csv").open(newline="") as file:
+        runs = {(row["pruner"], int(row["seed"])): row for row in csv.DictReader(file)}
+    pruners, seeds = ({key[place] for key in runs} for place in (0, 1))
+
+    def values(pruner: str, column: str) -> list[float]:
+        own = [runs[pruner, seed] for seed in sorted(seeds)]
+        if column == "area":  # of the best accuracy so far; a tenth, guessing, before the first
+            return [100 * statistics.mean(best_by_the_clock(row["curve"])) for row in own]
+        return [100 * float(row[column]) for row in own]
+
+    def cells(pruner: str, column: str) -> tuple[str, str]:
+        own = values(pruner, column)
+        more = [a - b for a, b in zip(own, values("none", column), strict=True)]
+        error = statistics.stdev(more) / math.sqrt(len(more))
+        apart = "" if pruner == "none" else f"{statistics.mean(more):+.1f} ± {error:.1f}"
+        return f"{statistics.mean(own):.1f}", apart
+
+    rows: list[list[str]] = []
+    for pruner in sorted(pruners, key=lambda name: -sum(values(name, "validation"))):
+        counts = [values(pruner, column) for column in ("begun", "finished")]
+        found = (cells(pruner, column) for column in ("validation", "area", "test"))
+        own = (f"{statistics.mean(count) / 100:.0f}" for count in counts)
+        rows.append([pruner, *own, *(cell for pair in found for cell in pair)])
+    head = [
+        "pruner", "begun", "finished", "validation", "less none's", "mean over the time",
+        "less none's", "test", "less none's",
+    ]  # fmt: skip
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "trial columns": trial_columns,
     "fronts guessing": fronts("guessing"),
@@ -369,6 +408,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "carries": carries,
     "soak": soak,
     "samplers": samplers,
+    "equal time": equal_time,
 }
 
 
