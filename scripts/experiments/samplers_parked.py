@@ -9,7 +9,8 @@ number that belongs to the point. Forty networks each, or as many as there are e
 - all of them trained to the end;
 - parked and promoted (`HalvingPromoter`), the sampler shown what `PromotionSampler` shows;
 - the same without it: parked trials are Optuna's PRUNED, and promotions trials of their own;
-- parked and promoted, with as many networks as take the epochs of the first (not GP: it is slow).
+- parked and promoted, with as many networks as take the epochs of the first (not GP: it is slow);
+- all trained to the end, but only as many as take the epochs of the second.
 
 Reported: log10 of the smallest f among the networks, trained to the end or not, which says what was
 proposed, and of the best one that was trained to the end, which says what was found; the mean over
@@ -40,7 +41,9 @@ SAMPLERS = ("tpe", "nsga2", "gp", "random")
 NETWORKS, EPOCHS, SIZE = 40, 12, 6
 RESULT = Path(__file__).resolve().parents[1] / "results" / "samplers-parked.json"
 SAME_EPOCHS = "parked, the same epochs"
-MODES = ("trained to the end", "parked", "parked, as they are told", SAME_EPOCHS)
+WHOLE, PARKED = "trained to the end", "parked"
+FEWER = "trained to the end, the epochs of parked"
+MODES = (WHOLE, PARKED, "parked, as they are told", SAME_EPOCHS, FEWER)
 
 
 class Point:
@@ -70,14 +73,16 @@ class Point:
         self.done = state["done"]
 
 
-def study_of(sampler: str, seed: int, mode: str, folder: str) -> list[float]:
+def study_of(
+    sampler: str, seed: int, mode: str, folder: str, networks: int = NETWORKS
+) -> list[float]:
     """Run a study; return log10 of what was proposed and found, and the share of the epochs."""
     Point.trained = []
     asked = make_sampler(sampler, seed)
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-    if mode != "trained to the end":
+    if mode not in {WHOLE, FEWER}:
         pruner = flatsearch.HalvingPromoter(("-loss",), epochs=EPOCHS)
-    if mode in {"parked", SAME_EPOCHS}:
+    if mode in {PARKED, SAME_EPOCHS}:
         asked = flatsearch.PromotionSampler(asked)
     study = optuna.create_study(sampler=asked, pruner=pruner, study_name=f"{sampler}{seed}")
     study.set_metric_names(["loss"])
@@ -87,7 +92,7 @@ def study_of(sampler: str, seed: int, mode: str, folder: str) -> list[float]:
     def goes_on() -> bool:
         if mode == SAME_EPOCHS:
             return len(Point.trained) < NETWORKS * EPOCHS
-        return sum(done == 1 for _, done in Point.trained) < NETWORKS
+        return sum(done == 1 for _, done in Point.trained) < networks
 
     while goes_on():
         study.optimize(objective, n_trials=1)
@@ -112,12 +117,16 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
     done = {(row["sampler"], row["mode"]) for row in rows}
     for sampler in args.samplers:
-        for mode in MODES[: 3 if sampler == "gp" else None]:
-            if (sampler, mode) in done:
+        for mode in MODES:
+            if (sampler, mode) in done or (sampler, mode) == ("gp", SAME_EPOCHS):
                 continue
+            networks = NETWORKS
+            if mode == FEWER:
+                (row,) = (r for r in rows if (r["sampler"], r["mode"]) == (sampler, PARKED))
+                networks = math.ceil(NETWORKS * row["epochs"][0])
             with tempfile.TemporaryDirectory() as folder:
                 found = np.array([
-                    study_of(sampler, seed, mode, folder) for seed in range(args.studies)
+                    study_of(sampler, seed, mode, folder, networks) for seed in range(args.studies)
                 ])
             mean, error = found.mean(0), found.std(0, ddof=1) / math.sqrt(args.studies)
             named = zip(("proposed", "found", "epochs"), mean, error, strict=True)
