@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 import pytest
@@ -13,6 +13,9 @@ from torch import nn
 from flatsearch import Architecture, GapCnn
 from flatsearch.cli import main
 from flatsearch.search.liveness import this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # A process of this machine that is gone.
 DEAD = f"{this_process().split(':')[0]}:99999999:1.00"
@@ -36,6 +39,23 @@ class Tiny:
         act = nn.LeakyReLU(architecture.values.get("slope", 0.0))
         features = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), act)
         return GapCnn(features, width, num_classes)
+
+
+class Resumable:
+    """A training that only counts its epochs, of a loss that is known from the first one on."""
+
+    def __init__(self, loss: float) -> None:
+        self.loss, self.done = loss, 0
+
+    def epoch(self) -> Mapping[str, float]:
+        self.done += 1
+        return {"loss": self.loss}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
 
 
 class Smallest(optuna.samplers.RandomSampler):

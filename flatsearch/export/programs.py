@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 
 from flatsearch.errors import UsageError
+from flatsearch.export.archives import plain_program
 from flatsearch.export.card import METADATA, ModelCard
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ def read_program(path: Path) -> tuple[Any, str]:
     logging.disable()  # torch tells the whole traceback of what is said here in a line
     try:
         with _only_values():
-            return torch.export.load(path, extra_files=extra).module(), extra[METADATA]
+            program = torch.export.load(plain_program(path), extra_files=extra)
+            return program.module(), extra[METADATA]
+    except UsageError:
+        raise
     except Exception as error:  # a damaged archive can fail in any way
         raise UsageError(
             f"{str(path)!r} is not a program saved by torch.export.save:"

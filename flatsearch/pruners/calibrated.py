@@ -141,4 +141,5 @@ class CalibratedRule:
                 )
             )
             self._last_step = max(self._last_step, *trial.steps, 0)
-        self._predictor.add(as_observation(trial, final))
+        # A network that was parked, and went on in other trials, is one observation.
+        self._predictor.add(as_observation(trial, final), trial.begun_by)

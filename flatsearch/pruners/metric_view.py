@@ -160,6 +160,8 @@ class MetricView:
         self._objective = objective
         self._name = f"{PREFIX}{name}:" if name else ""
         self._finished: dict[int, FrozenTrial] = {}
+        # The last trial, so far, of every network that was parked, or went on, by its first one.
+        self._last_part: dict[int, FrozenTrial] = {}
         # No reference to the study: the pruner keeps a view as long as the study lives.
         shown = StudyDirection[direction.upper()]
         storage = _ViewStorage(study._storage, shown, self._show, study._study_id, self._name)
@@ -199,7 +201,16 @@ class MetricView:
         }
         if trial.state.is_finished():
             self._finished[trial.number] = shown
+            self._supersede(TrialRecord(trial), shown)
         return shown
+
+    def _supersede(self, found: TrialRecord, shown: FrozenTrial) -> None:
+        """Show the trial before one that has gone on with its network as one without a result."""
+        if shown.state in FINISHED and (found.parked is not None or found.promotion is not None):
+            before = self._last_part.get(found.begun_by)
+            self._last_part[found.begun_by] = shown
+            if before is not None:
+                before.state, before.values, before.intermediate_values = TrialState.FAIL, None, {}
 
     def _values(self, trial: FrozenTrial, curve: Curve) -> list[float] | None:
         if trial.state not in FINISHED:

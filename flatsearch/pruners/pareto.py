@@ -114,6 +114,8 @@ class _RankedStudy:
         self._signs = signs(metrics.values())
         self._finished = NewlyFinished()
         self._points: dict[int, ParetoRanks] = {}
+        # By network: one that was parked, and went on in other trials, is one point.
+        self._rows: dict[int, dict[int, int]] = {}
         self._curves: dict[int, _RankCurve] = {}
         # The ranks that the last question was about: of finished trials, and of the running one.
         self._ranks: dict[int, _Array] = {}
@@ -140,11 +142,12 @@ class _RankedStudy:
             number, own = self._running
             return own if trial.number == number else {}
         if trial.number not in self._curves:
-            rows = {}
+            rows = self._rows.setdefault(TrialRecord(trial).begun_by, {})
             for step, losses in self._losses(trial).items():
-                points = self._points.setdefault(step, ParetoRanks(len(self._names)))
-                rows[step] = len(points)
-                points.add(losses)
+                if step not in rows:
+                    points = self._points.setdefault(step, ParetoRanks(len(self._names)))
+                    rows[step] = len(points)
+                    points.add(losses)
             self._curves[trial.number] = _RankCurve(rows, self._ranks)
         return self._curves[trial.number]
 

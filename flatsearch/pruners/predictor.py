@@ -114,12 +114,18 @@ class Predictor:
         self._names = tuple(names)
         self._best = best
         self._prior = prior
-        self._seen: list[Observation] = []
+        self._seen: dict[object, Observation] = {}
         self._models: dict[int, _Model] = {}
 
-    def add(self, observation: Observation) -> None:
-        """Learn from a trial that has ended, at the last step or before it."""
-        self._seen.append(observation)
+    def add(self, observation: Observation, network: int | None = None) -> None:
+        """Learn from a trial that has ended, at the last step or before it.
+
+        Args:
+            observation: The trial.
+            network: A number of its network: what was seen of the same one before is forgotten. The
+                trial has a network of its own if None.
+        """
+        self._seen[object() if network is None else network] = observation
         self._models.clear()
 
     def ask(self, running: Observation, step: int) -> Estimate:
@@ -159,7 +165,7 @@ class Predictor:
         ])
 
     def _learn(self, step: int) -> _Model:
-        there = [t for t in self._seen if step in t.curve]
+        there = [t for t in self._seen.values() if step in t.curve]
         whole = [t for t in there if t.final is not None]
         if not whole:
             return _Model((), (), (), np.zeros((0, 0)), 0, 0.0, 1.0)

@@ -49,10 +49,10 @@ def report(trial: BaseTrial, step: int, **metrics: float) -> None:
     """
     write_step(trial, step, metrics)
     study: optuna.Study | None = getattr(trial, "study", None)
-    if study is None:
+    if study is None or len(study.directions) > 1:
         return
     names = study.metric_names
-    if len(study.directions) == 1 and names is not None and names[0] in metrics:
+    if names is not None and names[0] in metrics:
         trial.report(float(metrics[names[0]]), step)
 
 

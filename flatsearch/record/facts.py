@@ -128,10 +128,13 @@ class Fact(Generic[_T]):
     def write(self, place: Place, value: _T) -> None:
         """Store the value."""
         stored = self._encode(value)
-        earlier = place.user_attrs.get(self.key, {}) if self._adds else {}
+        shown = self._public(stored)
+        known = place.user_attrs if self._adds or shown else {}
+        earlier = known.get(self.key, {}) if self._adds else {}
         place.set_user_attr(self.key, {**earlier, **stored} if earlier else stored)
-        for key, shown in self._public(stored).items():
-            place.set_user_attr(key, shown)
+        for key, text in shown.items():
+            if key not in known or known[key] != text:  # every write is a transaction
+                place.set_user_attr(key, text)
 
 
 def write(kind: type[Record], place: Place, facts: Mapping[str, Any]) -> None:

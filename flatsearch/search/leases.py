@@ -1,19 +1,23 @@
-"""The storage of a worker: its trials have leases, and what they record may wait.
+"""The storage of a worker: its trials have leases, what they record may wait, reads are shared.
 
 While a trial trains and the storage is away, what it records waits in memory, and the training goes
 on. A running trial has a *lease*, an attribute that its worker renews. One that is not renewed for
 long is that of a worker that is gone, wherever it was. All storages have attributes, not all have
 Optuna's heartbeats, and no two clocks are compared.
+
+Between two trials, and at every step, several parts of Optuna and of flatsearch each read all
+trials, one right after the other. They share one reading, unless this process has written since.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import threading
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
 from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
@@ -25,9 +29,13 @@ from flatsearch.search.liveness import this_process
 from flatsearch.search.patience import ASKED, PatientStorage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
     from optuna.trial import FrozenTrial
 
 __all__ = ["WorkerStorage"]
+
+_Result = TypeVar("_Result")
 
 # A lease that has not been renewed for this long, while somebody watched, is a dead worker's. Much
 # longer than the interval: a slow machine must not lose a live trial.
@@ -36,6 +44,9 @@ _GRACE_SECONDS = 300.0
 # No clock is this wrong: a lease that is older needs no watching.
 _LONG_AGO_SECONDS = 3600.0
 _LEASE = "flatsearch:lease"
+# For how long a reading of the trials is shared: less than any pause after which somebody looks
+# what others have done.
+_SHARED_SECONDS = 0.1
 
 
 class WorkerStorage(PatientStorage, BaseHeartbeat):
@@ -47,6 +58,32 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
         self._unwritten: list[tuple[str, int, Any, Any]] = []
         self._watched: dict[int, tuple[object, float]] = {}
         self._renewed: tuple[int, float] = (-1, 0.0)
+        self._last_write = object()
+        # By study: when, and after which write, its trials were read.
+        self._read: dict[int, tuple[float, object, list[FrozenTrial]]] = {}
+
+    # Reading all trials costs a database most.
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """Return the trials, as they were a moment ago if this process has not written since."""
+        last_write = self._last_write
+        when, after, trials = self._read.get(study_id, (-math.inf, None, []))
+        if after is not last_write or time.monotonic() - when > _SHARED_SECONDS:
+            trials = super().get_all_trials(study_id, deepcopy=False)
+            self._read[study_id] = time.monotonic(), last_write, trials
+        found = [trial for trial in trials if states is None or trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+    def _ask_again(self, call: Callable[[bool], _Result]) -> _Result:
+        try:
+            return super()._ask_again(call)
+        finally:
+            self._last_write = object()
 
     # What a trial records may wait; its training goes on.
 
@@ -61,6 +98,7 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
                         del self._unwritten[0]
                     raise
                 del self._unwritten[0]
+                self._last_write = object()
 
     def _write_or_wait(self, name: str, trial_id: int, key: Any, value: Any) -> None:
         with self._lock:
@@ -116,16 +154,13 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """Return the running trials whose worker is gone, wherever it was."""
-
-        def stale() -> list[int]:
-            running = [t for t in self._unfinished(study_id) if t.state == TrialState.RUNNING]
-            found = [trial._trial_id for trial in running if self._has_lapsed(trial)]
-            # Earlier versions left heartbeats.
-            if isinstance(self.backend, BaseHeartbeat) and is_heartbeat_enabled(self.backend):
-                found += self.backend._get_stale_trial_ids(study_id)
-            return found
-
-        return self.ask(stale)
+        running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        found = [trial._trial_id for trial in running if self._has_lapsed(trial)]
+        backend = self.backend
+        # Earlier versions left heartbeats.
+        if isinstance(backend, BaseHeartbeat) and is_heartbeat_enabled(backend):
+            found += self.ask(lambda: backend._get_stale_trial_ids(study_id))
+        return found
 
     def _has_lapsed(self, trial: FrozenTrial) -> bool:
         lease = trial.system_attrs.get(_LEASE)

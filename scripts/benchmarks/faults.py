@@ -2,9 +2,10 @@
 
     python scripts/benchmarks/faults.py [KIND ...] [--trials 60] [--workers 4] [--rounds 1]
 
-A round is one study on a new storage of a kind: postgres, sqlite, journal, grpc, and where their
-servers are installed mysql (MariaDB) and redis. A worker is killed with SIGKILL after every few
-trials, and replaced. A server, or the proxy before SQLite, is restarted twice (PostgreSQL once as
+A round is one study on a new storage of a kind: postgres, sqlite, journal, grpc (the proxy, before
+SQLite; grpc-journal and grpc-postgres before others), and where their servers are installed mysql
+(MariaDB) and redis. A worker is killed with SIGKILL after every few
+trials, and replaced. A server, or the proxy, is restarted twice (PostgreSQL once as
 if it had crashed), and stopped for a while as by a debugger. Then all
 workers get SIGTERM, and new ones finish the study. Trials only wait and record: what is tried here
 is everything around the training. A worker writes down in a file of its own what it has told, and
@@ -47,7 +48,7 @@ from flatsearch.search.parking import Parking
 from flatsearch.search.storage import open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from optuna.trial import FrozenTrial
 
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 RESULT = Path(__file__).parents[1] / "results" / "faults.json"
 STUDY = "faults"
 KINDS = ("postgres", "sqlite", "journal", "grpc")
-INSTALLED = ("mysql", "redis")
+OTHERS = ("grpc-journal", "grpc-postgres", "mysql", "redis")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,10 +172,10 @@ class Postgres(Storage):
 class Program(Storage):
     """A program that serves at a port of this machine."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, behind: str = "") -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.folder = folder
+        self.folder, self.behind = folder, behind
         super().__init__(url.format(port=self.port))
         self.start()
 
@@ -208,12 +209,11 @@ class Program(Storage):
 
 
 class Proxy(Program):
-    """`flatsearch serve-storage` before a SQLite file."""
+    """`flatsearch serve-storage` before another storage."""
 
     def words(self) -> list[str]:
         """Return how it is started."""
-        behind = f"sqlite:///{self.folder}/behind.db"
-        served = ["serve-storage", behind, "--host", "127.0.0.1", "--port", str(self.port)]
+        served = ["serve-storage", self.behind, "--host", "127.0.0.1", "--port", str(self.port)]
         return [sys.executable, "-m", "flatsearch", *served]
 
 
@@ -229,11 +229,11 @@ class Redis(Program):
 class MariaDb(Program):
     """A MariaDB of its own."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, behind: str = "") -> None:
         make = ["mariadb-install-db", "--no-defaults", f"--datadir={folder}/db", "--user=root"]
         normal = "--auth-root-authentication-method=normal"
         subprocess.run([*make, normal], check=True, stdout=subprocess.DEVNULL)
-        super().__init__(url, folder)
+        super().__init__(url, folder, behind)
 
     def start(self) -> None:
         """Start it, with a database."""
@@ -268,15 +268,27 @@ def storage_of(kind: str, folder: Path) -> Iterator[Storage]:
         storage = Postgres(folder)
         yield storage
         storage.server.cleanup()
+    elif kind.startswith("grpc"):
+        with storage_of(kind.partition("-")[2] or "sqlite", folder) as behind:
+            yield from served("grpc", folder, behind.url)
     else:
-        program, url = PROGRAMS[kind]
-        storage = program(url, folder)
-        yield storage
-        storage.end()
+        yield from served(kind, folder)
+
+
+def served(kind: str, folder: Path, behind: str = "") -> Iterator[Storage]:
+    """Yield a storage that a program serves."""
+    program, url = PROGRAMS[kind]
+    storage = program(url, folder, behind)
+    yield storage
+    storage.end()
 
 
 class Round:
     """One study, from its first worker to its last."""
+
+    # What a worker is, called with an address, a name for a file of its own, seconds and trials.
+    work = staticmethod(work)
+    directions: Sequence[str] = ("maximize", "minimize")
 
     def __init__(self, kind: str, plan: Plan, folder: Path) -> None:
         self.kind, self.plan, self.folder = kind, plan, folder
@@ -292,7 +304,7 @@ class Round:
         """Start a worker."""
         told = str(self.folder / f"told-{self.started}")
         arguments = (self.storage.url, told, self.plan.seconds, self.plan.trials)
-        worker = self.context.Process(target=work, args=arguments, daemon=True)
+        worker = self.context.Process(target=self.work, args=arguments, daemon=True)
         worker.start()
         self.started += 1
         self.workers.append(worker)
@@ -315,7 +327,7 @@ class Round:
             study = optuna.create_study(
                 study_name=STUDY,
                 storage=open_storage(self.storage.url),
-                directions=["maximize", "minimize"],
+                directions=self.directions,
             )
             write_study(study, settings=flatsearch.RunSettings().to_dict())
             # By the number of finished trials, what happens then.
@@ -327,12 +339,13 @@ class Round:
             next_kill = plan.kill_every
             while self.keep() or events:
                 time.sleep(0.1)
-                done = len([t for t in study.get_trials(deepcopy=False) if t.state.is_finished()])
+                done = self.done(study)
                 for count in [count for count in events if done >= count]:
                     events.pop(count)()
                 if done >= next_kill and events and self.workers:
                     next_kill += plan.kill_every
                     self.killed += 1
+                    time.sleep(self.random.random() * plan.seconds)  # at any moment
                     self.random.choice(self.workers).kill()
                 if not self.workers and events:  # too quick for them all
                     break
@@ -345,6 +358,10 @@ class Round:
             "took": round(time.monotonic() - begin, 1),
             **found,
         }
+
+    def done(self, study: optuna.Study) -> int:
+        """Return how many trials have ended."""
+        return len([t for t in study.get_trials(deepcopy=False) if t.state.is_finished()])
 
     def pause(self) -> None:
         """Stop the server, and let it go on."""
@@ -399,28 +416,44 @@ class Round:
         return {"finished": len(stored), "faults": {k: v for k, v in faults.items() if v}}
 
 
-def main() -> int:
-    """Run the rounds, print each, and write the result."""
+def play(kind: type[Round], kinds: Sequence[str], result: Path, what: str) -> int:
+    """Run rounds as the command line says; print each, and put them into a file of results.
+
+    Args:
+        kind: What a round is.
+        kinds: Of storage, where none are named.
+        result: The file; of other kinds of storage it keeps what it has.
+        what: Said by the help.
+
+    Returns:
+        1 if there was a fault, else 0.
+    """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", default=[], choices=[*KINDS, *INSTALLED, []])
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", default=[], choices=[*KINDS, *OTHERS, []])
     parser.add_argument("--rounds", type=int, default=1)
     for field in dataclasses.fields(Plan):
-        kind, option = type(field.default), "--" + field.name.replace("_", "-")
-        parser.add_argument(option, type=kind, default=field.default)
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"), type=type(field.default), default=field.default
+        )
     options = parser.parse_args()
-    results = []
-    for kind in options.kinds or KINDS:
+    asked = options.kinds or kinds
+    results = json.loads(result.read_text())["rounds"] if result.exists() else []
+    results = [row for row in results if row["kind"] not in asked]
+    at_fault = False
+    for name in asked:
         for index in range(options.rounds):
             fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(Plan)}
             plan = Plan(**{**fields, "seed": options.seed + index})
             with tempfile.TemporaryDirectory() as folder:
-                results.append(Round(kind, plan, Path(folder)).run())
+                results.append(kind(name, plan, Path(folder)).run())
             print(json.dumps(results[-1]), flush=True)
-    versions = {"optuna": optuna.__version__, "python": sys.version.split()[0]}
-    RESULT.write_text(json.dumps({"environment": versions, "rounds": results}, indent=1) + "\n")
-    return int(any(result["faults"] for result in results))
+            at_fault |= bool(results[-1]["faults"])
+            versions = {"optuna": optuna.__version__, "python": sys.version.split()[0]}
+            written = {"environment": versions, "rounds": results}
+            result.write_text(json.dumps(written, indent=1) + "\n")
+    return int(at_fault)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(play(Round, KINDS, RESULT, __doc__))

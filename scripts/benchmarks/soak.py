@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import psutil
-from faults import KINDS, Objective, storage_of
+from faults import KINDS, OTHERS, Objective, storage_of
 
 import flatsearch
 from flatsearch import record
@@ -202,7 +202,7 @@ def measured(kind: str, workers: int, trials: int, seconds: float) -> dict[str, 
 def main() -> int:
     """Measure every kind with every number of workers, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", default=[], choices=[*KINDS, []])
+    parser.add_argument("kinds", nargs="*", default=[], choices=[*KINDS, *OTHERS, []])
     parser.add_argument("--trials", type=int, default=5000)
     parser.add_argument("--workers", type=int, nargs="+", default=[16])
     parser.add_argument("--each", type=int, help="instead, trials for each worker")
@@ -210,19 +210,21 @@ def main() -> int:
     parser.add_argument("--out", default="soak.json")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    runs = []
-    for kind in options.kinds or KINDS:
-        for workers in options.workers:
-            trials = options.each * workers if options.each else options.trials
-            runs.append(measured(kind, workers, trials, options.seconds))
-            print(json.dumps(runs[-1]), flush=True)
     environment = {
         "optuna": optuna.__version__,
         "python": sys.version.split()[0],
         "cores": len(os.sched_getaffinity(0)),
     }
-    result = {"environment": environment, "runs": runs}
-    (RESULTS / options.out).write_text(json.dumps(result, indent=1) + "\n")
+    file = RESULTS / options.out
+    runs = json.loads(file.read_text())["runs"] if file.exists() else []
+    for kind in options.kinds or KINDS:
+        for workers in options.workers:
+            trials = options.each * workers if options.each else options.trials
+            run = measured(kind, workers, trials, options.seconds)
+            print(json.dumps(run), flush=True)
+            # What is there of others is kept: it can be run in parts.
+            runs = [r for r in runs if (r["kind"], r["workers"]) != (kind, workers)] + [run]
+            file.write_text(json.dumps({"environment": environment, "runs": runs}, indent=1) + "\n")
     return int(any(run["bad_exits"] for run in runs))
 
 

@@ -27,7 +27,16 @@ from optuna.pruners import (
 )
 from optuna.trial import TrialState
 
-from flatsearch import AnyPruner, FlatnessPruner, MetricPruner, ParetoPruner, report, should_prune
+from flatsearch import (
+    AnyPruner,
+    FlatnessPruner,
+    MetricPruner,
+    ParetoPruner,
+    mark_pruned,
+    record,
+    report,
+    should_prune,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -195,6 +204,27 @@ def test_the_order_of_finished_trials_does_not_matter(name: str, names: tuple[st
         for qualities in QUESTIONS:
             assert decision(other, *qualities) == decision(study, *qualities), qualities
         study = filled(names, PRUNERS[name]())  # running trials have the numbers that they had
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_a_network_that_was_parked_and_went_on_counts_once(
+    name: str, names: tuple[str, ...]
+) -> None:
+    plain = filled(names, PRUNERS[name]())
+    parts = empty(names, PRUNERS[name]())
+    for trial in trials_of(names, 24):
+        whole = copy.deepcopy(trial)
+        if trial.values and trial.user_attrs["flatsearch:step:0"]["accuracy"] > 0.6:
+            first = parts.ask()
+            report(first, 0, **trial.user_attrs["flatsearch:step:0"])
+            record.write_trial(first, parked=1)
+            mark_pruned(first, pruned=True)
+            parts.tell(first, trial.values)
+            promotion = record.Promotion(first.number, 1, STEPS)
+            whole.user_attrs[record.TrialRecord.promotion.key] = promotion.to_dict()
+        parts.add_trial(whole)
+    for quality in np.linspace(0.0, 1.0, 41).tolist():
+        assert decision(parts, quality) == decision(plain, quality), quality
 
 
 @pytest.mark.parametrize("name", COMPARING)

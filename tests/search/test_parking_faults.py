@@ -22,31 +22,17 @@ from flatsearch.search.parking import Parking, withdraw
 from flatsearch.search.sampler_view import seen
 from flatsearch.search.tally import Tally
 from flatsearch.search.trial_budget import Budget
-from tests.fakes import DEAD, Tiny
+from tests.fakes import DEAD, Resumable, Tiny
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
     from typing import BinaryIO
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
-class Counting:
-    """A training that only counts its epochs."""
-
-    def __init__(self, trial: optuna.Trial) -> None:
-        self.x, self.done = trial.suggest_float("x", 0, 1), 0
-
-    def epoch(self) -> Mapping[str, float]:
-        self.done += 1
-        return {"loss": self.x}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
+def counting(trial: optuna.Trial) -> Resumable:
+    return Resumable(trial.suggest_float("x", 0, 1))
 
 
 class Broken(FileSystemArtifactStore):
@@ -135,7 +121,7 @@ def test_no_trial_is_lost_for_its_artifact_store(tmp_path: Path, fails: tuple[st
     store = Broken(tmp_path)
     store.fails = fails
     study = study_of(HalvingPromoter(("-loss",), epochs=3, factor=2, keep=1, audit=0.0))
-    objective = ResumableObjective(Counting, 3, ["loss"], artifact_store=store)
+    objective = ResumableObjective(counting, 3, ["loss"], artifact_store=store)
     with pytest.warns(UserWarning, match="ConnectionError: no network"):
         study.optimize(objective, n_trials=4)
     assert {t.state.name for t in study.trials[:4]} <= {"PRUNED", "COMPLETE"}
@@ -174,7 +160,7 @@ def test_finishing_trains_nothing_new_if_somebody_else_is_faster(
 ) -> None:
     study = study_of()
     objective = ResumableObjective(
-        Counting, 3, ["loss"], artifact_store=FileSystemArtifactStore(tmp_path)
+        counting, 3, ["loss"], artifact_store=FileSystemArtifactStore(tmp_path)
     )
     study.optimize(objective, n_trials=3)
     optimize = study.optimize
@@ -195,7 +181,7 @@ def test_finishing_trains_nothing_new_if_somebody_else_is_faster(
 def test_finishing_goes_on_with_what_was_cut_off(tmp_path: Path) -> None:
     study = study_of()
     store = FileSystemArtifactStore(tmp_path)
-    objective = ResumableObjective(Counting, 3, ["loss"], artifact_store=store)
+    objective = ResumableObjective(counting, 3, ["loss"], artifact_store=store)
     study.optimize(objective, n_trials=2)
     objective.parking.promote(study, ends=True)
     write_trial(ask(study), worker=DEAD, checkpoint=TrialRecord(study.trials[0]).checkpoint)

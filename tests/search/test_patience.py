@@ -36,7 +36,7 @@ from flatsearch.search.study import open_study
 from tests.fakes import Tiny
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from flatsearch.data.splits import ImageData
@@ -163,6 +163,39 @@ def test_what_a_trial_records_waits_for_the_storage_and_not_the_trial(broken: Br
     assert found.user_attrs["last"] == 2
     assert found.intermediate_values == {0: 0, 1: 1, 2: 2}
     assert len(storage.said) == 2  # type: ignore[attr-defined]
+
+
+def test_what_is_read_several_times_at_once_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = InMemoryStorage()
+    one, other = patient(backend), patient(backend)
+    study = one.create_new_study([StudyDirection.MINIMIZE], "s")
+    reads = mock.Mock(wraps=backend.get_all_trials)
+    monkeypatch.setattr(backend, "get_all_trials", reads)
+    monkeypatch.setattr(leases, "_SHARED_SECONDS", 60.0)
+    trial = one.create_new_trial(study)
+    running = (TrialState.RUNNING,)
+    for states, count in (((TrialState.COMPLETE,), 0), (running, 1), (None, 1)):
+        assert len(one.get_all_trials(study, states=states)) == count
+    assert reads.call_count == 1
+    other.create_new_trial(study)
+    assert len(one.get_all_trials(study)) == 1
+    # Whoever has written sees what is there by now, its own and others'.
+    writes: list[Callable[[], Any]] = [
+        lambda: one.set_trial_user_attr(trial, "a", 1),
+        lambda: one.set_trial_intermediate_value(trial, 0, 1.0),
+        lambda: one.set_trial_param(trial, "x", 0.5, optuna.distributions.FloatDistribution(0, 1)),
+        lambda: one.set_trial_state_values(trial, TrialState.PRUNED),
+        lambda: one.create_new_trial(study),
+    ]
+    for write in writes:
+        before = len(one.get_all_trials(study))
+        other.create_new_trial(study)
+        assert len(one.get_all_trials(study)) == before
+        write()
+        assert len(one.get_all_trials(study)) > before
+    monkeypatch.setattr(leases, "_SHARED_SECONDS", -1.0)
+    other.set_trial_user_attr(trial + 1, "a", 1)
+    assert one.get_all_trials(study)[1].user_attrs["a"] == 1
 
 
 def test_what_is_no_fault_of_the_connection_is_not_waited_for(broken: Breaking) -> None:

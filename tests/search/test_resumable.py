@@ -17,6 +17,7 @@ from flatsearch import (
     SettingsError,
 )
 from flatsearch.record import TrialRecord, read_trials
+from tests.fakes import Resumable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,26 +26,25 @@ if TYPE_CHECKING:
 EPOCHS = 9
 
 
-class Falling:
+class Falling(Resumable):
     """A loss that falls from 1 towards what the parameter is worth; remembers every epoch."""
 
     trained: list[tuple[float, int]] = []  # noqa: RUF012 - all of the test
 
     def __init__(self, trial: optuna.Trial) -> None:
-        self.x = trial.suggest_float("x", 0, 1)
-        self.done = 0
+        super().__init__(trial.suggest_float("x", 0, 1))
 
     def epoch(self) -> Mapping[str, float]:
-        self.done += 1
-        self.trained.append((self.x, self.done))
-        return {"loss": self.x + (1 - self.x) * (1 - self.done / EPOCHS), "x": self.x}
+        (x,) = super().epoch().values()
+        self.trained.append((x, self.done))
+        return {"loss": x + (1 - x) * (1 - self.done / EPOCHS), "x": x}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done, "lists": [1, {"a": 2.0}]}
+        return {**super().state_dict(), "lists": [1, {"a": 2.0}]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert state["lists"] == [1, {"a": 2.0}]
-        self.done = state["done"]
+        super().load_state_dict(state)
 
 
 @pytest.fixture
@@ -124,22 +124,8 @@ def test_a_sampler_sees_every_trial_that_has_ended(study: optuna.Study, tmp_path
     assert len(begun) > 5
 
 
-class Point:
-    """A loss that is known from the first epoch on."""
-
-    def __init__(self, trial: optuna.Trial) -> None:
-        self.loss = sum((trial.suggest_float(name, 0, 1) - 0.7) ** 2 for name in "wxyz")
-        self.done = 0
-
-    def epoch(self) -> Mapping[str, float]:
-        self.done += 1
-        return {"loss": self.loss}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
+def point(trial: optuna.Trial) -> Resumable:
+    return Resumable(sum((trial.suggest_float(name, 0, 1) - 0.7) ** 2 for name in "wxyz"))
 
 
 def test_genetic_samplers_see_how_good_parked_trials_are(tmp_path: Path) -> None:
@@ -148,7 +134,7 @@ def test_genetic_samplers_see_how_good_parked_trials_are(tmp_path: Path) -> None
         pruner=OneRungPromoter(("-loss",), epochs=2),
     )
     store = FileSystemArtifactStore(tmp_path)
-    objective = ResumableObjective(Point, 2, ["loss"], artifact_store=store)
+    objective = ResumableObjective(point, 2, ["loss"], artifact_store=store)
     study.optimize(objective, n_trials=36)
     assert study.metric_names == ["loss"]  # by which values are predicted
     found = [TrialRecord(trial).steps[0]["loss"] for trial in study.trials]
@@ -165,15 +151,14 @@ def test_genetic_samplers_see_how_good_parked_trials_are(tmp_path: Path) -> None
 def test_a_sampler_with_nothing_left_ends_the_study(
     tmp_path: Path, sampler: optuna.samplers.BaseSampler
 ) -> None:
-    class Stepped(Point):
-        def __init__(self, trial: optuna.Trial) -> None:
-            self.loss, self.done = trial.suggest_float("x", 0, 1, step=0.5), 0
+    def stepped(trial: optuna.Trial) -> Resumable:
+        return Resumable(trial.suggest_float("x", 0, 1, step=0.5))
 
     study = optuna.create_study(
         sampler=PromotionSampler(sampler), pruner=OneRungPromoter(("-loss",), epochs=2)
     )
     store = FileSystemArtifactStore(tmp_path)
-    objective = ResumableObjective(Stepped, 2, ["loss"], artifact_store=store)
+    objective = ResumableObjective(stepped, 2, ["loss"], artifact_store=store)
     study.set_metric_names(objective.metric_names)
     study.optimize(objective, n_trials=9)
     assert sorted(trial.params["x"] for trial in study.trials) == [0.0, 0.5, 1.0]
@@ -185,7 +170,7 @@ def test_a_promoter_inside_another_pruner_says_that_it_prunes_for_good(tmp_path:
     pruner = flatsearch.AnyPruner(OneRungPromoter(("-loss",), epochs=2))
     study = optuna.create_study(pruner=pruner)
     store = FileSystemArtifactStore(tmp_path)
-    objective = ResumableObjective(Point, 2, ["loss"], artifact_store=store)
+    objective = ResumableObjective(point, 2, ["loss"], artifact_store=store)
     with pytest.warns(UserWarning, match="OneRungPromoter parks nothing inside a AnyPruner"):
         study.optimize(objective, n_trials=2)
     assert {trial.state.name for trial in study.trials} == {"PRUNED"}
