@@ -147,14 +147,20 @@ def load(path: str | Path) -> Classifier:
 
 def _load_onnx(path: Path) -> Classifier:
     try:
+        import onnx
         import onnxruntime
-    except ImportError:
-        raise UsageError("ONNX needs onnxruntime: pip install 'flatsearch[onnx]'") from None
+    except ImportError as error:
+        raise UsageError(f"ONNX needs {error.name}: pip install 'flatsearch[onnx]'") from None
     try:
+        # Earlier versions of onnxruntime would read any file that is named there.
+        if _is_elsewhere(onnx.load(str(path), load_external_data=False)):
+            raise UsageError(f"{str(path)!r} has weights in other files, which are not read")
         silent = onnxruntime.SessionOptions()
         silent.log_severity_level = 4
         session = onnxruntime.InferenceSession(str(path), silent, ["CPUExecutionProvider"])
         (name,) = (node.name for node in session.get_inputs())
+    except UsageError:
+        raise
     except Exception as error:  # its exceptions have no common class
         raise UsageError(
             f"{str(path)!r} cannot be read by onnxruntime: {type(error).__name__}"
@@ -165,6 +171,18 @@ def _load_onnx(path: Path) -> Classifier:
         return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
     return Classifier(card, _naming(run, card, path), None)
+
+
+def _is_elsewhere(message: Any) -> bool:
+    """Return whether any tensor in a part of an ONNX model is in another file."""
+    if getattr(message, "external_data", None):
+        return True
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            parts = [value] if hasattr(value, "ListFields") else value
+            if any(map(_is_elsewhere, parts)):
+                return True
+    return False
 
 
 def _naming(

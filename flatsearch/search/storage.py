@@ -138,7 +138,7 @@ def _meant(url: str) -> str:
     if not colon:
         if url.endswith((".log", ".journal", ".jsonl")):
             return f"journal:///{url}"
-        meant = f"; did you mean 'sqlite:///{url}'?" if _looks_like_sqlite(url) else ""
+        meant = f" (did you mean 'sqlite:///{url}'?)" if _looks_like_sqlite(url) else ""
         raise StorageError(f"storage {url!r} is no URL{meant}; accepted: {KINDS}")
     if scheme == "sqlite" and rest and not rest.startswith("/"):
         raise StorageError(f"storage {url!r} has a slash too few: sqlite:///{rest}")

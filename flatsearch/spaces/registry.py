@@ -158,17 +158,19 @@ def load_space(reference: str) -> SearchSpace:
 def _instance(found: Any, reference: str, arguments: dict[str, str]) -> SearchSpace:
     if arguments and not isinstance(found, type):
         raise SpaceError(f"search space {reference!r}: it is ready, and takes no arguments")
+    # Before it is called: a model file names its space, and may name any class of any module.
+    missing = [name for name in ("suggest", "build") if not callable(getattr(found, name, None))]
+    if missing:
+        kind = found if isinstance(found, type) else type(found)
+        raise SpaceError(
+            f"search space {reference!r}: {kind.__name__} has no method {missing[0]!r}"
+        )
     if isinstance(found, type):
         try:
-            found = found(**arguments)
+            return found(**arguments)  # type: ignore[no-any-return]
         except Exception as error:
             raise SpaceError(
                 f"search space {reference!r}: {found.__name__}() failed:"
                 f" {type(error).__name__}: {error}"
             ) from error
-    missing = [name for name in ("suggest", "build") if not callable(getattr(found, name, None))]
-    if missing:
-        raise SpaceError(
-            f"search space {reference!r}: {type(found).__name__} has no method {missing[0]!r}"
-        )
     return found

@@ -110,3 +110,23 @@ def test_parts_of_a_program_that_are_none(part: str, folder: Path) -> None:
     with pytest.raises(flatsearch.UsageError, match="holds more than a plain network"):
         flatsearch.load(changed(**{part: b"{}"}))
     assert [path.name for path in folder.parent.rglob("*")] == ["inside", "model.pt2"]
+
+
+@pytest.mark.parametrize("place", ["weights", "../weights", "/weights"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_onnx_file_reads_no_other(place: str, folder: Path, *, inside: bool) -> None:
+    onnx = pytest.importorskip("onnx")
+    for path in (folder / "weights", folder.parent / "weights"):
+        path.write_bytes(bytes(4))
+    weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.UINT8, dims=[4])
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=place)
+    byte = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, [4])]
+    kept: dict[str, Any] = {"initializer": [weights]}
+    node = onnx.helper.make_node("Identity", ["w"], ["y"])
+    if inside:
+        kept, node = {}, onnx.helper.make_node("Constant", [], ["y"], value=weights)
+    graph = onnx.helper.make_graph([node], "g", [], byte, **kept)
+    Path("model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(flatsearch.UsageError, match="has weights in other files"):
+        flatsearch.load("model.onnx")

@@ -210,6 +210,16 @@ def test_code_in_a_file_is_not_run(saved: Path, tmp_path: Path) -> None:
     assert target.exists()  # the payload works: it was not run before
 
 
+def test_a_model_starts_no_program_as_its_space(saved: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    card = torch.load(saved, weights_only=True)["card"]
+    card["space"] = f"subprocess:Popen,args={program}"
+    assert "Popen has no method 'suggest'" in refused(edited(saved, card=card))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_another_zip_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "arrays.npz", x=np.zeros(3))
     assert "is not a model saved by flatsearch" in refused(tmp_path / "arrays.npz")

@@ -80,6 +80,7 @@ def broken() -> Breaking:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(leases, "_SHARED_SECONDS", -1.0)  # everything is asked of the storage
 
 
 def patient(backend: Any, **options: Any) -> WorkerStorage:
