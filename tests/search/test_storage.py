@@ -123,7 +123,7 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("runs.db", "'runs.db' is no URL; did you mean 'sqlite:///runs.db'?; accepted: sqlite:///"),
+        ("runs.db", "'runs.db' is no URL (did you mean 'sqlite:///runs.db'?); accepted: sqlite:///"),
         ("sqlite://runs.db", "a slash too few: sqlite:///runs.db"),
         ("sqlite:///nowhere/runs.db", "no folder 'nowhere'"),
         ("nowhere/study.log", "no folder 'nowhere'"),
