@@ -259,6 +259,8 @@ STORAGES = {
     "journal": "journal file",
     "postgres": "PostgreSQL",
     "grpc": "gRPC proxy before SQLite",
+    "grpc-postgres": "gRPC proxy before PostgreSQL",
+    "grpc-journal": "gRPC proxy before a journal file",
 }
 
 
@@ -291,6 +293,8 @@ def carries() -> str:
     rows = []
     for kind, name in STORAGES.items():
         known = [run for run in runs if run["kind"] == kind]
+        if not known:
+            continue
         each, base = statistics.linear_regression(
             [run["workers"] for run in known], [storage_seconds(run) for run in known]
         )
@@ -322,6 +326,17 @@ def soak() -> str:
         rows.append([STORAGES[run["kind"]], str(run["workers"]), str(run["trials"]), rate, *cells])
     head = ["storage", "workers", "trials", "a second", "memory", "decisions", "storage"]
     return markdown(head, rows)
+
+
+def parked_faults() -> str:
+    """What killing workers costs while trials are parked and promoted."""
+    keys = ("workers", "networks", "promoted", "stopped", "epochs", "epochs_lost", "most_files")
+    rows = [
+        [STORAGES[run["kind"]], *(str(run[key]) for key in keys), str(len(run["faults"]))]
+        for run in result("parked-faults")["rounds"]
+    ]
+    head = ["storage", "workers", "networks", "promotions", "killed or stopped", "epochs"]
+    return markdown([*head, "epochs lost", "files at most", "faults"], rows)
 
 
 def samplers() -> str:
@@ -409,6 +424,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "soak": soak,
     "samplers": samplers,
     "equal time": equal_time,
+    "parked faults": parked_faults,
 }
 
 

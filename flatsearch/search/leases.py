@@ -74,7 +74,7 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
         last_write = self._last_write
         when, after, trials = self._read.get(study_id, (-math.inf, None, []))
         if after is not last_write or time.monotonic() - when > _SHARED_SECONDS:
-            trials = super().get_all_trials(study_id, deepcopy=False)
+            trials = self.ask(lambda: self.backend.get_all_trials(study_id, deepcopy=False))
             self._read[study_id] = time.monotonic(), last_write, trials
         found = [trial for trial in trials if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found

@@ -167,7 +167,7 @@ def _instance(found: Any, reference: str, arguments: dict[str, str]) -> SearchSp
         )
     if isinstance(found, type):
         try:
-            return found(**arguments)  # type: ignore[no-any-return]
+            return found(**arguments)
         except Exception as error:
             raise SpaceError(
                 f"search space {reference!r}: {found.__name__}() failed:"

@@ -22,7 +22,8 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     import faults
 
     yield faults
-    sys.modules.pop("faults")
+    for name in ("faults", "parked_faults"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR")
@@ -44,3 +45,13 @@ def test_nothing_is_lost_and_nothing_done_twice(faults: ModuleType, kind: str, t
     assert found["finished"] == trials
     assert found["killed"] > 0
     assert found["restarts"] == (2 if kind in {"postgres", "grpc"} else 0)
+
+
+def test_a_killed_worker_costs_an_epoch_where_trials_are_parked(faults: ModuleType) -> None:
+    import parked_faults
+
+    plan = faults.Plan(trials=8, seconds=0.1, kill_every=2)
+    with tempfile.TemporaryDirectory() as folder:
+        found = parked_faults.ParkedRound("sqlite", plan, Path(folder)).run()
+    assert found["faults"] == {}
+    assert (found["networks"], found["promoted"] >= 2, found["killed"] > 0) == (8, True, True)
