@@ -40,7 +40,7 @@ def _say(address: str) -> None:
 
 COMMAND = Command(
     "serve-storage",
-    "let hundreds of workers share one storage",
+    "let workers anywhere share one storage",
     "Run Optuna's gRPC proxy over a storage: workers anywhere are given its address,"
     " grpc://HOST:PORT, as their --storage, and only this process is connected to the storage.",
     (_Options,),

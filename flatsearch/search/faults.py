@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 
-from flatsearch.errors import hide_passwords
+from flatsearch.errors import StorageError, hide_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         during = None if error.__suppress_context__ else error.__context__
+        if isinstance(during, StorageError):  # of what was asked before, and has been said
+            during = None
         error = getattr(error, "orig", None) or error.__cause__ or during
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
+from flatsearch.errors import StorageError
 from flatsearch.pruners.metric_view import WritableTrial, claim
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report
@@ -81,18 +82,25 @@ class Parking:
         return name
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
-        """Keep a network as it is after an epoch; where that fails, the trial goes on."""
+        """Keep a network as it is after an epoch; where that fails for once, the trial goes on.
+
+        Raises:
+            StorageError: If the folder of the artifacts cannot be written to.
+        """
         if self._checkpoints is not None:
             with self._going_on(f"the network in training could not be kept as {name!r}"):
                 self._checkpoints.save(name, checkpoint)
 
     @contextlib.contextmanager
     def _going_on(self, what: str) -> Iterator[None]:
-        """Say what has gone wrong with the artifact store, which is no reason to lose a trial."""
+        """Say what has gone wrong with the artifact store, which is no reason to lose a trial.
+
+        A folder that cannot be written to ends the run: it will not be better for the next one.
+        """
         try:
             yield
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or isinstance(error, StorageError):
                 raise
             warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -11,7 +12,13 @@ from optuna.samplers import NSGAIISampler, RandomSampler
 from optuna.trial import TrialState
 
 import flatsearch
-from flatsearch import HalvingPromoter, OneRungPromoter, PromotionSampler, ResumableObjective
+from flatsearch import (
+    HalvingPromoter,
+    OneRungPromoter,
+    PromotionSampler,
+    ResumableObjective,
+    StorageError,
+)
 from flatsearch.pruners.metric_view import claim
 from flatsearch.record import Promotion, TrialRecord, write_step, write_study, write_trial
 from flatsearch.search import sampler_view
@@ -20,6 +27,7 @@ from flatsearch.search.duplicates import TrainedNetworks
 from flatsearch.search.liveness import fail_dead_trials, this_process
 from flatsearch.search.parking import Parking, withdraw
 from flatsearch.search.sampler_view import seen
+from flatsearch.search.storage import artifact_store
 from flatsearch.search.tally import Tally
 from flatsearch.search.trial_budget import Budget
 from tests.fakes import DEAD, Resumable, Tiny
@@ -125,6 +133,18 @@ def test_no_trial_is_lost_for_its_artifact_store(tmp_path: Path, fails: tuple[st
     with pytest.warns(UserWarning, match="ConnectionError: no network"):
         study.optimize(objective, n_trials=4)
     assert {t.state.name for t in study.trials[:4]} <= {"PRUNED", "COMPLETE"}
+
+
+def test_a_folder_that_cannot_be_written_to_ends_a_run(tmp_path: Path) -> None:
+    study, folder = study_of(), tmp_path / "artifacts"
+    store = artifact_store(str(folder))
+    objective = ResumableObjective(counting, 3, ["loss"], artifact_store=store)
+    study.optimize(objective, n_trials=1)
+    shutil.rmtree(folder)
+    folder.touch()
+    with pytest.raises(StorageError, match="cannot be written to: Not a directory; finished"):
+        study.optimize(objective, n_trials=2)
+    assert [t.state.name for t in study.trials] == ["PRUNED", "FAIL"]
 
 
 def test_a_store_may_refuse_to_remove_what_is_not_there(tmp_path: Path) -> None:
