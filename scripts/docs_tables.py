@@ -373,7 +373,8 @@ def equal_time() -> str:
     """Return what pruners find in the same time, beside no pruner, paired by seed."""
     with (RESULTS / "equal-time.csv").open(newline="") as file:
         runs = {(row["pruner"], int(row["seed"])): row for row in csv.DictReader(file)}
-    pruners, seeds = ({key[place] for key in runs} for place in (0, 1))
+    pruners = {pruner for pruner, _ in runs}
+    seeds = {seed for _, seed in runs if all((pruner, seed) in runs for pruner in pruners)}
 
     def values(pruner: str, column: str) -> list[float]:
         own = [runs[pruner, seed] for seed in sorted(seeds)]

@@ -62,6 +62,11 @@ as in the product. (At first it was measured from the worst flatness of the netw
 enough: no area at all where there is one such network, as in halves of `cifar10-recipes`.) Written
 before it was run: with several objectives the eighth becomes the default instead
 of the quarter if it takes at most .40 in the mean of the judged tables, and less than the quarter.
+*By time.* An epoch of a large network takes longer, and what goes on by its size is large. Written
+before it was run: everything on random halves once more with processor time in the place of epochs,
+as it was when the networks were recorded; the rule is chosen again by the same procedure (the grid
+of this kind), and becomes the default if in the mean of the judged tables it takes less time, by
+more than .02, than the rule that was chosen by epochs.
 The default of `flatsearch run` becomes the chosen rule if there it takes at most .30 of the epochs
 on whole tables (40 trials) and .40 on random halves, in the mean of the judged tables.
 """
@@ -145,12 +150,13 @@ class Job:
     counts: tuple[int, ...] = ()  # numbers of trials for which the same trials are compared, too
     several: bool = False
     least: bool = False
+    timed: bool = False
 
 
 @cache
-def known(name: str, several: bool, least: bool) -> Table:
+def known(name: str, several: bool = False, least: bool = False, timed: bool = False) -> Table:
     """Return a table, read once in a process."""
-    return Table(name, several=several, least=least)
+    return Table(name, several=several, least=least, timed=timed)
 
 
 def orders(table: Table, studies: int, *, half: bool) -> Row:
@@ -217,7 +223,7 @@ def calibrated(table: Table, order: Row, budget: float) -> tuple[Row, Row]:
 
 def run(job: Job) -> dict[str, Any]:
     """Run a job; return its regrets on the grid, and for the same trials."""
-    table = known(job.table, job.several, job.least)
+    table = known(job.table, job.several, job.least, job.timed)
     order = orders(table, job.studies, half=job.half)
     unpruned = trials_of(table, half=job.half)
     budget = float(unpruned * table.epochs)
@@ -376,6 +382,39 @@ def compared(grid: dict[str, dict[str, float]], chosen: str) -> list[str]:
     return list(dict.fromkeys([*found, *best_of_families(grid), *stops, CALIBRATED]))
 
 
+def try_all(
+    pool: Any, studies: int, before: dict[str, Any], *, timed: bool
+) -> dict[str, dict[str, float]]:
+    """Return the share of every rule on the tables to choose on; `before` is not made again."""
+    grid = {
+        name: {rule: math.inf if v is None else v for rule, v in by_rule.items()}
+        for name, by_rule in before.items()
+    }
+    tuned = [n for n in tables.names() if n in tables.TUNING and "nasbench201" not in n]
+    for name in [name for name in tuned if name not in grid]:
+        jobs = [Job(name, True, rule, studies, timed=timed) for rule in every_rule()]
+        results = dict(zip(every_rule(), pool.map(run, jobs, chunksize=4), strict=True))
+        unpruned = results["nothing stopped"]
+        grid[name] = {
+            job.rule: float(shares(job, results[job.rule], unpruned, 1)["validation"][0])
+            for job in jobs
+        }
+    return grid
+
+
+def looked_at(kind: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
+    """Return the rules that are compared closely on a kind of studies."""
+    if "several" in kind:
+        return list(SEVERAL)
+    timed = "timed" in kind
+    rules = compared(chosen[GRIDS[timed]], chosen[CHOSEN[timed]])
+    if timed:
+        return list(dict.fromkeys([*rules, chosen[CHOSEN[False]], *AT_ONCE]))
+    if "half" in kind:
+        return rules
+    return list(dict.fromkeys(["nothing stopped", chosen[CHOSEN[False]], *AT_ONCE, *BRIEFLY]))
+
+
 def closely(pool: Any, jobs: list[Job]) -> dict[str, Any]:
     """Run jobs of one table, and return the statistics of every rule."""
     results = dict(zip((job.rule for job in jobs), pool.map(run, jobs, chunksize=1), strict=True))
@@ -418,38 +457,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     names = [name for name in tables.names() if "nasbench201" not in name]
-    tuned = [name for name in names if name in tables.TUNING]
     started = time.perf_counter()
     before: dict[str, Any] = {}
     if args.out and args.out.exists():
         before = json.loads(args.out.read_text())
         if before["studies"] != args.studies:
             parser.error(f"{args.out} is of {before['studies']} studies, not {args.studies}")
+    found: dict[str, Any] = {}
+    chosen: dict[str, dict[str, Any]] = {}
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        grid = {
-            t: {r: math.inf if v is None else v for r, v in by_rule.items()}
-            for t, by_rule in before.get("grid", {}).items()
-        }
-        for name in [name for name in tuned if name not in grid]:
-            jobs = [Job(name, True, rule, args.studies) for rule in every_rule()]
-            results = dict(zip(every_rule(), pool.map(run, jobs, chunksize=4), strict=True))
-            unpruned = results["nothing stopped"]
-            grid[name] = {
-                job.rule: float(shares(job, results[job.rule], unpruned, 1)["validation"][0])
-                for job in jobs
-            }
-            print(name, f"{time.perf_counter() - started:.0f} s", flush=True)
-        chosen = choose(grid)  # before the other tables are looked at
-        print("chosen:", chosen, flush=True)
-        rules = compared(grid, chosen)
-        brief = list(dict.fromkeys(["nothing stopped", chosen, *AT_ONCE, *BRIEFLY]))
-        found: dict[str, Any] = {}
+        for timed in sorted({"timed" in KINDS[key] for key in args.kinds} | {False}):
+            # Before the other tables are looked at.
+            grid = try_all(pool, args.studies, before.get(GRIDS[timed], {}), timed=timed)
+            chosen[CHOSEN[timed]], chosen[GRIDS[timed]] = choose(grid), grid
+            print(f"{CHOSEN[timed]}: {choose(grid)}, {time.perf_counter() - started:.0f} s")
         for key in args.kinds:
-            half, workers, several, least = KINDS[key]
-            found[key] = {}
+            kind, found[key] = KINDS[key], {}
+            own = {name: kind[name] for name in ("several", "least", "timed") if name in kind}
+            half, workers = kind.get("half", False), kind.get("workers", 1)
             for name in names:
-                table = known(name, several, least)
-                counts = (40,) if workers > 1 else (20, 40, 100)
+                several_counts = (40,) if workers > 1 else (20, 40, 100)
+                counts = (trials_of(known(name), half=half),) if half else several_counts
                 jobs = [
                     Job(
                         name,
@@ -457,12 +485,11 @@ def main() -> None:
                         rule,
                         args.calibrated if rule == CALIBRATED else args.studies,
                         workers,
-                        (trials_of(table, half=half),) if half else counts,
-                        several,
-                        least,
+                        () if "timed" in kind else counts,
+                        **own,
                     )
-                    for rule in (SEVERAL if several else rules if half else brief)
-                    if rule != CALIBRATED or (args.calibrated and half and not several)
+                    for rule in looked_at(kind, chosen)
+                    if rule != CALIBRATED or (args.calibrated and half and not own)
                 ]
                 found[key][name] = closely(pool, jobs)
                 print(key, name, f"{time.perf_counter() - started:.0f} s", flush=True)
@@ -477,11 +504,16 @@ def main() -> None:
                 del entry["draws"]
         by_table["mean of the judged"] = {rule: interval(values) for rule, values in draws.items()}
     fields = {
+        **before,
         "studies": args.studies,
-        "chosen": chosen,
-        "grid": {
-            name: {rule: None if math.isinf(v) else v for rule, v in by_rule.items()}
-            for name, by_rule in grid.items()
+        **{name: chosen[name] for name in CHOSEN if name in chosen},
+        **{
+            key: {
+                name: {rule: None if math.isinf(v) else v for rule, v in by_rule.items()}
+                for name, by_rule in chosen[key].items()
+            }
+            for key in GRIDS
+            if key in chosen
         },
         "found": before.get("found", {}) | found,
     }
@@ -489,15 +521,18 @@ def main() -> None:
         args.out.write_text(json.dumps(fields, indent=1) + "\n")
 
 
-# What is compared closely: whether random halves, workers, whether two objectives, whether fronts
-# need a least accuracy.
-KINDS = {
-    "halves": (True, 1, False, False),
-    "whole": (False, 1, False, False),
-    "whole, 4 workers": (False, 4, False, False),
-    "halves, 2 objectives": (True, 1, True, False),
-    "halves, 2 objectives, least accuracy": (True, 1, True, True),
+# What is compared closely: on random halves, by several workers, with several objectives, of which
+# the front needs a least accuracy, with processor time for epochs.
+KINDS: dict[str, dict[str, Any]] = {
+    "halves": {"half": True},
+    "whole": {},
+    "whole, 4 workers": {"workers": 4},
+    "halves, 2 objectives": {"half": True, "several": True},
+    "halves, 2 objectives, least accuracy": {"half": True, "several": True, "least": True},
+    "halves, by time": {"half": True, "timed": True},
 }
+# What is chosen by epochs, and by time.
+CHOSEN, GRIDS = ("chosen", "chosen by time"), ("grid", "grid by time")
 AT_ONCE = ("halving (1,), eta 8; loss+parameters", "halving (1,), eta 4; loss+parameters")
 SEVERAL = ("nothing stopped", f"halving (1, 3), eta 4; {OWN}", *AT_ONCE)
 # On whole tables.

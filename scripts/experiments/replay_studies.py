@@ -49,15 +49,29 @@ def cost(signals: str, images: int) -> float:
 
 
 class Table:
-    """A table as arrays; with `several` objectives, and fronts that need a `least` accuracy."""
+    """A table as arrays.
 
-    def __init__(self, name: str, *, several: bool = False, least: bool = False) -> None:
+    Args:
+        name: Of the table.
+        several: Whether flatness is an objective beside accuracy.
+        least: Whether fronts need a least accuracy.
+        timed: Whether an epoch counts by the processor time that the network's took when it was
+            recorded, the median over its epochs, in those of a mean network.
+    """
+
+    def __init__(
+        self, name: str, *, several: bool = False, least: bool = False, timed: bool = False
+    ) -> None:
         self.curves = tables.load(name)
         self.epochs, self.n = self.curves.epochs, len(self.curves)
         self.images = self.curves.environment["settings"]["train"]
         self.several, self.least = several, LeastAccuracy(GUESSING) if least else None
         self.validation = self.curves.column("accuracy")
         self.test = self.curves.target()
+        self.weight = np.ones(self.n)
+        if timed:
+            each = [self.curves.column("seconds", epoch + 1) for epoch in range(self.epochs)]
+            self.weight = np.median(each, 0) / np.median(each, 0).mean()
         order = np.lexsort((-self.curves.column("loss"), self.validation))
         self.quality = np.empty(self.n, int)  # larger is better, without ties
         self.quality[order] = np.arange(self.n)
@@ -157,7 +171,9 @@ def simulate(
         active = (running >= 0).any(1)
         if not active.any():
             break
-        spent = spent + workers * active + rule.extra
+        # An epoch of one worker; several are busy for as long as the slowest of them.
+        slowest = np.where(running >= 0, table.weight[running], 0.0).max(1)
+        spent = spent + workers * slowest + rule.extra
         rule.extra[:] = 0.0
         for worker in range(workers):
             rows = index[running[:, worker] >= 0]
@@ -203,11 +219,17 @@ def one_epoch(table: Table, order: Row, rung: Rung, workers: int = 1) -> tuple[R
         those = order[:, :count]
         keep = max(1, round(count * rung.share))
         ranked = np.take_along_axis(sums, those, 1).argsort(1, kind="stable")[:, :keep]
-        best.append(table.quality[np.take_along_axis(those, ranked, 1)].max(1))
-        short, long = (math.ceil(part / workers) * workers for part in (count, keep))
+        kept = np.take_along_axis(those, ranked, 1)
+        best.append(table.quality[kept].max(1))
+        # With several workers the last ones wait for each other.
+        short, long = (
+            table.weight[part].mean(1) * math.ceil(part.shape[1] / workers) * workers
+            for part in (those, kept)
+        )
         spent.append(
             short * rung.epoch
             + long * (table.epochs - rung.epoch)
             + count * cost(rung.signals, table.images)
         )
-    return np.repeat(np.array(spent)[None], n, 0), np.array(best, float).T
+    # What fewer networks have cost is spent with more of them, too.
+    return np.maximum.accumulate(spent).T, np.array(best, float).T
