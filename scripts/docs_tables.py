@@ -415,6 +415,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decisions": decisions,
     "replays": replays,
     "schedules halves": schedule_shares("halves"),
+    "schedules time": schedule_shares("halves, by time"),
     "schedules whole": schedule_shares("whole"),
     "schedules workers": schedule_shares("whole, 4 workers"),
     "schedules two objectives": schedule_shares("halves, 2 objectives"),
