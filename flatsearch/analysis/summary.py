@@ -103,6 +103,11 @@ class StudySummary:
         """Return in a few words what tells a trial's architecture and recipe from the others'."""
         return short_form(_values_of(trial), self.varied)
 
+    @property
+    def accuracy(self) -> str:
+        """The accuracy by which it is judged what a network has learnt, in words."""
+        return "balanced accuracy" if "balanced_accuracy" in self.metric_names else "accuracy"
+
     def trial(self, number: int) -> TrialRecord:
         """Return a trial by its number."""
         return next(trial for trial in self.trials if trial.number == number)

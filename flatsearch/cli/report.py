@@ -34,11 +34,20 @@ def _report(options: _Options) -> None:
     from flatsearch.reports.html import file_to_write
     from flatsearch.reports.terminal import print_summary
 
-    summary = summarise(options.load())
+    study = options.load()
+    summary = summarise(study)
     if options.html is not None:
+        from flatsearch.record import StudyRecord
+        from flatsearch.reports.drawings import drawings
         from flatsearch.reports.html import write_page
+        from flatsearch.retrain.result import read_final
+        from flatsearch.search.storage import artifacts_of
 
-        write_page(summary, Path(options.html), force=options.force)
+        tests = StudyRecord(study).tests
+        final = read_final(Path(tests[-1].file)) if tests else None
+        networks = drawings(summary, Path(artifacts_of(study)))
+        page = file_to_write(options.html, force=options.force)
+        write_page(summary, page, force=options.force, final=final, networks=networks)
         print(f"written: {options.html}", file=sys.stderr)
     for file, write in ((options.csv, write_trials), (options.epochs_csv, write_epochs)):
         if file is not None:

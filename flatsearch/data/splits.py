@@ -268,6 +268,20 @@ class ImageData:
         margin: float = 3 * (share * (1 - share) / n) ** 0.5
         return share + min(margin, (1 - share) / 2)
 
+    def guessing_balanced_accuracy(self) -> float:
+        """Return what is clearly better than guessing where every class counts as much.
+
+        Returns:
+            For K classes with n_k validation images each, 1/K and three standard errors of a guess
+            at random, 3/K sqrt(sum_k (1/K)(1 - 1/K) / n_k), as a balanced accuracy; at most
+            halfway between 1/K and 1.
+        """
+        counts = torch.bincount(self.validation.targets, minlength=self.num_classes)
+        there = counts[counts > 0].double()
+        share = 1 / len(there)
+        margin = 3 * share * float((share * (1 - share) / there).sum()) ** 0.5
+        return share + min(margin, (1 - share) / 2)
+
     def normalised(self, kind: str | None) -> ImageData:
         """Return the data with other numbers that pixels are normalised by.
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from flatsearch.networks.inference import eval_mode, zero_images
-from flatsearch.networks.onnx import open_session, to_onnx
+from flatsearch.networks.onnx import count_onnx_memory, open_session, to_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +26,7 @@ __all__ = [
     "excess",
     "measure_cost",
     "measure_latency",
-    "measure_onnx_latency",
+    "measure_onnx",
     "median_time",
     "over_limit",
 ]
@@ -64,7 +64,10 @@ def count_flops(model: nn.Module, in_channels: int, image_size: int) -> int:
 LARGE_BATCH = 64
 _WARM_UP = 5
 _RUNS = 25
-_UNITS = {"memory": " bytes", **dict.fromkeys(("latency", "batch_latency", "onnx_latency"), " ms")}
+_UNITS = {
+    **dict.fromkeys(("memory", "onnx_memory"), " bytes"),
+    **dict.fromkeys(("latency", "batch_latency", "onnx_latency"), " ms"),
+}
 
 
 class _CostCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -152,16 +155,30 @@ def measure_latency(
         return median_time(run)
 
 
-def measure_onnx_latency(model: nn.Module, in_channels: int, image_size: int) -> float:
-    """Return the time of one image in onnxruntime on the CPU, in milliseconds.
+def measure_onnx(
+    model: nn.Module, in_channels: int, image_size: int, asked: Iterable[str]
+) -> dict[str, float | int]:
+    """Return what a network costs that is exported as `flatsearch export` does it.
 
-    The network is exported as `flatsearch export` does and run 25 times after 5 to warm up; the
-    median counts.
+    Args:
+        model: The network.
+        in_channels: Channels of an image.
+        image_size: Its height and width.
+        asked: "onnx_latency", the time of one image in onnxruntime on the CPU in milliseconds, of
+            25 runs after 5 to warm up the median; and "onnx_memory", see `count_onnx_memory`.
+
+    Returns:
+        What is asked for, by name.
     """
     images = zero_images(model, in_channels, image_size, 2).cpu()
-    session = open_session(to_onnx(model, images).SerializeToString())
-    image = {"images": images[:1].numpy()}
-    return median_time(lambda: session.run(None, image))
+    exported, found = to_onnx(model, images), {}
+    if "onnx_latency" in asked:
+        session = open_session(exported.SerializeToString())
+        image = {"images": images[:1].numpy()}
+        found["onnx_latency"] = median_time(lambda: session.run(None, image))
+    if "onnx_memory" in asked:
+        found["onnx_memory"] = count_onnx_memory(exported)
+    return found
 
 
 def median_time(run: Callable[[], object]) -> float:
@@ -180,8 +197,8 @@ def measure_cost(
     """Return what a model costs on its device, by the names of the objectives.
 
     "parameters", and for one image "flops" and "memory" in bytes; where `timed` has them, the
-    "latency" of one image, the "batch_latency" of 64 and, exported, the "onnx_latency" of one, in
-    milliseconds.
+    "latency" of one image and the "batch_latency" of 64, in milliseconds, and what `measure_onnx`
+    knows of the exported network.
 
     Example:
         >>> measure_cost(torch.nn.Conv2d(1, 1, 1), 1, 2)
@@ -196,8 +213,8 @@ def measure_cost(
     for name, batch_size in (("latency", 1), ("batch_latency", LARGE_BATCH)):
         if name in timed:
             cost[name] = measure_latency(model, in_channels, image_size, batch_size)
-    if "onnx_latency" in timed:
-        cost["onnx_latency"] = measure_onnx_latency(model, in_channels, image_size)
+    if exported := {"onnx_latency", "onnx_memory"} & set(timed):
+        cost |= measure_onnx(model, in_channels, image_size, exported)
     return cost
 
 

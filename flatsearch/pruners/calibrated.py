@@ -83,7 +83,7 @@ class CalibratedRule:
         names = dict.fromkeys((*signals, *(name for name in objectives if name)))
         # What is believed of the signals is about accuracy and the like, not about costs.
         priors = [
-            PRIOR if sign > 0 and (name not in names or name == "accuracy") else {}
+            PRIOR if sign > 0 and (name not in names or name.endswith("accuracy")) else {}
             for name, sign in zip(objectives, self._signs, strict=True)
         ]
         self._predictor = Predictor(tuple(names), best=best, prior=priors)

@@ -112,13 +112,15 @@ class Judge:
         return np.nan_to_num(np.stack(columns, axis=1), nan=np.inf)
 
     def _of_accuracy(self) -> int:
-        return self.objectives.index("accuracy") if "accuracy" in self.objectives else 0
+        of_accuracy = (i for i, name in enumerate(self.objectives) if name.endswith("accuracy"))
+        return next(of_accuracy, 0)
 
     def _behind(
         self, networks: Sequence[Network], step: int
     ) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return which networks know too little for the front, as far as is known."""
-        known = np.array([network.steps[step].get("accuracy", math.nan) for network in networks])
+        metric = "accuracy" if self.least is None else self.least.metric
+        known = np.array([network.steps[step].get(metric, math.nan) for network in networks])
         if self.least is None or len(self.signs) == 1 or np.isnan(known).all():
             return np.zeros(len(networks), bool)
         return known < self.least.beside(float(np.nanmax(known)))

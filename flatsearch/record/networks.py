@@ -117,8 +117,8 @@ def read_trials(
             part.superseded_by = finished[-1].number
     enough = least_accuracy(records, least)
     for record in records:
-        accuracy = record.metrics.get("accuracy") if record.complete else None
-        record.behind = accuracy is not None and enough is not None and accuracy < enough
+        if record.complete and least is not None and enough is not None:
+            record.behind = record.metrics.get(least.metric, math.inf) < enough
     return records
 
 
@@ -134,7 +134,7 @@ def least_accuracy(trials: Iterable[TrialRecord], least: LeastAccuracy | None) -
     """
     if least is None:
         return None
-    known = [t.metrics.get("accuracy", math.nan) for t in trials if t.complete]
+    known = [t.metrics.get(least.metric, math.nan) for t in trials if t.complete]
     return max((least.beside(x) for x in known if math.isfinite(x)), default=None)
 
 

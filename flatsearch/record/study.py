@@ -29,10 +29,12 @@ class LeastAccuracy(NamedTuple):
     Attributes:
         guess: The validation accuracy that is clearly more than guessing.
         share: How much of what the best trial has beyond that a trial must have.
+        metric: Which accuracy it is.
     """
 
     guess: float
     share: float = 0.9
+    metric: str = "accuracy"
 
     def beside(self, best: float) -> float:
         """Return the least accuracy where the best trial has `best`.

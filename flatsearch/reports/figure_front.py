@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 MOST_POINTS = 2000
 _MOST_IN_WORDS = 300
 _LONGEST_WORDS = 110
-# Never on a logarithmic axis: its differences are what is read.
-_LINEAR = "accuracy"
+# Never on a logarithmic axis: their differences are what is read.
+_LINEAR = ("accuracy", "balanced_accuracy")
 # Always on a logarithmic axis, but where some are not positive.
 _LOGARITHMIC = frozenset(FLATNESS)
 # Others are where the largest is so many times the smallest.
@@ -59,7 +59,7 @@ def axis_type(name: str, numbers: Iterable[float | None]) -> str:
         ('log', 'linear')
     """
     known = [x for x in numbers if x is not None]
-    if name == _LINEAR or not known or min(known) <= 0:
+    if name in _LINEAR or not known or min(known) <= 0:
         return "linear"
     wide = name in _LOGARITHMIC or max(known) > _WIDE * min(known)
     return "log" if wide else "linear"

@@ -131,7 +131,7 @@ def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     from plotly.subplots import make_subplots
 
     recorded = {name for trial in own for step in trial.steps.values() for name in step}
-    metrics = [name for name in ("accuracy", "flatness") if name in recorded]
+    metrics = [name for name in ("accuracy", "balanced_accuracy", "flatness") if name in recorded]
     if not metrics:
         return None
     trials = [t for t in own if t.steps]

@@ -21,6 +21,7 @@ __all__ = [
     "Table",
     "all_trials",
     "best_trials",
+    "calibration",
     "confusions",
     "correlations",
     "front",
@@ -135,7 +136,7 @@ def _shortfall(summary: StudySummary, trial: TrialRecord) -> str:
     """Say why a trial that was not stopped is not on the front."""
     if not trial.behind:
         return "keeps not all constraints: see min_accuracy"
-    return f"knows too little for the front: accuracy below {summary.least_accuracy:.3f}"
+    return f"knows too little for the front: {summary.accuracy} below {summary.least_accuracy:.3f}"
 
 
 def _decision(trial: TrialRecord) -> str:
@@ -262,6 +263,18 @@ def _seed(seed: SeedResult, *, several: bool) -> dict[str, str]:
 
 def _measured(number: float | None, error: float | None) -> str:
     return "-" if number is None or error is None else f"{number:.3g} ± {error:.2g}"
+
+
+def calibration(final: FinalTraining) -> Table:
+    """Return how often the model to ship is right that is so sure, by how sure it is."""
+    return Table(
+        "How sure the model is, and how often it is right",
+        ("mean probability of the answer", "of them right", "test images"),
+        tuple(
+            (f"{sure:.3f}", f"{right:.3f}", str(n))
+            for sure, right, n in final.seeds[0].test.calibration
+        ),
+    )
 
 
 def confusions(final: FinalTraining, most_classes: int = _MOST_CLASSES) -> Table:

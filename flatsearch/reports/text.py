@@ -37,9 +37,9 @@ def value(name: str, x: float) -> str:
         >>> value("memory", 20480), value("noise_loss", 0.0001234)
         ('20.5 kB', '0.000123')
     """
-    if name == "accuracy":
+    if name.endswith("accuracy"):
         return f"{x:.3f}"
-    if name == "memory":
+    if name.endswith("memory"):
         count = number(x)
         return f"{count} B" if count[-1].isdigit() else f"{count[:-1]} {count[-1]}B"
     if name.endswith("latency"):

@@ -74,8 +74,9 @@ def front_meaning(summary: StudySummary) -> str:
     if meant := [f"{name} is {_MEANINGS[name]}" for name in names if name in _MEANINGS]:
         said += f" ({'; '.join(meant)}: smaller is better)"
     if summary.least_accuracy is not None:
+        article = "an" if summary.accuracy[0] == "a" else "a"
         said += (
-            f"; trials below an accuracy of {summary.least_accuracy:.3f}, which is"
+            f"; trials below {article} {summary.accuracy} of {summary.least_accuracy:.3f}, which is"
             f" {LeastAccuracy(0).share:.0%} of what the best one has learnt beyond guessing, are"
             " left out"
         )

@@ -285,7 +285,8 @@ class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             stacklevel=3,
         )
         complete = [trial for trial in summary.trials if trial.complete and trial.own]
-        return Choice(max(complete, key=lambda t: t.metrics["accuracy"]), "the most accurate")
+        kind = objective.settings.accuracy
+        return Choice(max(complete, key=lambda t: t.metrics[kind]), "the most accurate")
 
     def _train(self, choice: Choice, objective: FlatnessObjective, seed: int) -> nn.Module:
         """Return the chosen network, trained on all images, on the CPU."""

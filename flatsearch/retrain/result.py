@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from flatsearch.analysis.paired import Estimate
-    from flatsearch.training.evaluation import Scores
+from flatsearch.analysis.paired import Estimate
+from flatsearch.errors import UsageError
+from flatsearch.training.evaluation import Scores
 
-__all__ = ["RESULTS", "FinalTraining", "SeedResult", "Validated", "read_results"]
+__all__ = ["RESULTS", "FinalTraining", "SeedResult", "Validated", "read_final", "read_results"]
 
 # The file beside the trained networks that says what they did.
 RESULTS = "results.json"
@@ -114,3 +114,28 @@ def read_results(model: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     final: dict[str, Any] = json.loads(file.read_text())
     own = (seed for seed in final["seeds"] if Path(seed["file"]).name == model.name)
     return next(((final, seed) for seed in own), None)
+
+
+def read_final(model: Path) -> FinalTraining | None:
+    """Return the final training that a network is of; None if its results are not beside it.
+
+    Raises:
+        UsageError: If they cannot be read.
+    """
+    try:
+        found = read_results(model)
+        if found is None:
+            return None
+        fields = found[0]
+        return FinalTraining(**{**fields, "seeds": tuple(map(_seed, fields["seeds"]))})
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{str(model.parent / RESULTS)!r} cannot be read: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _seed(fields: dict[str, Any]) -> SeedResult:
+    validated = fields["validation"]
+    if validated is not None:
+        validated = Validated(**{n: v and Estimate(**v) for n, v in validated.items()})
+    return SeedResult(**{**fields, "test": Scores(**fields["test"]), "validation": validated})

@@ -209,8 +209,8 @@ class Epochs:
         self, start: Start, trainer: Trainer, initial: Mapping[str, Tensor]
     ) -> Iterator[_Measured]:
         """Train and measure, a turn an epoch."""
-        model = start.model
-        measuring = Measuring(model, self._probe, start.candidate.settings, self._schedule)
+        model, settings = start.model, start.candidate.settings
+        measuring = Measuring(model, self._probe, settings, self._schedule)
         results = trainer.results()
         while True:
             with start.turns.take():
@@ -219,6 +219,8 @@ class Epochs:
                     return
                 one, every = measuring.one(), measuring.every(epoch.epoch)
                 metrics = metrics_of(epoch, one)
+                if settings.accuracy not in metrics:
+                    metrics[settings.accuracy] = epoch.balanced_accuracy
                 metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
                 metrics |= {} if every is None else metrics_of_all(every)
             yield epoch, one, every, metrics
@@ -236,7 +238,7 @@ class Epochs:
             and pruner.is_rung(trial.study, epoch)
         ):
             # One that has learnt nothing is perfectly flat: the best of its rung, but for this.
-            write_trial(trial, guesses=metrics["accuracy"] < least)
+            write_trial(trial, guesses=metrics[self._standard.metric] < least)
         if not should_prune(trial):
             return ""
         return note_turn_over(trial, epoch, parked=keeps)

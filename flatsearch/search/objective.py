@@ -125,7 +125,7 @@ class FlatnessObjective:
             settings = dataclasses.replace(settings, objectives=named)
         if epochs is not None:
             settings = dataclasses.replace(settings, epochs=epochs)
-        if "onnx_latency" in {*settings.objectives, *settings.limits}:
+        if {"onnx_latency", "onnx_memory"} & {*settings.objectives, *settings.limits}:
             require_onnx()
         if isinstance(space, str):
             self.space_reference, self.space = space, load_space(space)
@@ -153,7 +153,9 @@ class FlatnessObjective:
         self._train_name = None if train is None else _name_of(train)
         # A training of the user's has no state that could be kept.
         self.parking = Parking(artifact_store if train is None else None)
-        self._standard = Standard(settings, self.data.guessing_accuracy())
+        balanced = settings.accuracy == "balanced_accuracy"
+        guess = self.data.guessing_balanced_accuracy if balanced else self.data.guessing_accuracy
+        self._standard = Standard(settings, guess())
         self._epochs = Epochs(
             self.data, settings, self._candidates, self.parking, self._standard, on_epoch, train
         )
@@ -284,7 +286,7 @@ class FlatnessObjective:
         if trained.stopped and not self._soft:
             if TrialRecord(trial).parked is not None:
                 # Samplers see what is parked as complete.
-                self._standard.constrain(trial, trained.metrics["accuracy"], stopped=True)
+                self._standard.constrain(trial, trained.metrics, stopped=True)
             return trained.stopped
         return self._record(trial, start, trained)
 
@@ -345,7 +347,7 @@ class FlatnessObjective:
         write_trial(trial, metrics=trained.metrics)
         if self._soft:
             mark_pruned(trial, pruned=bool(trained.stopped))
-        self._standard.constrain(trial, trained.metrics["accuracy"], stopped=bool(trained.stopped))
+        self._standard.constrain(trial, trained.metrics, stopped=bool(trained.stopped))
         found = {**start.cost, **trained.metrics}
         values = tuple(float(found[name]) for name in self.metric_names)
         if self._files is not None and not trained.stopped:

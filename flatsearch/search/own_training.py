@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from flatsearch.errors import UsageError
-from flatsearch.training.evaluation import evaluate
+from flatsearch.training.evaluation import validate
 from flatsearch.training.trainer import epoch_result
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class OwnTraining:
                 trained = self._next()
                 self._check()
                 self.epochs_done += 1
-                validated = evaluate(self._model, self._data.validation)
+                validated = validate(self._model, self._data.validation)
                 yield epoch_result(self.epochs_done, trained, validated, started)
         finally:
             self._epochs.close()

@@ -110,7 +110,14 @@ def draw_curves(steps: Mapping[int, Mapping[str, float]], path: Path, title: str
     from matplotlib.ticker import MaxNLocator
 
     panels = (
-        ("accuracy", {"accuracy": "validation", "train_accuracy": "training"}),
+        (
+            "accuracy",
+            {
+                "accuracy": "validation",
+                "balanced_accuracy": "validation, balanced",
+                "train_accuracy": "training",
+            },
+        ),
         ("cross-entropy", {"loss": "validation", "train_loss": "training"}),
         ("relative flatness", {"flatness": "last convolution", "flatness_all": "all"}),
     )

@@ -16,6 +16,8 @@ from flatsearch.record import (
 from flatsearch.record.constraints import MIN_ACCURACY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import optuna
 
     from flatsearch.settings import RunSettings
@@ -28,32 +30,37 @@ class Standard:
 
     Args:
         settings: The settings of the run.
-        guessing: The accuracy of guessing.
+        guessing: The accuracy of guessing, in the settings' kind of it.
 
     Attributes:
-        accuracy: The least at any time; None if accuracy is the only objective.
+        accuracy: The least at any time; None if there are no objectives but accuracies.
+        metric: Which accuracy it is.
         of_study: What a new study says beyond that, beside its best trial; None where the settings
             have a fixed accuracy.
     """
 
     def __init__(self, settings: RunSettings, guessing: float) -> None:
         given = settings.min_accuracy
-        is_all = set(settings.objectives) == {"accuracy"}
+        self.metric = settings.accuracy
+        is_all = set(settings.objectives) <= {"accuracy", "balanced_accuracy"}
         self.accuracy = None if is_all else guessing if given is None else given
         is_fixed = self.accuracy is None or given is not None
-        self.of_study = None if is_fixed else LeastAccuracy(guessing)
+        self.of_study = None if is_fixed else LeastAccuracy(guessing, metric=self.metric)
 
-    def constrain(self, trial: optuna.Trial, accuracy: float, *, stopped: bool) -> None:
+    def constrain(
+        self, trial: optuna.Trial, metrics: Mapping[str, float], *, stopped: bool
+    ) -> None:
         """Record whether a network has learnt what it must, beside the best one so far.
 
         Args:
             trial: The running trial.
-            accuracy: Its validation accuracy.
+            metrics: Its last metrics.
             stopped: Whether it was stopped: it may have come as far as the best later on.
         """
         least = self.accuracy
         if least is None:
             return
+        accuracy = metrics[self.metric]
         relative = None if stopped else StudyRecord(trial.study).least
         if relative is not None:
             complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

@@ -38,6 +38,9 @@ class Limits(SettingsRecord):
     max_onnx_latency: float | None = _limit(
         _TIMED, "time for one image as ONNX in onnxruntime on the CPU, e.g. 1ms", "TIME"
     )
+    max_onnx_memory: int | None = _limit(
+        COUNTED, "bytes of weights and one image's activations as ONNX, e.g. 2M", "BYTES"
+    )
 
     @property
     def limits(self) -> dict[str, float]:
@@ -51,6 +54,7 @@ COSTS = tuple(name.removeprefix("max_") for name in Limits.settings())
 # What can be optimised, and which way.
 OBJECTIVES: dict[str, Direction] = {
     "accuracy": "maximize",
+    "balanced_accuracy": "maximize",
     "flatness": "minimize",
     "noise_loss": "minimize",
     "noise_loss_all": "minimize",

@@ -161,7 +161,8 @@ class RunSettings(Limits):
         Range(least=0, below=1),
         "validation accuracy that a trial must reach to be on the front of several objectives",
         unset="90% of what the best trial has learnt beyond guessing; 0 for none",
-        more="Networks that know little are flat for that alone",
+        more="Networks that know little are flat for that alone. Of the objective"
+        " balanced_accuracy, where that is one",
         group=SEARCH,
         metavar="A",
     )
@@ -178,6 +179,11 @@ class RunSettings(Limits):
     def layer(self) -> str:
         """Which single convolution is measured after every epoch: "main" or "last"."""
         return "last" if self.layers == "last" else "main"
+
+    @property
+    def accuracy(self) -> str:
+        """The accuracy by which it is judged what a network has learnt."""
+        return "balanced_accuracy" if "balanced_accuracy" in self.objectives else "accuracy"
 
     @property
     def needs_all(self) -> bool:

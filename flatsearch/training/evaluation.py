@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Scores",
+    "Validation",
     "accuracy_interval",
     "calibration_error",
     "evaluate",
     "per_image",
+    "reliability",
     "score",
     "scores_of",
+    "validate",
 ]
 
 _BATCH = 512
@@ -40,6 +43,8 @@ class Scores:
         calibration_error: See `calibration_error`.
         confusion: Counts; a row per true class, a column per predicted one.
         n_samples: Images.
+        calibration: (mean confidence, accuracy, images) of every bin of the calibration error that
+            holds images; empty in results of earlier versions.
     """
 
     accuracy: float
@@ -47,6 +52,7 @@ class Scores:
     calibration_error: float
     confusion: tuple[tuple[int, ...], ...]
     n_samples: int
+    calibration: tuple[tuple[float, float, int], ...] = ()
 
     @property
     def balanced_accuracy(self) -> float:
@@ -101,12 +107,35 @@ def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = _BINS)
         >>> round(calibration_error(p, torch.tensor([0, 1])), 6)  # 0.8 sure, half right
         0.3
     """
+    found = reliability(probabilities, targets, bins)
+    return sum(n * abs(right - sure) for sure, right, n in found) / len(targets)
+
+
+def reliability(
+    probabilities: Tensor, targets: Tensor, bins: int = _BINS
+) -> tuple[tuple[float, float, int], ...]:
+    """Return how often a classifier is right that is so sure, by bins of how sure it is.
+
+    Args:
+        probabilities: (N, K).
+        targets: Classes (N,).
+        bins: How many, of equal width of the largest probability.
+
+    Returns:
+        The mean of the largest probability, the fraction right and the number of images, of every
+        bin that holds images.
+
+    Example:
+        >>> p = torch.tensor([[0.75, 0.25], [0.75, 0.25]])
+        >>> reliability(p, torch.tensor([0, 1]))
+        ((0.75, 0.5, 2),)
+    """
     confidence, predicted = probabilities.double().max(1)
     right = (predicted == targets).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    difference = torch.zeros(bins, dtype=torch.float64, device=targets.device)
-    difference.index_add_(0, index, right - confidence)
-    return float(difference.abs().sum()) / len(targets)
+    sums = torch.zeros(3, bins, dtype=torch.float64, device=targets.device)
+    sums.index_add_(1, index, torch.stack([confidence, right, torch.ones_like(right)]))
+    return tuple((sure / n, hits / n, int(n)) for sure, hits, n in sums.T.tolist() if n)
 
 
 @torch.no_grad()
@@ -150,12 +179,14 @@ def scores_of(logits: Tensor, targets: Tensor) -> Scores:
     """Return the scores of logits (N, K), float64, for the true classes (N,)."""
     classes = logits.shape[1]
     counts = torch.bincount(targets * classes + logits.argmax(1), minlength=classes**2)
+    probabilities = logits.softmax(1)
     return Scores(
         accuracy=float((logits.argmax(1) == targets).double().mean()),
         loss=float(F.cross_entropy(logits, targets)),
-        calibration_error=calibration_error(logits.softmax(1), targets),
+        calibration_error=calibration_error(probabilities, targets),
         confusion=tuple(map(tuple, counts.view(classes, classes).tolist())),
         n_samples=len(targets),
+        calibration=reliability(probabilities, targets),
     )
 
 
@@ -163,14 +194,38 @@ def scores_of(logits: Tensor, targets: Tensor) -> Scores:
 EVALUATION_BATCH = 512
 
 
-@torch.no_grad()
+class Validation(NamedTuple):
+    """What a classifier in training does on a split.
+
+    Attributes:
+        loss: Mean cross-entropy in nats.
+        accuracy: Fraction right.
+        balanced_accuracy: The fraction right of a class, averaged over the classes that there are.
+    """
+
+    loss: float
+    accuracy: float
+    balanced_accuracy: float
+
+
 def evaluate(
     model: nn.Module,
     split: Split,
     batch_size: int = EVALUATION_BATCH,
     computation: Computation | None = None,
 ) -> tuple[float, float]:
-    """Return (mean cross-entropy, accuracy) in eval mode; leaves the model in eval mode.
+    """Return (mean cross-entropy, accuracy) in eval mode; see `validate`."""
+    return validate(model, split, batch_size, computation)[:2]
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    split: Split,
+    batch_size: int = EVALUATION_BATCH,
+    computation: Computation | None = None,
+) -> Validation:
+    """Run a classifier over a split in eval mode, in which it is left.
 
     The device is waited for once.
 
@@ -181,15 +236,23 @@ def evaluate(
         computation: How the network is computed; in its own precision where None.
 
     Returns:
-        Loss in nats and accuracy in [0, 1].
+        The loss and the accuracies.
     """
     model.eval()
     computation = computation or Computation()
-    sums = torch.zeros(2, dtype=torch.float64, device=split.targets.device)
+    loss = torch.zeros(1, dtype=torch.float64, device=split.targets.device)
+    counts = loss  # of images, and of those that are right, by class: (2, K) from the first batch
     for x, y in split.batches(batch_size):
         with computation.autocast(x.device):
             logits = model(computation.lay_out(x))
-        sums[0] += F.cross_entropy(logits.float(), y, reduction="sum")
-        sums[1] += (logits.argmax(1) == y).sum()
-    loss, right = sums.tolist()
-    return loss / len(split), right / len(split)
+        loss += F.cross_entropy(logits.float(), y, reduction="sum")
+        if counts is loss:
+            counts = loss.new_zeros(2, logits.shape[1])
+        right = (logits.argmax(1) == y).double()
+        counts.index_add_(1, y, torch.stack([torch.ones_like(right), right]))
+    total, *by_class = torch.cat([loss, counts.flatten()]).tolist()
+    classes = len(by_class) // 2
+    images, hits = by_class[:classes], by_class[classes:]
+    shares = [hit / n for hit, n in zip(hits, images, strict=True) if n]
+    n = len(split)
+    return Validation(total / n, sum(hits) / n, sum(shares) / len(shares))

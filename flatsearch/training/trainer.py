@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatsearch.errors import DivergedError
 from flatsearch.training.computation import choose_computation
-from flatsearch.training.evaluation import EVALUATION_BATCH, evaluate
+from flatsearch.training.evaluation import EVALUATION_BATCH, validate
 from flatsearch.training.graphs import GraphedStep
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from flatsearch.data.splits import ImageData
     from flatsearch.settings import RunSettings
+    from flatsearch.training.evaluation import Validation
 
 __all__ = ["EpochResult", "Trainer", "epoch_result", "is_out_of_memory", "train"]
 
@@ -36,6 +37,7 @@ class EpochResult:
         train_accuracy: Fraction right over the epoch, on augmented images, as weights change.
         loss: Validation cross-entropy after the epoch.
         accuracy: Validation accuracy after the epoch.
+        balanced_accuracy: The same, averaged over the classes.
         seconds: Training and validation time.
     """
 
@@ -44,18 +46,19 @@ class EpochResult:
     train_accuracy: float
     loss: float
     accuracy: float
+    balanced_accuracy: float
     seconds: float
 
 
 def epoch_result(
-    epoch: int, trained: tuple[float, float], validated: tuple[float, float], started: float
+    epoch: int, trained: tuple[float, float], validated: Validation, started: float
 ) -> EpochResult:
     """Return what an epoch gave.
 
     Args:
         epoch: 1 for the first.
         trained: Training loss and accuracy.
-        validated: Validation loss and accuracy.
+        validated: What the network does on the validation images.
         started: When it began, by `time.perf_counter`.
 
     Returns:
@@ -64,14 +67,14 @@ def epoch_result(
     Raises:
         DivergedError: If a loss is NaN or infinite.
     """
-    (train_loss, train_accuracy), (loss, accuracy) = trained, validated
+    (train_loss, train_accuracy), loss = trained, validated.loss
     if not (math.isfinite(train_loss) and math.isfinite(loss)):
         raise DivergedError(
             f"training diverged in epoch {epoch}: training loss {train_loss:.3g}, validation loss"
             f" {loss:.3g}"
         )
     seconds = time.perf_counter() - started
-    return EpochResult(epoch, train_loss, train_accuracy, loss, accuracy, seconds)
+    return EpochResult(epoch, train_loss, train_accuracy, *validated, seconds)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -254,7 +257,7 @@ class Trainer:
             started = time.perf_counter()
             trained = self.epoch()
             batch_size = EVALUATION_BATCH // self._accumulate
-            validated = evaluate(self._model, self._validation, batch_size, self.computation)
+            validated = validate(self._model, self._validation, batch_size, self.computation)
             yield epoch_result(self.epochs_done, trained, validated, started)
 
     def state_dict(self) -> dict[str, Any]:

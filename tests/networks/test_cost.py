@@ -78,10 +78,13 @@ def test_only_what_is_asked_for_is_timed() -> None:
     assert cost["batch_latency"] > 0
 
 
-def test_the_latency_of_the_exported_network() -> None:
+def test_the_cost_of_the_exported_network() -> None:
     model = GapCnn(nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.ReLU()), 3, 2).train()
-    assert measure_cost(model, 1, 4, ["onnx_latency"])["onnx_latency"] > 0
+    cost = measure_cost(model, 1, 4, ["onnx_latency", "onnx_memory"])
+    assert cost["onnx_latency"] > 0
     assert model.training
+    # The convolution with the batch norm folded into it, the linear layer; before and after ReLU.
+    assert cost["onnx_memory"] == 4 * (3 + 3 + 3 * 2 + 2) + 2 * maps(3, 4, 4)
 
 
 def test_a_latency_is_of_its_batch() -> None:

@@ -21,6 +21,8 @@ from flatsearch import (
     record,
 )
 from flatsearch.analysis.summary import summarise
+from flatsearch.data.loading import load_data
+from flatsearch.reports.verdicts import front_meaning
 from flatsearch.search.constraints import sampler_options
 from tests.fakes import Tiny, gp_takes_several
 
@@ -73,6 +75,32 @@ def test_what_is_better_than_guessing(digits: ImageData) -> None:
     p, n = counts.max() / counts.sum(), counts.sum()
     assert digits.guessing_accuracy() == pytest.approx(p + 3 * math.sqrt(p * (1 - p) / n))
     assert p < digits.guessing_accuracy() < 0.2
+    deviation = math.sqrt(sum(0.09 / counts)) / 10  # of the mean of ten shares, each of 1/10
+    assert digits.guessing_balanced_accuracy() == pytest.approx(0.1 + 3 * deviation)
+
+
+def test_what_is_learnt_is_judged_by_the_balanced_accuracy_where_that_is_the_objective() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (200, 8, 8)).astype(np.uint8)
+    data = load_data((images, (np.arange(200) % 20 == 0).astype(int)))
+    objective = FlatnessObjective(Tiny(), data, ("balanced_accuracy", "flatness"), epochs=1)
+    study = optuna.create_study(directions=objective.directions)
+    study.optimize(objective, n_trials=1)
+    (trial,) = study.trials
+    assert objective.directions == ["maximize", "minimize"]
+    # All are taken for the frequent class: 95% right, and no better than a guess.
+    assert record.TrialRecord(trial).metrics["accuracy"] == pytest.approx(0.95, abs=0.03)
+    assert trial.values[0] == record.TrialRecord(trial).steps[0]["balanced_accuracy"] == 0.5
+    assert not record.TrialRecord(trial).feasible
+    least = record.StudyRecord(study).least
+    assert least == (data.guessing_balanced_accuracy(), 0.9, "balanced_accuracy")
+    assert least is not None
+    assert summarise(study).least_accuracy == pytest.approx(least.beside(0.5))
+    assert "below a balanced accuracy of" in front_meaning(summarise(study))
+
+
+def test_a_study_of_balanced_accuracy_alone_has_no_least(digits: ImageData) -> None:
+    both = ("balanced_accuracy", "accuracy")
+    assert FlatnessObjective(Tiny(), digits, both, epochs=1).least is None
 
 
 @pytest.mark.parametrize(

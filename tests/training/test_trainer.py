@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatsearch import DivergedError, GapCnn, RunSettings
 from flatsearch.data.splits import ImageData, Split
-from flatsearch.training.evaluation import evaluate
+from flatsearch.training.evaluation import evaluate, score, validate
 from flatsearch.training.trainer import EpochResult, Trainer, class_weights, train
 
 if TYPE_CHECKING:
@@ -78,6 +78,17 @@ def test_evaluate_is_the_mean_over_the_split(batch_size: int) -> None:
         logits = model(split.images)
     assert loss == pytest.approx(float(F.cross_entropy(logits, split.targets)), rel=1e-5)
     assert accuracy == float((logits.argmax(1) == split.targets).float().mean())
+
+
+def test_the_balanced_accuracy_counts_every_class_that_there_is_as_much() -> None:
+    model, split = net(classes=4).eval(), data(20).train
+    for targets in (split.targets, (torch.arange(20) > 15).long()):
+        uneven = dataclasses.replace(split, targets=targets)  # of four classes two are there
+        found = validate(model, uneven, 7).balanced_accuracy
+        assert found == pytest.approx(score(model, uneven).balanced_accuracy, abs=1e-12)
+        right = (model(split.images).argmax(1) == targets).double()
+        means = [float(right[targets == k].mean()) for k in (0, 1)]
+        assert found == pytest.approx(sum(means) / 2)
 
 
 def test_evaluate_does_not_change_the_model() -> None:
