@@ -10,6 +10,9 @@ import optuna
 from optuna.trial import TrialState
 
 from flatsearch import Architecture, mark_pruned, record
+from flatsearch.analysis.paired import Estimate
+from flatsearch.retrain.result import FinalTraining, SeedResult, Validated
+from flatsearch.training.evaluation import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,3 +99,21 @@ def large_study(n: int, epochs: int = 8) -> optuna.Study:
         )
     study.add_trials(trials)
     return study
+
+
+def final_training(classes: int) -> FinalTraining:
+    """A final training of two trials' networks."""
+    confusion = tuple(
+        tuple(100 * (i == j) + (i < j) for j in range(classes)) for i in range(classes)
+    )
+    scores = Scores(0.9512, 0.1234, 0.0456, confusion, 100 * classes, ((0.9, 0.95, 100 * classes),))
+    loss, accuracy = Estimate(0.1111, 0.02, 0.07, 0.15), Estimate(0.95, 0.01, 0.93, 0.97)
+    seeds = tuple(
+        SeedResult(
+            trial, 0, f"models/trial-{trial}-seed-0.pt", scores, 123.4, 56.7, 0.0123, 0.00456, 0.3,
+            Validated(loss, accuracy, loss if trial else None),
+        )
+        for trial in (0, 1)
+    )  # fmt: skip
+    names = tuple(f"class-number-{i}" for i in range(classes))
+    return FinalTraining(0, "", "the loss", 40, 0.95, 0.9, 0.99, None, seeds, names, ())

@@ -34,6 +34,14 @@ _SPLIT_NAME = re.compile(
     r"(?P<after>[-_. ]?(\d+|set|data|dataset|split|folder|img|imgs|image|images))?",
     re.IGNORECASE,
 )
+_WORDS = "|".join(_SPLIT_OF)
+# "train_cats", "cats-test".
+_SPLIT_AND_CLASS = re.compile(
+    rf"(?P<first>{_WORDS})[-_. ](?P<after>.+)|(?P<before>.+)[-_. ](?P<last>{_WORDS})",
+    re.IGNORECASE,
+)
+# "1_mask.png" and "1_mask_2.png" beside "1.png" are what is marked in it, and no picture.
+_MASK = re.compile(r"(.+?)[-_ ](mask|masks|segmentation|seg|gt|groundtruth)([-_ ]?\d+)?", re.I)
 _SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
 # Images that Pillow cannot read, without a package of their own.
 _OTHER_IMAGES = {".heic", ".heif", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".jxl"}
@@ -118,7 +126,16 @@ class _Scan:
                 self._file(found, Path(entry.path))
             else:
                 self.left_out["links to nothing, or no files"] += 1
+        self._leave_masks(found)
         return found
+
+    def _leave_masks(self, folder: _Folder) -> None:
+        stems = {file.stem for file in folder.images}
+        of = ((file, _MASK.fullmatch(file.stem)) for file in folder.images)
+        kept = [file for file, mask in of if mask is None or mask[1] not in stems]
+        if len(kept) < len(folder.images):
+            self.left_out["masks of the images beside them"] += len(folder.images) - len(kept)
+            folder.images = kept
 
     @staticmethod
     def _add(outer: _Folder, inner: _Folder) -> None:
@@ -207,6 +224,27 @@ class _Scan:
         self._understood.append("splits are the folders in the class folders")
         return found
 
+    def splits_in_names(self, folder: _Folder) -> dict[str, dict[str, list[Path]]] | None:
+        """Return files by split and class where folders are called by both, as train_cats."""
+        found: dict[str, dict[str, list[Path]]] = {}
+        without = []
+        for name, inner in folder.holding.items():
+            if (parts := _SPLIT_AND_CLASS.fullmatch(name)) is None:
+                without.append(name)
+                continue
+            word, rest = parts["first"] or parts["last"], parts["after"] or parts["before"]
+            found.setdefault(_SPLIT_OF[word.lower()], {})[rest] = inner.all_images()
+        others = [set(classes) for split, classes in found.items() if split != "train"]
+        if not any(set(found.get("train", {})) & names for names in others):
+            return None
+        if without:
+            raise DataError(
+                f"folder {str(folder.path)!r} has {_seen(folder)}: the names of some folders are a"
+                f" split and a class, but not {', '.join(without)}"
+            )
+        self._understood.append("splits are in the names of the class folders")
+        return found
+
     def classes(self, folder: _Folder) -> dict[str, list[Path]]:
         """Return files by class."""
         for inner in folder.folders.values():
@@ -235,10 +273,6 @@ class _Scan:
         empty = [name for name, inner in folder.folders.items() if not inner.count]
         if empty:
             self._understood.append(f"no images in {', '.join(empty)}")
-        same = Counter(name.casefold().strip() for name in folder.holding)
-        alike = [name for name in folder.holding if same[name.casefold().strip()] > 1]
-        if alike:
-            self._understood.append(f"classes that differ in case only: {', '.join(alike)}")
         self._leave_loose(folder)
         return {name: inner.all_images() for name, inner in folder.holding.items()}
 
@@ -306,7 +340,8 @@ def read_folder(path: Path) -> RawData:
     top = scan.unwrapped(scan.root)
     folders = scan.splits(top)
     if folders is None:
-        listed = scan.splits_of_classes(top) or {"train": scan.classes(top)}
+        found = scan.splits_of_classes(top) or scan.splits_in_names(top)
+        listed = found or {"train": scan.classes(top)}
     else:
         listed = {split: scan.classes(scan.unwrapped(inner)) for split, inner in folders.items()}
     names = sorted(listed["train"])

@@ -237,7 +237,7 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 def _orientation(image: Image.Image) -> int:
     # A PNG file that has no orientation in its header is not read to its end to look for one.
-    if image.format == "PNG" and "exif" not in image.info:
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & set(image.info):
         return 1
     return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 

@@ -9,6 +9,7 @@ The test split is made here but read by nothing in a search.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -99,6 +100,9 @@ def load_data(
     classes, remarks = prepared.class_names, list(raw.remarks)
     if len(classes) < 2:
         raise DataError(f"data {name!r} must have at least 2 classes but has {classes}")
+    same = Counter(name.casefold().strip() for name in classes)
+    if alike := [name for name in classes if same[name.casefold().strip()] > 1]:
+        remarks.append(f"classes that differ in case only: {', '.join(alike)}")
     sources = {split: images for split, (images, _) in prepared.parts.items()}
     _require_one_form(sources, name)
     stored: Mapping[str, StoredImages] = {}

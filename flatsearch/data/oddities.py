@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["oddities"]
 
+# Pixels of two splits whose usual largest value differs by more are scaled differently.
+_OTHER_SCALE = 4.0
 # An image whose values span less than this share of all values' range shows nothing.
 _FLAT = 0.02
 _MOST_NAMED = 3
@@ -44,7 +47,22 @@ def oddities(splits: Mapping[str, Split], before: Mapping[str, Any]) -> list[str
         if isinstance(before[name], ImageItems):
             names += [name_of(item) for item in before[name].items]
     low, high = (torch.tensor(ends, dtype=torch.float64) for ends in (lows, highs))
-    return [*_flat(low, high, names), *_copies(splits, keys)]
+    ends = np.cumsum([len(found) for found in keys.values()])
+    parts = np.split(high.numpy(), ends[:-1])
+    return [*_scales(parts, float(low.min())), *_flat(low, high, names), *_copies(splits, keys)]
+
+
+def _scales(highs: Sequence[np.ndarray[Any, Any]], low: float) -> list[str]:
+    """Say which splits are scaled otherwise than the training images: 0 to 1 beside 0 to 255."""
+    usual = [float(np.median(high)) for high in highs]
+    if low < 0:  # already centred, perhaps
+        return []
+    return [
+        f"{split} images have pixels up to {value:.3g}, training images up to {usual[0]:.3g}:"
+        " are they scaled in the same way?"
+        for split, value in zip(("validation", "test"), usual[1:], strict=True)
+        if max(value, usual[0]) > _OTHER_SCALE * min(value, usual[0])
+    ]
 
 
 def _flat(low: Tensor, high: Tensor, names: Sequence[str]) -> list[str]:

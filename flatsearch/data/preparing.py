@@ -73,7 +73,7 @@ def prepare(raw: RawData, image_size: int | None, where: str) -> Prepared:
     if all(is_array(source) for source in sources.values()):
         images, pixels, note = _of_arrays(sources, image_size, where)
     else:
-        images, pixels, note = _of_items(sources, image_size, where)
+        images, pixels, note = _of_items(sources, image_size, where, targets["train"], names)
     parts = {split: (images[split], targets[split]) for split in images}
     return Prepared(parts, names, pixels, note)
 
@@ -111,7 +111,11 @@ def _of_arrays(
 
 
 def _of_items(
-    sources: Mapping[str, Any], image_size: int | None, where: str
+    sources: Mapping[str, Any],
+    image_size: int | None,
+    where: str,
+    targets: Tensor,
+    class_names: tuple[str, ...],
 ) -> tuple[dict[str, ImageItems], str, str]:
     items = {split: list(source) for split, source in sources.items()}
     everything = headers([item for some in items.values() for item in some])
@@ -137,8 +141,24 @@ def _of_items(
     ):
         if count:
             notes.append(f"{count} {what}")
+    notes.append(_gray_classes(train, targets, class_names))
     note = "; ".join(filter(None, notes))
     return {split: ImageItems(some, form) for split, some in items.items()}, form.pixels, note
+
+
+def _gray_classes(train: list[Header], targets: Tensor, class_names: tuple[str, ...]) -> str:
+    """Say which classes can be told by being gray or not, whatever they show."""
+    kinds: dict[int, set[bool]] = {}
+    for header, target in zip(train, targets.tolist(), strict=True):
+        kinds.setdefault(target, set()).add(header.channels == 1)
+    if {frozenset(kind) for kind in kinds.values()} != {frozenset({True}), frozenset({False})}:
+        return ""
+    gray = [class_names[target] for target, kind in sorted(kinds.items()) if kind == {True}]
+    return f"all images of {_some(gray)} are gray and all others in colour, which tells them apart"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _size(side: int, image_size: int | None, where: str) -> int:

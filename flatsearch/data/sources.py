@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from flatsearch.data import datasets, npz, tables
+from flatsearch.data import datasets, metadata, npz, tables
 from flatsearch.data.folder import read_folder
 from flatsearch.data.named import TORCHVISION, data_names, read_digits, read_torchvision
 from flatsearch.data.raw import RawData
@@ -89,6 +89,12 @@ _BUILT_IN = (
         "a folder of x_train.npy, y_train.npy, ...",
         _path(npz.has_npy),
         lambda given, _: npz.read_npy_folder(Path(given).expanduser()),
+    ),
+    Source(
+        "folder with metadata",
+        "a folder with metadata.csv, .jsonl or .parquet",
+        _path(metadata.has_metadata),
+        lambda given, _: metadata.read_metadata(Path(given).expanduser()),
     ),
     Source(
         "folder",

@@ -18,7 +18,7 @@ from flatsearch.errors import DataError, UsageError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["is_frame", "is_table", "read_frame", "read_table", "rows"]
+__all__ = ["guessed", "is_frame", "is_table", "read_columns", "read_frame", "read_table", "rows"]
 
 _TABLE = re.compile(r"(?P<file>.+\.(csv|tsv|parquet|pq))(:(?P<columns>[^:]+))?", re.IGNORECASE)
 # The columns that are meant where none are named.
@@ -49,9 +49,13 @@ def read_table(reference: str) -> RawData:
     file = Path(found["file"]).expanduser()
     if not file.is_file():
         raise DataError(f"table {str(file)!r} does not exist")
-    reader = _read_csv if file.suffix.lower() in {".csv", ".tsv"} else _read_parquet
     names = tuple(name.strip() for name in (found["columns"] or "").split(",") if name.strip())
-    return rows(reader(file), names, repr(str(file)), file.parent)
+    return rows(read_columns(file), names, repr(str(file)), file.parent)
+
+
+def read_columns(file: Path) -> Mapping[str, Sequence[Any]]:
+    """Return the columns of a table by name; Parquet unless it ends as a table of text."""
+    return _read_csv(file) if file.suffix.lower() in {".csv", ".tsv"} else _read_parquet(file)
 
 
 def read_frame(frame: Any) -> RawData:
@@ -115,7 +119,7 @@ def rows(
             raise DataError(f"{where}: {unknown_name('column', name, columns)}")
     if len(names) not in {0, 2, 3}:
         raise DataError(f"{where}: name the columns of images and labels, as TABLE:path,label")
-    image, label, *split = names or _guessed(columns, where)
+    image, label, *split = names or guessed(columns, where)
     found: dict[str, tuple[list[Any], list[Any]]] = {}
     unlabelled = 0
     missing: list[str] = []
@@ -125,6 +129,8 @@ def rows(
         if is_missing(target):
             unlabelled += 1
             continue
+        if isinstance(target, str):  # " cat" is what is left of "1.png, cat"
+            target = target.strip()
         kind = split_named(str(part).strip())
         if kind is None:
             raise DataError(
@@ -163,11 +169,24 @@ def _whole(text: str) -> int | None:
         return None
 
 
-def _guessed(columns: Mapping[str, Any], where: str) -> list[str]:
+def guessed(columns: Mapping[str, Any], where: str, images: tuple[str, ...] = _IMAGE) -> list[str]:
+    """Return the columns of images and labels, and of splits if there is one, by usual names.
+
+    Args:
+        columns: The table, by the names of its columns.
+        where: What messages call it.
+        images: What the column of images may be called.
+
+    Returns:
+        Two names or three.
+
+    Raises:
+        DataError: If there are no such columns.
+    """
     lower = {name.lower(): name for name in columns}
     found = [
         next((lower[name] for name in options if name in lower), None)
-        for options in (_IMAGE, _LABEL, _SPLIT)
+        for options in (images, _LABEL, _SPLIT)
     ]
     if found[0] is None or found[1] is None:
         raise DataError(

@@ -85,6 +85,16 @@ class TestCsv(SameImages):
         return f"{folder / 'labels.csv'}:file,kind"
 
 
+class TestMetadata(SameImages):
+    """A table beside the images, as on the Hugging Face Hub."""
+
+    def given(self, folder: Path) -> Any:
+        rows = zip(files(folder), NAMES, strict=True)
+        lines = [json.dumps({"file_name": file.name, "label": name}) for file, name in rows]
+        (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+        return folder
+
+
 class TestParquet(SameImages):
     def given(self, folder: Path) -> Any:
         arrow = pytest.importorskip("pyarrow")

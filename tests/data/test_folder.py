@@ -106,6 +106,63 @@ def test_splits_within_the_classes(make: Maker) -> None:
         load_data(make.root)
 
 
+@pytest.mark.parametrize("form", ["{split}_{name}", "{name}-{split}"])
+def test_splits_in_the_names_of_class_folders(make: Maker, form: str) -> None:
+    names = [form.format(split=s, name=n) for s in ("Train", "test") for n in ("cat", "dog")]
+    data = load_data(make(*names))
+    assert data.class_names == ("cat", "dog")
+    assert counts(data) == (12, 0, 12)
+    assert "splits are in the names of the class folders" in str(data)
+    make("other")
+    with pytest.raises(DataError, match="are a split and a class, but not other"):
+        load_data(make.root)
+
+
+def test_classes_that_begin_like_splits(make: Maker) -> None:
+    assert load_data(make("train_station", "test_tube")).class_names == (
+        "test_tube",
+        "train_station",
+    )
+
+
+def test_masks_beside_images_are_left_out(make: Maker) -> None:
+    root = make("cat", "dog", "mask", count=8)
+    for file in list(root.glob("*/*.png")):
+        image(0).save(file.with_name(f"{file.stem}_mask.png"))
+        image(1).save(file.with_name(f"{file.stem}_mask_1.png"))
+    image(500).save(root / "mask" / "a_mask.png")  # of nothing: a picture of a mask
+    data = load_data(root)
+    assert counts(data) == (20, 0, 5)
+    assert "left out: 48 masks of the images beside them" in str(data)
+
+
+def test_metadata_in_split_folders(make: Maker) -> None:
+    root = make("train", "test", count=13)
+    for split in ("train", "test"):
+        names = sorted(file.name for file in (root / split).iterdir())
+        rows = "".join(f"{name}, {'cd'[i % 2]}at\n" for i, name in enumerate(names[:-1]))
+        (root / split / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    data = load_data(root)
+    assert data.class_names == ("cat", "dat")
+    assert counts(data) == (12, 0, 12)
+    assert "labels are those of the metadata" in str(data)
+    assert "left out: 2 images that no metadata names" in str(data)
+
+
+def test_metadata_of_all_splits(make: Maker) -> None:
+    root = make("train", "test", count=12)
+    files = [file.relative_to(root) for file in sorted(root.glob("*/*.png"))]
+    rows = "".join(f"{file},{i % 2}\n" for i, file in enumerate(files))
+    (root / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    assert counts(load_data(root)) == (12, 0, 12)
+
+
+def test_metadata_without_labels_leaves_the_folders_to_be_the_classes(make: Maker) -> None:
+    root = make("cat", "dog")
+    (root / "metadata.csv").write_text("file_name,text\ncat/001.png,a cat\n")
+    assert load_data(root).class_names == ("cat", "dog")
+
+
 def test_an_unlabelled_test_folder_is_left_out_and_said(make: Maker) -> None:
     make("train/cat", "train/dog", count=9)
     make("test")
@@ -294,6 +351,24 @@ def test_images_of_one_colour_are_reported(make: Maker, caplog: pytest.LogCaptur
     (remark,) = data.remarks
     assert remark.startswith("3 of 15 images are of one colour, or nearly (")
     assert f"data {make.root}: {remark}" in caplog.text
+
+
+def test_a_class_that_is_told_by_being_gray_is_reported(make: Maker) -> None:
+    root = make("cat", "dog")
+    for file in (root / "dog").iterdir():
+        Image.open(file).convert("RGB").save(file)
+    line = str(load_data(root))
+    assert "all images of cat are gray and all others in colour, which tells them apart" in line
+    Image.open(next((root / "cat").iterdir())).convert("RGB").save(root / "cat" / "new.png")
+    assert "are gray" not in str(load_data(root))
+
+
+def test_splits_of_another_scale_are_reported() -> None:
+    x = np.random.default_rng(0).uniform(0, 1, (20, 8, 8)).astype(np.float32)
+    y = np.arange(20) % 2
+    said = "test images have pixels up to 252, training images up to 0.991: are they scaled"
+    assert said in str(load_data({"train": (x, y), "test": (255 * x, y)}))
+    assert "scaled" not in str(load_data({"train": (x, y), "test": (x / 2, y)}))
 
 
 def test_copies_across_splits_are_reported(make: Maker) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from flatsearch import DataError
 from flatsearch.data.images import Form, ImageItems, headers, read_image, suffixes
@@ -57,6 +58,18 @@ def test_photos_are_turned_as_the_camera_says(
     form = Form(3, "uint8", 24)
     read, expected = (read_image(item, form).float() for item in (file, upright))
     assert float((read - expected).abs().mean()) < (8 if ending == "jpg" else 0.01)
+
+
+def test_the_camera_is_heeded_where_imagemagick_keeps_what_it_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    said = exif.tobytes()
+    profile = PngInfo()
+    profile.add_text("Raw profile type exif", f"\nexif\n{len(said):8}\n{said.hex()}\n", zip=True)
+    stored = picture(32).transpose(Image.Transpose.ROTATE_90)
+    file = saved(stored, tmp_path / "a.png", pnginfo=profile)
+    read, expected = (read_image(item, Form(3, "uint8", 32)) for item in (file, picture(32)))
+    assert torch.equal(read, expected)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "RGBa", "La"])

@@ -12,9 +12,11 @@ import pytest
 from flatsearch import UsageError, record
 from flatsearch.analysis.summary import summarise
 from flatsearch.cli import main
+from flatsearch.networks.layers import Layer
+from flatsearch.reports.drawings import picture
 from flatsearch.reports.html import write_page
 from flatsearch.search.storage import open_storage
-from tests.cases import add, large_study, small_study, study_of
+from tests.cases import add, final_training, large_study, small_study, study_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,9 +112,9 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     assert "No figure of flatness by layer: measuring all would take more than 5% of a tr" in text
     assert "Pruning stopped 2 trials and saved 2 of 12 epochs (17%)." in text
     assert '<td data-label="setting">epochs</td><td>2</td>' in text
-    best = text.index("Best trials by accuracy")
+    best = text.index("Best trials by accuracy</h2>")
     order = re.findall(
-        r'<tr><td data-label="trial">(\d+)</td>', text[best : text.index("Settings")]
+        r'<tr><td data-label="trial">(\d+)</td>', text[best : text.index(">Settings</h2>")]
     )
     assert order == ["0", "1", "2"]  # the infeasible ones are not among them
     assert path.stat().st_size < 3_000_000
@@ -129,6 +131,45 @@ def test_nothing_is_wider_than_a_phone(browser: Browser, tmp_path: Path, scheme:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_the_final_model_and_the_networks_are_on_the_page(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    drawn = picture([Layer("conv 3x3", 8, 4, 4, 80), Layer("linear", 3, 0, 0, 27)])
+    write_page(summarise(small_study()), path, final=final_training(3), networks={0: drawn})
+    page = Opened(browser, path).page
+    page.set_viewport_size({"width": 390, "height": 800})
+    links = page.locator("nav a")
+    assert {"The final model, of trial 0", "Networks"} < set(links.all_inner_texts())
+    for link in links.all():  # every link goes to a heading
+        assert page.locator(f"h2{link.get_attribute('href')}").count() == 1
+    assert "class-nu" in page.locator("#true-class-by-predicted-class + table").inner_text()
+    assert page.locator("#how-sure-the-model-is-and-how-often-it-is-right + table").count() == 1
+    page.locator("details", has=page.locator("svg")).locator("summary").click()
+    assert page.locator("svg rect").first.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_tables_are_sorted_by_what_their_cells_mean(browser: Browser, tmp_path: Path) -> None:
+    study = study_of("accuracy", "flatness")
+    for point in ((0.7, 900.0), (0.8, 26_700.0), (0.6, 1.5e6)):
+        add(study, [point])
+    path = tmp_path / "page.html"
+    write_page(summarise(study), path)
+    page = Opened(browser, path).page
+    heading = page.locator("h2", has_text="Best trials").get_attribute("id")
+    table = page.locator(f"#{heading} + table")
+
+    def column() -> list[str]:
+        return table.locator("tbody tr td:nth-child(3)").all_inner_texts()
+
+    table.locator("th:nth-child(3) button").click()
+    assert column() == ["900", "26700", "1.5e+06"]
+    table.locator("th:nth-child(3) button").click()
+    assert column() == ["1.5e+06", "26700", "900"]
+    assert table.locator("th:nth-child(3)").get_attribute("aria-sort") == "descending"
+    cells = ["38 s", "2.5 min", "26.7k", "0.98 ± 0.1", "20.5 kB", "1,234"]
+    assert page.evaluate(f"{cells}.map(worth)") == [38, 150, 26700, 0.98, 20500, 1234]
 
 
 def test_large_studies_fit(tmp_path: Path) -> None:

@@ -11,38 +11,18 @@ from rich.console import Console
 from torch import nn
 
 from flatsearch import GapCnn, record, relative_flatness
-from flatsearch.analysis.paired import Estimate
 from flatsearch.analysis.summary import summarise
 from flatsearch.record.promotion import Promotion
 from flatsearch.reports.tables import all_trials, best_trials
 from flatsearch.reports.terminal import print_final, print_flatness
-from flatsearch.retrain.result import FinalTraining, SeedResult, Validated
-from flatsearch.training.evaluation import Scores
-from tests.cases import add, study_of
-
-
-def final(classes: int) -> FinalTraining:
-    confusion = tuple(
-        tuple(100 * (i == j) + (i < j) for j in range(classes)) for i in range(classes)
-    )
-    scores = Scores(0.9512, 0.1234, 0.0456, confusion, 100 * classes)
-    loss, accuracy = Estimate(0.1111, 0.02, 0.07, 0.15), Estimate(0.95, 0.01, 0.93, 0.97)
-    seeds = tuple(
-        SeedResult(
-            trial, 0, f"models/trial-{trial}-seed-0.pt", scores, 123.4, 56.7, 0.0123, 0.00456, 0.3,
-            Validated(loss, accuracy, loss if trial else None),
-        )
-        for trial in (0, 1)
-    )  # fmt: skip
-    names = tuple(f"class-number-{i}" for i in range(classes))
-    return FinalTraining(0, "", "the loss", 40, 0.95, 0.9, 0.99, None, seeds, names, ())
+from tests.cases import add, final_training, study_of
 
 
 @pytest.mark.parametrize("classes", [3, 12])
 @pytest.mark.parametrize("width", [80, 200])
 def test_a_final_training_is_not_cut(classes: int, width: int) -> None:
     out = io.StringIO()
-    print_final(final(classes), Console(file=out, width=width))
+    print_final(final_training(classes), Console(file=out, width=width))
     text = out.getvalue()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width

@@ -21,10 +21,12 @@ from flatsearch import FlatnessObjective, RunSettings, UsageError, record
 from flatsearch.analysis.selection import choose
 from flatsearch.analysis.summary import summarise
 from flatsearch.errors import DivergedError, FlatsearchError
+from flatsearch.reports.tables import calibration, confusions, seeds
 from flatsearch.reports.terminal import print_final
 from flatsearch.reports.verdicts import shipped
 from flatsearch.retrain.checkpoint import SeedTraining
 from flatsearch.retrain.ranking import Finished, rank
+from flatsearch.retrain.result import read_final
 from flatsearch.retrain.training import retrain
 from flatsearch.training.evaluation import evaluate, score
 from tests.fakes import Smallest
@@ -109,6 +111,10 @@ def test_the_saved_model_is_the_tested_one(
     assert any(not torch.equal(first[name], second[name]) for name in first)
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["accuracy"] == final.accuracy
+    again = read_final(tmp_path / "out" / "seed-1.pt")
+    assert again is not None
+    for table in (seeds, confusions, calibration):
+        assert table(again) == table(final)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "results.json",
         "seed-0.pt",
