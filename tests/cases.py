@@ -115,5 +115,5 @@ def final_training(classes: int) -> FinalTraining:
         )
         for trial in (0, 1)
     )  # fmt: skip
-    names = tuple(f"class-number-{i}" for i in range(classes))
+    names = tuple(f"{i}-class-number" for i in range(classes))
     return FinalTraining(0, "", "the loss", 40, 0.95, 0.9, 0.99, None, seeds, names, ())

@@ -43,6 +43,9 @@ def read_metadata(folder: Path) -> RawData:
     named = 0
     for split, file in _tables(folder).items():
         columns = dict(_read(file))
+        if not _labels(columns):
+            remarks.append(f"left out: {file.relative_to(folder)} and its images have no labels")
+            continue
         image, label, *column = guessed(columns, repr(str(file)), images=(_FILE,))
         if not column:
             inside = [split or split_named(Path(str(name)).parts[0]) for name in columns[image]]

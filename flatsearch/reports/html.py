@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["file_to_write", "write_page"]
 
 _MOST_TRIALS = 30
+# Letters of a class above a column of the confusion matrix.
+_LONGEST_NAME = 20
 # Nothing is loaded from anywhere: the browser itself refuses it.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = f"""{STYLE}
@@ -233,7 +235,7 @@ def _final(final: FinalTraining) -> list[str]:
         *_section(tables.seeds(final), title=False),
         *_paragraphs(left, "quiet"),
         '<div class="wide">',
-        *_section(tables.confusions(final)),
+        *_section(tables.confusions(final, longest=_LONGEST_NAME)),
         "</div>",
         *_section(tables.calibration(final)),
     ]

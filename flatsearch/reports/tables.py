@@ -38,6 +38,7 @@ _HASHES = ("space_file", "data_fingerprint")
 # A confusion matrix of more classes does not fit.
 _MOST_CLASSES = 12
 _MOST_CONFUSIONS = 10
+_LONGEST_NAME = 8
 
 
 @dataclass(frozen=True)
@@ -277,16 +278,31 @@ def calibration(final: FinalTraining) -> Table:
     )
 
 
-def confusions(final: FinalTraining, most_classes: int = _MOST_CLASSES) -> Table:
-    """Return the first network's confusion matrix; of many classes the most frequent confusions."""
+def confusions(
+    final: FinalTraining, most_classes: int = _MOST_CLASSES, longest: int = _LONGEST_NAME
+) -> Table:
+    """Return the first network's confusion matrix; of many classes the most frequent confusions.
+
+    Args:
+        final: The final training.
+        most_classes: Of how many classes there is a matrix.
+        longest: Letters of a class's name that stand above a column. Where names are the same in
+            so many, the columns have the numbers of the rows.
+
+    Returns:
+        The table.
+    """
     names, counts = final.class_names, final.seeds[0].test.confusion
     if len(names) <= most_classes:
-        short = [name[:8] for name in names]
+        above = beside = [name[:longest] for name in names]
+        if len(set(above)) < len(above):
+            above = [str(i + 1) for i in range(len(names))]
+            beside = [f"{i + 1} {name}" for i, name in enumerate(names)]
         rows = tuple(
             (name, *(str(count) if count else "." for count in row), "")
-            for name, row in zip(short, counts, strict=True)
+            for name, row in zip(beside, counts, strict=True)
         )
-        return Table("true class by predicted class", ("", *short, ""), rows)
+        return Table("true class by predicted class", ("", *above, ""), rows)
     pairs = [
         (count, names[i], names[j])
         for i, row in enumerate(counts)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from flatsearch import DataError, ImageData, load_data
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def image(value: int, size: int = 8) -> Image.Image:
@@ -147,6 +145,17 @@ def test_metadata_in_split_folders(make: Maker) -> None:
     assert counts(data) == (12, 0, 12)
     assert "labels are those of the metadata" in str(data)
     assert "left out: 2 images that no metadata names" in str(data)
+
+
+def test_metadata_without_labels_are_left_out(make: Maker) -> None:
+    root = make("train", "test", count=12)
+    files = sorted((root / "train").iterdir())
+    rows = "".join(f"{file.name},{i % 2}\n" for i, file in enumerate(files))
+    (root / "train" / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    (root / "test" / "metadata.csv").write_text("file_name,id\n013.png,1\n")
+    data = load_data(root)
+    assert len(data.test) == 3  # drawn
+    assert f"left out: {Path('test', 'metadata.csv')} and its images have no labels" in str(data)
 
 
 def test_metadata_of_all_splits(make: Maker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import optuna
@@ -13,7 +14,7 @@ from torch import nn
 from flatsearch import GapCnn, record, relative_flatness
 from flatsearch.analysis.summary import summarise
 from flatsearch.record.promotion import Promotion
-from flatsearch.reports.tables import all_trials, best_trials
+from flatsearch.reports.tables import all_trials, best_trials, confusions
 from flatsearch.reports.terminal import print_final, print_flatness
 from tests.cases import add, final_training, study_of
 
@@ -36,6 +37,13 @@ def test_a_final_training_is_not_cut(classes: int, width: int) -> None:
     ):
         assert number in text
     assert ("most frequent confusions" in text) == (classes == 12 and width == 80)
+
+
+def test_classes_whose_names_begin_alike_are_told_apart() -> None:
+    final = dataclasses.replace(final_training(3), class_names=("golden_cat", "golden_cow", "eel"))
+    assert confusions(final).heads == ("", "1", "2", "3", "")
+    assert [row[0] for row in confusions(final).rows] == ["1 golden_cat", "2 golden_cow", "3 eel"]
+    assert confusions(final, longest=20).heads[1:4] == final.class_names
 
 
 def test_a_measurement_is_not_cut() -> None:
