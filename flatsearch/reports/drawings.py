@@ -70,6 +70,6 @@ def picture(layers: Sequence[Layer]) -> str:
             "</text>",
         ]
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {len(layers) * _ROW}" role="img" fill="currentColor"'
-        f' font-size="11">{"".join(rows)}</svg>'
+        f'<svg class="network" viewBox="0 0 {_WIDTH} {len(layers) * _ROW}" role="img"'
+        f' fill="currentColor" font-size="11">{"".join(rows)}</svg>'
     )

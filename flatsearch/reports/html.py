@@ -53,9 +53,9 @@ th button {{ font: inherit; font-weight: 600; color: inherit; background: none; 
   padding: 0; cursor: pointer; text-align: inherit }}
 th[aria-sort=ascending] button::after {{ content: " \\2191" }}
 th[aria-sort=descending] button::after {{ content: " \\2193" }}
-nav a {{ margin-right: 1rem; white-space: nowrap }}
+nav a {{ margin-right: 1rem }}
 a {{ color: inherit }}
-svg {{ display: block; width: 100%; max-width: 34rem; margin: .5rem 0 1rem }}
+.network {{ display: block; width: 100%; max-width: 34rem; margin: .5rem 0 1rem }}
 .figure {{ height: 28rem }}
 #figure-epochs {{ height: 40rem }}
 .missing {{ color: var(--missing); font-weight: bold }}
@@ -70,6 +70,13 @@ svg {{ display: block; width: 100%; max-width: 34rem; margin: .5rem 0 1rem }}
   td:last-child {{ flex-basis: 100% }}
   td:empty {{ display: none }}
   td[data-label]::before {{ content: attr(data-label) " "; color: var(--quiet) }}
+  .matrix {{ overflow-x: auto }}
+  .matrix table {{ display: table }}
+  .matrix thead {{ display: table-header-group }}
+  .matrix tbody {{ display: table-row-group }}
+  .matrix tr {{ display: table-row }}
+  .matrix th, .matrix td {{ display: table-cell; padding: 0 .4rem; text-align: right }}
+  .matrix td[data-label]::before {{ content: none }}
 }}
 """
 # plotly.js has almost 5 MB; a page that holds it compressed has two.
@@ -234,7 +241,7 @@ def _final(final: FinalTraining) -> list[str]:
         *_paragraphs([text[:1].upper() + text[1:] for text in said]),
         *_section(tables.seeds(final), title=False),
         *_paragraphs(left, "quiet"),
-        '<div class="wide">',
+        '<div class="matrix">',
         *_section(tables.confusions(final, longest=_LONGEST_NAME)),
         "</div>",
         *_section(tables.calibration(final)),
@@ -248,7 +255,11 @@ def _heading(text: str, anchor: str) -> str:
 
 def _contents(parts: Iterable[str]) -> list[str]:
     """Return links to the headings; nothing where there are few."""
-    found = [m.groups() for part in parts if (m := _HEADING.fullmatch(part))]
+    found, folded = [], False
+    for part in parts:
+        folded = part.startswith("<details>") or (folded and part != "</details>")
+        if not folded and (heading := _HEADING.fullmatch(part)):
+            found.append(heading.groups())
     links = (f'<a href="#{anchor}">{text.partition(":")[0]}</a>' for anchor, text in found)
     return ["<nav>", *links, "</nav>"] if len(found) > 2 else []
 
@@ -269,7 +280,8 @@ def _section(table: Table, *, title: bool = True) -> list[str]:
     """Return a table under its title; nothing where it has no rows."""
     if not table.rows:
         return []
-    head = "".join(map(_head, table.heads))
+    sorts = len(table.rows) > 2 and "" not in table.heads  # no matrix
+    head = "".join(_head(html.escape(text), sorts=sorts) for text in table.heads)
     anchor = "-".join(re.findall(r"\w+", table.title.lower()))
     # On a narrow screen every cell says what it is; the last one, mostly words, need not.
     labels = [f' data-label="{html.escape(text)}"' for text in table.heads[:-1]] + [""]
@@ -286,6 +298,6 @@ def _section(table: Table, *, title: bool = True) -> list[str]:
     ]
 
 
-def _head(text: str) -> str:
-    """Return the head of a column, by which its table is sorted."""
-    return f"<th><button>{html.escape(text)}</button></th>" if text else "<th></th>"
+def _head(text: str, *, sorts: bool) -> str:
+    """Return the head of a column, by which its table may be sorted; the text is HTML."""
+    return f"<th><button>{text}</button></th>" if sorts else f"<th>{text}</th>"
