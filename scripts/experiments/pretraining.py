@@ -3,13 +3,13 @@
     python scripts/experiments/pretraining.py FOLDER
 
 **Protocol**, written before anything was measured. No published weights can be had here, so they
-are made: resnet18 of `torchvision_zoo` is trained on half of the classes of FOLDER (a folder with a
-folder of images for each class), 200 images each, for 8 epochs, and saved as torchvision saves its
-weights. On the other classes, of which there are 20 training images each, the network is trained for
-8 epochs by the recipe of a search, from these weights and from a random draw, with the peak learning
-rate of the recipe (0.1) and with a tenth of it, with the seeds 0, 1 and 2, and is scored on 200 other
-images of each class. Reported: the mean accuracy of each of the four, and its standard error over
-the seeds. Nothing is chosen by the results.
+are made: resnet18 of `torchvision_zoo` is trained on half of the classes of FOLDER (a folder with
+a folder of images for each class), 200 images each, for 8 epochs, and saved as torchvision saves
+its weights. On the other classes, of which there are 20 training images each, the network is
+trained for 8 epochs by the recipe of a search, from these weights and from a random draw, with
+the peak learning rate of the recipe (0.1) and with a tenth of it, with the seeds 0, 1 and 2, and
+is scored on 200 other images of each class. Reported: the mean accuracy of each of the four, and
+its standard error over the seeds. Nothing is chosen by the results.
 """
 
 from __future__ import annotations
