@@ -23,7 +23,7 @@ from flatsearch.settings import (
 from flatsearch.signals.table import PROXIES
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"objectives": ()}, "`objectives` must name at least 1 of: accuracy, flatness, "),
+    ({"objectives": ()}, "`objectives` must name at least 1 of: accuracy, balanced_accuracy, "),
     ({"objectives": ("acuracy",)}, "unknown objective 'acuracy' (did you mean 'accuracy'?); known"),
     ({"objectives": ("flops", "accuracy", "flops")}, "`objectives` has a name twice: flops, acc"),
     ({"epochs": 0}, "`epochs` must be at least 1 but got 0"),
@@ -51,6 +51,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"normalisation": "mean"}, "unknown normalisation 'mean'; known: data, imagenet"),
     ({"class_weights": "even"}, "unknown class weights 'even'; known: balanced, none"),
     ({"max_onnx_latency": 0}, "`max_onnx_latency` must be above 0 but got 0"),
+    ({"max_onnx_memory": 0}, "`max_onnx_memory` must be above 0 but got 0"),
     ({"seed": -1}, "`seed` must be at least 0 and below 4294967296 but got -1"),
     ({"seed": 2**32}, "`seed` must be at least 0 and below 4294967296 but got 4294967296"),
     ({"epochs": 2.0}, "`epochs` must be a whole number but got 2.0"),
