@@ -137,8 +137,9 @@ def test_the_final_model_and_the_networks_are_on_the_page(browser: Browser, tmp_
     path = tmp_path / "page.html"
     drawn = picture([Layer("conv 3x3", 8, 4, 4, 80), Layer("linear", 3, 0, 0, 27)])
     write_page(summarise(small_study()), path, final=final_training(3), networks={0: drawn})
-    page = Opened(browser, path).page
-    page.set_viewport_size({"width": 390, "height": 800})
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-drawn]", timeout=60_000)
     links = page.locator("nav a")
     assert {"The final model, of trial 0", "Networks"} < set(links.all_inner_texts())
     for link in links.all():  # every link goes to a heading
@@ -146,7 +147,7 @@ def test_the_final_model_and_the_networks_are_on_the_page(browser: Browser, tmp_
     assert "2-class-number" in page.locator("#true-class-by-predicted-class + table").inner_text()
     assert page.locator("#how-sure-the-model-is-and-how-often-it-is-right + table").count() == 1
     page.locator("details", has=page.locator("svg")).locator("summary").click()
-    assert page.locator("svg rect").first.is_visible()
+    assert page.locator("svg.network rect").first.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
