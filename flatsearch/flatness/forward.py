@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _force_original_view_tracking
 from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 
 from flatsearch.errors import UnsupportedModelError
@@ -27,6 +28,7 @@ __all__ = [
     "CHANGED_IN_PLACE",
     "HIDDEN",
     "USED_ELSEWHERE",
+    "ForwardError",
     "Layer",
     "Network",
     "Pass",
@@ -101,6 +103,8 @@ class Network:
             if self.hooks:
                 stack.enter_context(without_hooks())
             stack.enter_context(torch.enable_grad())
+            # What is changed in place by way of a view stays that view's operation in the graph.
+            stack.enter_context(_force_original_view_tracking(True))
             yield
 
     def run(self, x: Tensor) -> Tensor:
@@ -161,17 +165,35 @@ def disagree(a: Tensor, b: Tensor) -> Tensor:
     return ~same.all()
 
 
+class ForwardError(RuntimeError):
+    """A copy of a model has failed; the cause is what it has raised.
+
+    Attributes:
+        x: What it was given.
+
+    Args:
+        cause: What it has raised.
+        x: What it was given.
+    """
+
+    def __init__(self, cause: Exception, x: Tensor) -> None:
+        super().__init__(str(cause))
+        self.x = x
+
+
 def call(model: nn.Module, x: Tensor) -> Tensor:
     """Return the logits (N, K) of a copy of x: models may change their input in place.
 
     Raises:
         UnsupportedModelError: If they are something else.
-        AssertionError: If the model fails in this way.
-        RuntimeError: If it fails in this way.
+        ForwardError: If the model fails.
+        OutOfMemoryError: If there is not enough memory.
     """
     try:
         logits = model(x.clone())
-    except (AssertionError, RuntimeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
         if "nference tensor" in str(error):
             raise UnsupportedModelError(
                 "a part of the model runs in torch.inference_mode, and nothing behind it can be"
@@ -187,7 +209,7 @@ def call(model: nn.Module, x: Tensor) -> Tensor:
                 " dynamic batch: torch.export.export(model, (x,), dynamic_shapes=({0:"
                 " torch.export.Dim('n')},))"
             ) from error
-        raise
+        raise ForwardError(error, x) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedModelError(
@@ -221,6 +243,8 @@ def _show(kernels: list[Tensor], model: nn.Module, x: Tensor, plain: Tensor) -> 
         for kernel in kernels:
             kernel.data = torch.full_like(kernel.data, torch.nan)
         return not torch.equal(call(model, x), plain)
+    except ForwardError:  # it does not take NaN
+        return True
     finally:
         for kernel, original in zip(kernels, originals, strict=True):
             kernel.data = original

@@ -26,6 +26,14 @@ __all__ = [
 # The leaf of a tensor that requires a gradient, `node.variable`.
 ACCUMULATE = "torch::autograd::AccumulateGrad"
 _COPIES = frozenset({"AliasBackward0", "CloneBackward0"})
+# The same derivatives of what is reshaped in place.
+_IN_PLACE = {
+    "SqueezeBackward3": "SqueezeBackward0",
+    "SqueezeBackward4": "SqueezeBackward1",
+    "SqueezeBackward5": "SqueezeBackward2",
+    "TransposeBackward1": "TransposeBackward0",
+    "UnsqueezeBackward1": "UnsqueezeBackward0",
+}
 
 
 def _returned(node: Any) -> Any:
@@ -33,8 +41,12 @@ def _returned(node: Any) -> Any:
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
-    """Return the shape of what an operation returned, the first if it returned several."""
-    return tuple(_returned(node).shape)
+    """Return the shape of what an operation returned, the first if it returned several.
+
+    Nested tensors have none.
+    """
+    returned = _returned(node)
+    return () if getattr(returned, "is_nested_tensor", False) else tuple(returned.shape)
 
 
 def dtype_of(node: Any) -> torch.dtype:
@@ -64,7 +76,7 @@ def name_of(node: Any) -> str:
         mean = previous is not None and previous.name() == "MeanBackward1"
         if mean and plain and rest == [1, 1] and shape_of(previous) == (n, channels, 1, 1):
             return "AliasBackward0"
-    return name
+    return _IN_PLACE.get(name, name)
 
 
 def source(node: Any) -> Any:

@@ -81,7 +81,8 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
 def _main(probe: Probe) -> Convolution:
     """Return the last convolution of the main path, whose maps must be pooled globally."""
     if not probe.convolutions:
-        _covered(probe.hidden_convolutions(), skip=False)
+        hidden = probe.hidden_convolutions()
+        _covered(hidden, _problems(hidden), skip=False)
         raise UnsupportedModelError("no convolution is called on the way to the logits")
     # What is convolved along something else, tokens or channels, has no positions.
     maps = [one for one in probe.convolutions if len(shape_of(one.node)) == 4]
@@ -130,15 +131,25 @@ def _choose(probe: Probe, layers: str | Sequence[str]) -> tuple[list[Convolution
     return chosen, probe.classifier in wanted
 
 
-def _covered(chosen: list[Convolution], *, skip: bool) -> tuple[list[Convolution], dict[str, str]]:
-    """Return the convolutions that can be measured, and the others with the reasons."""
-    covered = [convolution for convolution in chosen if not convolution.problem]
-    skipped = {c.name: c.problem for c in chosen if c.problem}
-    if skipped and not (skip and covered):
+def _problems(chosen: Sequence[Convolution]) -> dict[str, str]:
+    return {convolution.name: convolution.problem for convolution in chosen if convolution.problem}
+
+
+def _covered(
+    chosen: list[Convolution], problems: dict[str, str], *, skip: bool
+) -> list[Convolution]:
+    """Return the convolutions without a problem, which must be some; all of them but to skip."""
+    covered = [convolution for convolution in chosen if convolution.name not in problems]
+    if problems and not (skip and covered):
         more = "; skip_unsupported=True measures the others" if covered else ""
-        reasons = "; ".join(f"layer {name!r}: {why}" for name, why in skipped.items())
+        names: dict[str, list[str]] = {}
+        for name, why in problems.items():
+            names.setdefault(why, []).append(repr(name))
+        reasons = "; ".join(
+            f"layer{'s' * (len(same) > 1)} {', '.join(same)}: {why}" for why, same in names.items()
+        )
         raise UnsupportedModelError(reasons + more)
-    return covered, skipped
+    return covered
 
 
 def _network(
@@ -181,6 +192,9 @@ def _memory(
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> None:
+        if tensor.layout != torch.strided:
+            kept[id(tensor)] = tensor.numel() * tensor.itemsize  # at most
+            return
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in owned:
             kept[storage.data_ptr()] = storage.nbytes()
@@ -244,10 +258,12 @@ def _locate(
     x = contrasting(x)
     probe = Probe(model, dtype, x, copies=copies, random=random)
     chosen, head = _choose(probe, layers)
-    chosen, skipped = _covered(chosen, skip=skip)
+    skipped = _problems(chosen)
+    chosen = _covered(chosen, skipped, skip=skip)
     if head:
         probe.prove_head()
-    probe.prove_derivatives(chosen)
+    untrue = probe.untrue(chosen)
+    chosen, skipped = _covered(chosen, untrue, skip=skip), skipped | untrue
     found = [Layer(c.name, c.kernel, recorded_geometry(c.node)) for c in chosen]
     network = _network(model, dtype, probe, found, every=layers == "all", copies=copies, head=head)
     logits, graph = _memory(network, x, found, probe.classifier)

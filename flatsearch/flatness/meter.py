@@ -23,10 +23,12 @@ from flatsearch.flatness.batches import (
     most_samples,
     split,
 )
+from flatsearch.flatness.forward import ForwardError
 from flatsearch.flatness.graph import ordered
 from flatsearch.flatness.layers import locate
 from flatsearch.flatness.normalise import input_scales
 from flatsearch.flatness.precision import exact_arithmetic
+from flatsearch.flatness.probe import explained
 from flatsearch.flatness.replica import unwrapped
 from flatsearch.flatness.samplewise import is_samplewise, refuse_mixed_samples
 from flatsearch.flatness.state import State
@@ -184,7 +186,13 @@ class FlatnessMeter:
         with exact_arithmetic(device), keep_random_state(device) as random:
             again = can_be_read_again(batches)
             run = _Run(self, model, device, batches, random, keep=keep and again)
-            measured = run.measure(self._layers, dtype, self._batch_size)
+            try:
+                measured = run.measure(self._layers, dtype, self._batch_size)
+            except ForwardError as error:
+                before = random.current()
+                reason = explained(model, error)
+                random.notice(before)
+                raise reason from reason.__cause__
             uncertain = measured.uncertain()
             if uncertain and dtype == torch.float32 and again:
                 size = None if self._batch_size is None else max(1, self._batch_size // 2)

@@ -81,6 +81,8 @@ def _follow(node: Any, behind: dict[Any, list[Factors]]) -> list[Factors]:
     name, shape = name_of(node), shape_of(node)
     operand = next(previous for previous in inputs(node) if previous in behind)
     dims = behind[operand]
+    if name == "torch::autograd::CopySlices" and node.next_functions[0][0] in behind:
+        return behind[node.next_functions[0][0]]  # what it is changed in, in place
     if name in _RESHAPES:
         return list(_regroup([factor for factors in dims for factor in factors], shape))
     if name == "TransposeBackward0":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,26 +16,27 @@ from flatsearch.flatness.forward import (
     CHANGED_IN_PLACE,
     HIDDEN,
     USED_ELSEWHERE,
+    ForwardError,
     Network,
     call,
     classifier_input,
     disagree,
     influential,
 )
-from flatsearch.flatness.graph import dtype_of, inputs, match_layouts, ordered
+from flatsearch.flatness.graph import ACCUMULATE, dtype_of, inputs, match_layouts, ordered
 from flatsearch.flatness.parameters import Parameters
 from flatsearch.flatness.replica import modules_with_gradient_hooks, replicate
-from flatsearch.flatness.truth import derivatives_are_true, handwritten
+from flatsearch.flatness.truth import handwritten, untrue_derivatives
 from flatsearch.flatness.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor, nn
 
     from flatsearch.flatness.watch import RandomState
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "explained"]
 
 
 class Probe:
@@ -74,9 +75,12 @@ class Probe:
         require_gradients(self.model)
         self.parameters = Parameters(self.model)
         self.watch = Watch(random)
-        with self._network.recording(), self.watch, _in_precision(model, dtype):
+        with self._network.recording(), self.watch:
+            first = _next_place()
             self.logits = call(self.model, x)
+            last = _next_place()
         self.nodes = ordered(self.logits.grad_fn)
+        _refuse_threads(self.nodes, range(first, last))
         match_layouts(self.nodes)
         if not all(self.parameters.names(leaf.variable) for leaf in leaf_users(self.nodes)):
             self.watch.cut = True  # a tensor made anew of what has been computed
@@ -107,21 +111,24 @@ class Probe:
     def hidden_convolutions(self) -> list[Convolution]:
         """Return the convolutions that the logits depend on although autograd has none of it."""
         names = influential(self.model, self.unseen(), self._x)
-        names.sort(key=self._place)
+        names.sort(key=lambda name: self._place(name, math.inf))
         return [Convolution(self.parameters.layer(name), name, None, HIDDEN) for name in names]
 
     def hidden_after(self, last: Convolution) -> list[Convolution]:
-        """Return those of them that are executed after another one."""
-        place = self._place(last.kernel)
-        if all(self._place(name) <= place for name in self.unseen()):
-            return []
-        return [one for one in self.hidden_convolutions() if self._place(one.kernel) > place]
+        """Return those of them that are not seen to be executed before another one."""
+        place = self._place(last.kernel, -1)
 
-    def _place(self, kernel: str) -> int:
-        """Return when a convolution was last called with a kernel, -1 if it was not seen."""
-        parameter = self.model.get_parameter(kernel)
-        called = self.watch.convolutions
-        return max((i for i, other in enumerate(called) if other is parameter), default=-1)
+        def after(kernel: str) -> bool:
+            return self._place(kernel, math.inf) > place
+
+        if not any(map(after, self.unseen())):
+            return []
+        return [one for one in self.hidden_convolutions() if after(one.kernel)]
+
+    def _place(self, kernel: str, unknown: float) -> float:
+        """Return when a convolution was last called with a kernel, detached or not."""
+        called, own = self.watch.addresses, self.model.get_parameter(kernel).data_ptr()
+        return max((i for i, other in enumerate(called) if other == own), default=unknown)
 
     def is_structural(self) -> bool:
         """Return whether nothing has to be tried with numbers, which may be others next time."""
@@ -133,22 +140,34 @@ class Probe:
         if not used_once(self.nodes, self._head):
             raise UnsupportedModelError(f"layer {self.classifier!r}: {USED_ELSEWHERE}")
 
-    def prove_derivatives(self, convolutions: Sequence[Convolution]) -> None:
-        """Refuse logits whose derivatives at convolutions cannot be had, or are not autograd's."""
-        if not convolutions:
-            return
-        behind = {convolution.node for convolution in convolutions}
-        for node in self.nodes:
-            if not behind.isdisjoint(inputs(node)):
-                behind.add(node)
-                _refuse_inexact(node)
-        self._gradients(self.logits, self.nodes, convolutions)
-        hooked = modules_with_gradient_hooks(self._original)
-        if hooked or self.watch.left_out:
-            self._refuse_changed_gradients(hooked)
-        written = handwritten(self.nodes)
-        if written or self.watch.cut:
-            self._refuse_untrue(convolutions, written)
+    def untrue(self, convolutions: Sequence[Convolution]) -> dict[str, str]:
+        """Return those whose derivatives cannot be had, or are not autograd's, with the reasons.
+
+        Args:
+            convolutions: Those that are covered otherwise.
+
+        Returns:
+            By the layer's name; what is in front of an operation without a true derivative.
+        """
+        wrong = _inexact(self.nodes, convolutions)
+        for judge in (
+            self._undifferentiable,
+            self._changed_by_hooks,
+            self._not_those_of_the_logits,
+        ):
+            rest = [one for one in convolutions if one.name not in wrong]
+            wrong |= judge(rest) if rest else {}
+        return wrong
+
+    def _undifferentiable(self, convolutions: Sequence[Convolution]) -> dict[str, str]:
+        try:
+            self._gradients(self.logits, self.nodes, convolutions)
+        except UnsupportedModelError as error:
+            alone: dict[str, str] = {}
+            for one in convolutions if len(convolutions) > 1 else ():
+                alone |= self._undifferentiable([one])
+            return alone or {one.name: str(error) for one in convolutions}
+        return {}
 
     def _gradients(
         self, logits: Tensor, nodes: Sequence[Any], convolutions: Sequence[Convolution]
@@ -167,15 +186,20 @@ class Probe:
             return grad(logits, edges, c, retain_graph=True, allow_unused=True)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except Exception as error:
             if CHANGED_IN_PLACE in str(error):
                 raise
             reason = " ".join(str(error).split(". ")[0].split())
-            raise UnsupportedModelError(f"the model cannot be differentiated: {reason}") from error
+            written = "".join(f" through {name}" for name in handwritten(nodes))
+            raise UnsupportedModelError(
+                f"the model cannot be differentiated{written}: {reason}"
+            ) from error
 
-    def _refuse_changed_gradients(self, hooked: Sequence[str]) -> None:
+    def _changed_by_hooks(self, convolutions: Sequence[Convolution]) -> dict[str, str]:
         """Run the model once more with its hooks on gradients, which must only look at them."""
-        convolutions = [one for one in self.convolutions if not one.problem]
+        hooked = modules_with_gradient_hooks(self._original)
+        if not (hooked or self.watch.left_out):
+            return {}
         expected = self._gradients(self.logits, self.nodes, convolutions)
         dtype = self.logits.dtype
         twin = replicate(self._original, dtype, gradient_hooks=True)
@@ -190,45 +214,75 @@ class Probe:
             gradients = self._gradients(logits, nodes, convolutions)
         finally:
             self.parameters = parameters
-        for a, b in zip(gradients, expected, strict=True):
-            if (a is None) != (b is None) or (a is not None and b is not None and disagree(a, b)):
-                where = ", ".join(repr(name) for name in hooked)
-                what = f"of layer {where}" if hooked else "that the forward pass puts on a tensor"
-                raise UnsupportedModelError(f"a hook {what} changes gradients; remove it")
+        where = ", ".join(repr(name) for name in hooked)
+        what = f"of layer {where}" if hooked else "that the forward pass puts on a tensor"
+        return {
+            one.name: f"a hook {what} changes gradients; remove it"
+            for one, a, b in zip(convolutions, gradients, expected, strict=True)
+            if (a is None) != (b is None) or (a is not None and b is not None and disagree(a, b))
+        }
 
-    def _refuse_untrue(self, convolutions: Sequence[Convolution], written: Sequence[str]) -> None:
+    def _not_those_of_the_logits(self, convolutions: Sequence[Convolution]) -> dict[str, str]:
+        written = handwritten(self.nodes)
+        if not (written or self.watch.cut):
+            return {}
         twin = replicate(self._original, torch.float64)
         require_gradients(twin)
-        kernels = {id(twin.get_parameter(convolution.kernel)) for convolution in convolutions}
-        with _in_precision(self._original, torch.float64):
-            x, copies = self._x.double(), self._network.copies
-            true = derivatives_are_true(twin, kernels, x, copies=copies)
-        if not true:
-            cut = (
-                "a tensor that is detached, or computed under torch.no_grad, on the way,"
-                " or a hook on the graph"
-            )
-            why = ", ".join(written) or cut
-            if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
-                why = "hook on the gradients of all modules"
-            raise UnsupportedModelError(
-                f"autograd's derivatives are not those of the logits, because of {why}"
-            )
+        kernels = [twin.get_parameter(convolution.kernel) for convolution in convolutions]
+        x, copies = self._x.double(), self._network.copies
+        untrue = untrue_derivatives(twin, kernels, x, copies=copies)
+        why = ", ".join(written) or (
+            "a tensor that is detached, turned into a number, or computed under torch.no_grad"
+            " on the way, or a hook on the graph"
+        )
+        if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
+            why = "hook on the gradients of all modules"
+        return {
+            one.name: f"autograd's derivatives are not those of the logits, because of {why}"
+            for one, wrong in zip(convolutions, untrue, strict=True)
+            if wrong
+        }
 
 
-def _refuse_inexact(node: Any) -> None:
-    """Refuse an operation behind measured layers whose derivative is missing or has few digits."""
+def _next_place() -> int:
+    """Return when an operation is recorded now; every thread counts on its own."""
+    place: int = torch.ones((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
+    return place
+
+
+def _refuse_threads(nodes: Sequence[Any], places: range) -> None:
+    """Refuse a model that starts threads, in which nothing is seen of what it calls."""
+    found = [node._sequence_nr() for node in nodes if node.name() != ACCUMULATE]
+    if len(set(found)) < len(found) or not all(place in places for place in found):
+        raise UnsupportedModelError("parts of the model run in threads of their own")
+
+
+def _inexact(nodes: Sequence[Any], convolutions: Sequence[Convolution]) -> dict[str, str]:
+    """Return those in front of an operation whose derivative is missing or has few digits."""
+    wrong: dict[str, str] = {}
+    behind: dict[Any, set[str]] = {one.node: {one.name} for one in convolutions}
+    for node in nodes:
+        before = [behind[previous] for previous in inputs(node) if previous in behind]
+        if before:
+            why = _inexactness(node)
+            wrong |= {name: why for name in set().union(*before) if why}
+            behind[node] = behind.get(node, set()).union(*before)
+    return {one.name: wrong[one.name] for one in convolutions if one.name in wrong}
+
+
+def _inexactness(node: Any) -> str:
     if "NotImplemented" in node.name():  # gradients end there, with a warning at most
-        raise UnsupportedModelError(
+        return (
             "an operation behind the measured layers has no derivative in autograd, as in quantised"
             " layers"
         )
     dtype = dtype_of(node)
     if dtype in {torch.float16, torch.bfloat16}:
-        raise UnsupportedModelError(
+        return (
             f"the model computes in {dtype} behind the measured layers, whose derivatives have two"
             " or three digits then"
         )
+    return ""
 
 
 def require_gradients(model: nn.Module) -> None:
@@ -238,19 +292,37 @@ def require_gradients(model: nn.Module) -> None:
             parameter.requires_grad_()
 
 
-@contextlib.contextmanager
-def _in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Refuse models that fail only because they are computed in another precision."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        own = {parameter.dtype for parameter in model.parameters()}
-        if own == {dtype} or CHANGED_IN_PLACE in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise UnsupportedModelError(
+def explained(model: nn.Module, error: ForwardError) -> Exception:
+    """Return what is wrong where a copy of a model has failed: its own error if it fails as it is.
+
+    Args:
+        model: The model, which is only read.
+        error: How a copy has failed.
+
+    Returns:
+        The error to raise.
+    """
+    cause, dtype = error.__cause__, error.x.dtype
+    assert isinstance(cause, Exception)  # noqa: S101 - it is raised from one
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
+    if _fails(replicate(model, None), error.x.to(own)):
+        return cause
+    reason = " ".join(str(cause).split()) or type(cause).__name__
+    if _fails(replicate(model, dtype), error.x):
+        refusal = UnsupportedModelError(
             f"the model cannot be computed in {dtype}, to which it does not convert all of its"
             f" tensors: {reason}"
-        ) from error
+        )
+    else:
+        refusal = UnsupportedModelError(f"autograd cannot record what the model computes: {reason}")
+    refusal.__cause__ = cause
+    return refusal
+
+
+def _fails(model: nn.Module, x: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            call(model, x)
+    except (ForwardError, UnsupportedModelError):
+        return True
+    return False

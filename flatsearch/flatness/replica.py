@@ -131,12 +131,14 @@ def modules_with_gradient_hooks(model: nn.Module) -> list[str]:
     ]
 
 
-def replicate(model: nn.Module, dtype: torch.dtype, *, gradient_hooks: bool = False) -> nn.Module:
+def replicate(
+    model: nn.Module, dtype: torch.dtype | None, *, gradient_hooks: bool = False
+) -> nn.Module:
     """Return a copy of a model in eval mode.
 
     Args:
         model: Any module; it is only read.
-        dtype: The precision of the copy's floating-point tensors.
+        dtype: The precision of the copy's floating-point tensors; None for what they have.
         gradient_hooks: Whether the hooks on gradients are copied too.
 
     Returns:
@@ -159,7 +161,9 @@ def replicate(model: nn.Module, dtype: torch.dtype, *, gradient_hooks: bool = Fa
 class _Copier:
     """Copies whatever may belong to a module; what is met twice is copied once."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, *, gradient_hooks: bool) -> None:
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype | None, *, gradient_hooks: bool
+    ) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._own = {id(parameter) for parameter in model.parameters()}
         self._dtype, self._gradient_hooks = dtype, gradient_hooks
@@ -224,7 +228,7 @@ class _Copier:
                 "a parameter of a lazy layer has no shape yet; run the model once before"
             )
         data = tensor.detach()
-        if data.is_floating_point() and not data.is_quantized:
+        if self._dtype is not None and data.is_floating_point() and not data.is_quantized:
             data = data.to(self._dtype)
         alias = data.data_ptr() == tensor.data_ptr() if data.layout == torch.strided else True
         if alias:

@@ -13,23 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import grad
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import GradientEdge
 
-from flatsearch.flatness.convolutions import leaf_users
 from flatsearch.flatness.forward import Network, call
-from flatsearch.flatness.graph import match_layouts, ordered, shape_of
-from flatsearch.flatness.watch import Calls, input_of, kernel_of, perturbing, without_hooks
+from flatsearch.flatness.graph import match_layouts, ordered
+from flatsearch.flatness.watch import without_hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor, nn
 
-    from flatsearch.flatness.watch import Arguments, Named
+__all__ = ["handwritten", "untrue_derivatives"]
 
-__all__ = ["derivatives_are_true", "handwritten"]
-
-# Relative to the outputs; in float64, so that rounding is far below and few kinks are met.
+# Relative to the kernels; in float64, so that rounding is far below and few kinks are met.
 _STEP = 1e-7
 _TOLERANCE = 1e-3
 _DIRECTIONS = 3
@@ -47,83 +43,70 @@ def _is_odd(node: Any) -> bool:
     return isinstance(node, BackwardCFunction) or "FakeQuantize" in node.name()
 
 
-class _Inputs(Calls):
-    """Keeps what convolutions are given: it may be changed behind autograd's back, by its data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[int, Tensor] = {}
-
-    def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
-        """Return what the function returns."""
-        kernel = kernel_of(function, args, kwargs)
-        if kernel is not None:
-            self.seen[id(kernel)] = input_of(args, kwargs).detach().clone()
-        return super().call(function, args, kwargs)
-
-
-def derivatives_are_true(model: nn.Module, kernels: set[int], x: Tensor, *, copies: bool) -> bool:
-    """Compare autograd's derivatives at the outputs of convolutions with differences.
+def untrue_derivatives(
+    model: nn.Module, kernels: Sequence[Tensor], x: Tensor, *, copies: bool
+) -> list[bool]:
+    """Compare autograd's derivatives at kernels with differences.
 
     Args:
         model: A copy in float64, whose kernels require gradients.
-        kernels: The ids of the kernels.
+        kernels: Some of its parameters.
         x: A few samples, in float64.
         copies: Whether the graph keeps copies.
 
     Returns:
-        False where the logits change otherwise than autograd says, in a direction in which they
-        change smoothly; where they have a kink autograd's choice is as good as any. False too
-        where a convolution's input is no longer what it was, or where it cannot be found out.
+        For every kernel whether the logits change otherwise than autograd says, in a direction in
+        which they change smoothly; where they have a kink autograd's choice is as good as any.
     """
-    given = _Inputs()
-    with Network(model, {}, copies=copies, hooks=True).recording(), given:
+    with Network(model, {}, copies=copies, hooks=True).recording():
         logits = call(model, x)
-    nodes = ordered(logits.grad_fn)
-    match_layouts(nodes)
-    edges = {
-        id(leaf.variable): users[0][0]
-        for leaf, users in leaf_users(nodes).items()
-        if id(leaf.variable) in kernels
-    }
-    for key, node in edges.items():
-        before, now = given.seen.get(key), node._saved_input
-        if before is not None and before.shape == now.shape and not torch.equal(before, now):
-            return False
-    generator = torch.Generator("cpu").manual_seed(0)
+    match_layouts(ordered(logits.grad_fn))
+    generator, cpu = torch.Generator("cpu").manual_seed(0), torch.device("cpu")
 
-    def draw(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
+    def draw(like: Tensor) -> Tensor:
+        drawn = torch.randn(like.shape, generator=generator, dtype=x.dtype, device=cpu)
+        return drawn.to(x.device)
 
-    directions = [
-        (draw(tuple(logits.shape)), {key: draw(shape_of(node)) for key, node in edges.items()})
-        for _ in range(_DIRECTIONS)
-    ]
-    places = [GradientEdge(node, 0) for node in edges.values()]
+    cotangents = [draw(logits) for _ in range(_DIRECTIONS)]
     # All of them before the model is run again, which may change what the graph holds.
-    found = [grad(logits, places, c, retain_graph=True, allow_unused=True) for c, _ in directions]
-    for (c, changes), gradients in zip(directions, found, strict=True):
-        (backward, outputs), (forward, _) = (
-            _slope(model, x, c, logits.detach(), changes, step) for step in (-_STEP, _STEP)
+    found = [grad(logits, kernels, c, retain_graph=True, allow_unused=True) for c in cotangents]
+    # relative to each kernel's own size
+    sizes = [float(kernel.detach().square().mean().sqrt()) or 1.0 for kernel in kernels]
+    return [
+        any(
+            _differs(model, x, c, logits.detach(), kernel, size * draw(kernel), gradients[place])
+            for c, gradients in zip(cotangents, found, strict=True)
         )
-        if outputs.keys() != edges.keys():
-            return False  # a convolution is called that Python does not see
-        terms = [
-            0.0 if gradient is None else float((gradient * outputs[key] * changes[key]).sum())
-            for key, gradient in zip(edges, gradients, strict=True)
-        ]
-        scale = max(map(abs, [*terms, forward, backward]), default=0.0)
-        smooth = abs(forward - backward) <= _TOLERANCE * scale
-        if smooth and abs(forward - sum(terms)) > _TOLERANCE * scale:
-            return False
-    return True
+        for place, (kernel, size) in enumerate(zip(kernels, sizes, strict=True))
+    ]
 
 
-def _slope(
-    model: nn.Module, x: Tensor, c: Tensor, logits: Tensor, changes: dict[int, Tensor], step: float
-) -> tuple[float, dict[int, Tensor]]:
-    """Return the slope of <c, logits> as the outputs change, and the outputs."""
-    moved = perturbing(changes, step)
-    with torch.no_grad(), without_hooks(), moved:
-        end = call(model, x)
-    return float((c * (end - logits)).sum()) / step, moved.outputs
+def _differs(
+    model: nn.Module,
+    x: Tensor,
+    c: Tensor,
+    logits: Tensor,
+    kernel: Tensor,
+    change: Tensor,
+    gradient: Tensor | None,
+) -> bool:
+    """Return whether <c, logits> changes smoothly with a kernel, and not as a gradient says."""
+    backward, forward = (
+        float((c * (_moved(model, x, kernel, step * change) - logits)).sum()) / step
+        for step in (-_STEP, _STEP)
+    )
+    expected = 0.0 if gradient is None else float((gradient * change).sum())
+    scale = max(abs(expected), abs(forward), abs(backward))
+    smooth = abs(forward - backward) <= _TOLERANCE * scale
+    return smooth and abs(forward - expected) > _TOLERANCE * scale
+
+
+@torch.no_grad()
+def _moved(model: nn.Module, x: Tensor, kernel: Tensor, change: Tensor) -> Tensor:
+    """Return the logits with another kernel."""
+    original = kernel.detach().clone()
+    kernel.add_(change)
+    with without_hooks():
+        logits = call(model, x)
+    kernel.copy_(original)
+    return logits

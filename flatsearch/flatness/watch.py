@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
+from torch._subclasses.fake_tensor import is_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -28,7 +29,6 @@ __all__ = [
     "is_differentiable",
     "keep_random_state",
     "kernel_of",
-    "perturbing",
     "weight_of",
     "without_hooks",
 ]
@@ -180,6 +180,7 @@ class Watch(without_hooks):
             those of something else.
         largest: Bytes of the input and the output of the largest convolution.
         convolutions: The kernels of the convolutions, in order.
+        addresses: Where they lie in memory.
 
     Args:
         random: Told of the operations that draw random numbers.
@@ -192,6 +193,7 @@ class Watch(without_hooks):
         self.largest = 0
         self._hooks: Any = None
         self.convolutions: list[Tensor] = []
+        self.addresses: list[int] = []
 
     def __enter__(self) -> Watch:
         """Begin to see."""
@@ -222,6 +224,7 @@ class Watch(without_hooks):
         if kernel is not None:
             x = input_of(args, kwargs)
             self.convolutions.append(kernel)
+            self.addresses.append(kernel.data_ptr())
             self.largest = max(self.largest, x.nbytes + result.nbytes)
         return result
 
@@ -240,34 +243,11 @@ def weight_of(args: Arguments, kwargs: Named) -> Any:
 def kernel_of(function: Any, args: Arguments, kwargs: Named) -> Tensor | None:
     """Return the kernel that a convolution is called with; None if the function is no such.
 
-    None too inside of `torch.vmap`, which nothing may be taken out of.
+    None too inside of `torch.vmap`, which nothing may be taken out of, and for tensors without
+    values, by which `torch.cond` tries its branches.
     """
-    weight = weight_of(args, kwargs) if "conv" in getattr(function, "__name__", "") else None
-    plain = isinstance(weight, Tensor) and not _is_wrapped(input_of(args, kwargs))
-    return weight if plain else None
-
-
-class perturbing(Calls):  # noqa: N801 - a context
-    """Changes the outputs of convolutions, which autograd does not know of.
-
-    Attributes:
-        outputs: What they were, by the id of the kernel.
-
-    Args:
-        changes: By which fraction each output changes, by the id of the kernel.
-        step: What the fractions are multiplied with.
-    """
-
-    def __init__(self, changes: Mapping[int, Tensor], step: float) -> None:
-        super().__init__()
-        self.outputs: dict[int, Tensor] = {}
-        self._changes, self._step = changes, step
-
-    def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
-        """Return what the function returns, changed."""
-        result = super().call(function, args, kwargs)
-        key = id(kernel_of(function, args, kwargs))
-        if key in self._changes:
-            self.outputs[key] = result.detach()
-            return result * (1 + self._step * self._changes[key])
-        return result
+    if "conv" not in getattr(function, "__name__", ""):
+        return None
+    tensors = [weight_of(args, kwargs), input_of(args, kwargs)]
+    plain = all(isinstance(t, Tensor) and not (_is_wrapped(t) or is_fake(t)) for t in tensors)
+    return tensors[0] if plain else None

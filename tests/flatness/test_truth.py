@@ -105,8 +105,11 @@ def test_hooks_on_modules_that_only_look(layers: str) -> None:
 def test_hooks_on_modules_that_change_gradients(layers: str) -> None:
     model = network()
     model[2].register_full_backward_hook(lambda m, into, out: (2 * into[0],))
-    with pytest.raises(UnsupportedModelError, match="a hook of layer '2' changes gradients"):
-        measure(model, layers=layers)
+    if layers == "last":  # what it changes is in front
+        same(measure(model), measure(network()))
+    else:
+        with pytest.raises(UnsupportedModelError, match="a hook of layer '2' changes gradients"):
+            measure(model, layers=layers)
     model = network()
     model[3].register_full_backward_pre_hook(lambda m, out: (out[0] * 2,))
     with pytest.raises(UnsupportedModelError, match="a hook of layer '3' changes gradients"):
@@ -225,6 +228,49 @@ UNTRUE: dict[str, Callable[[Tensor], Tensor]] = {
 def test_derivatives_that_are_not_those_of_the_logits(name: str) -> None:
     with pytest.raises(UnsupportedModelError, match="autograd's derivatives are not those of"):
         measure(network(UNTRUE[name]))
+
+
+class Unknown(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        raise ValueError("no formula")
+
+
+def doubling(module: nn.Module, into: Any, out: Any) -> Any:
+    return tuple(None if g is None else 2 * g for g in into)
+
+
+BETWEEN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "straight through": (StraightThrough.apply, "because of StraightThroughBackward"),
+    "gate without gradient": (lambda x: x * x.detach().sigmoid(), "because of a tensor that is"),
+    "without a formula": (Unknown.apply, "through UnknownBackward: no formula"),
+    "half precision": (lambda x: x.half().to(x.dtype), "computes in torch.float16"),
+    "hook": (torch.clone, "hook of layer '1' changes gradients"),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_only_what_is_in_front_of_an_untrue_derivative_is_left_out(name: str) -> None:
+    function, message = BETWEEN[name]
+    model = network()
+    model[1] = Apply(function)
+    expected = measure(model, layers=["2"])
+    if name == "hook":
+        model[1].register_full_backward_hook(doubling)
+    for layers in ("all", ["0"]):
+        with pytest.raises(UnsupportedModelError, match=message) as caught:
+            measure(model, layers=layers)
+        assert str(caught.value).startswith("layer '0': ")
+        assert ("skip_unsupported" in str(caught.value)) == (layers == "all")
+    result = measure(model, layers="all", skip_unsupported=True)
+    same(result, expected)
+    assert list(result.skipped) == ["0"]
+    assert message in result.skipped["0"]
+    same(measure(model), expected)
 
 
 def test_what_is_detached_and_not_used_does_no_harm() -> None:
