@@ -93,7 +93,7 @@ def iterate(
             )
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
-            yield x[part].to(device, dtype), y[part].to(device, torch.int64)
+            yield x[part].detach().to(device, dtype), y[part].to(device, torch.int64)
 
 
 def first_samples(source: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

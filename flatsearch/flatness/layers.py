@@ -142,12 +142,7 @@ def _covered(
     covered = [convolution for convolution in chosen if convolution.name not in problems]
     if problems and not (skip and covered):
         more = "; skip_unsupported=True measures the others" if covered else ""
-        names: dict[str, list[str]] = {}
-        for name, why in problems.items():
-            names.setdefault(why, []).append(repr(name))
-        reasons = "; ".join(
-            f"layer{'s' * (len(same) > 1)} {', '.join(same)}: {why}" for why, same in names.items()
-        )
+        reasons = "; ".join(f"layer {name!r}: {why}" for name, why in problems.items())
         raise UnsupportedModelError(reasons + more)
     return covered
 

@@ -31,6 +31,7 @@ from flatsearch.flatness.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -75,12 +76,11 @@ class Probe:
         require_gradients(self.model)
         self.parameters = Parameters(self.model)
         self.watch = Watch(random)
+        first = _next_place()
         with self._network.recording(), self.watch:
-            first = _next_place()
             self.logits = call(self.model, x)
-            last = _next_place()
         self.nodes = ordered(self.logits.grad_fn)
-        _refuse_threads(self.nodes, range(first, last))
+        _refuse_threads(self.nodes, range(first, _next_place()))
         match_layouts(self.nodes)
         if not all(self.parameters.names(leaf.variable) for leaf in leaf_users(self.nodes)):
             self.watch.cut = True  # a tensor made anew of what has been computed
@@ -246,7 +246,9 @@ class Probe:
 
 def _next_place() -> int:
     """Return when an operation is recorded now; every thread counts on its own."""
-    place: int = torch.ones((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
+    with torch.enable_grad():
+        node: Any = torch.ones((), requires_grad=True).clone().grad_fn
+    place: int = node._sequence_nr()
     return place
 
 
@@ -305,23 +307,27 @@ def explained(model: nn.Module, error: ForwardError) -> Exception:
     cause, dtype = error.__cause__, error.x.dtype
     assert isinstance(cause, Exception)  # noqa: S101 - it is raised from one
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
+    reason = " ".join(str(cause).split()) or type(cause).__name__
     if _fails(replicate(model, None), error.x.to(own)):
         return cause
-    reason = " ".join(str(cause).split()) or type(cause).__name__
     if _fails(replicate(model, dtype), error.x):
-        refusal = UnsupportedModelError(
-            f"the model cannot be computed in {dtype}, to which it does not convert all of its"
-            f" tensors: {reason}"
-        )
+        why = f"computed in {dtype}, to which it does not convert all of its tensors"
+    elif _fails(replicate(model, dtype), error.x, recorded=True):
+        why = "recorded by autograd"
     else:
-        refusal = UnsupportedModelError(f"autograd cannot record what the model computes: {reason}")
+        return cause  # it fails at times
+    refusal = UnsupportedModelError(f"the model cannot be {why}: {reason}")
     refusal.__cause__ = cause
     return refusal
 
 
-def _fails(model: nn.Module, x: Tensor) -> bool:
+def _fails(model: nn.Module, x: Tensor, *, recorded: bool = False) -> bool:
+    mode: AbstractContextManager[None] = torch.no_grad()
+    if recorded:
+        require_gradients(model)
+        mode = Network(model, {}, copies=True, hooks=True).recording()
     try:
-        with torch.no_grad():
+        with mode:
             call(model, x)
     except (ForwardError, UnsupportedModelError):
         return True

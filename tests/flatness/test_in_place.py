@@ -133,9 +133,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "without gradients": (torch.no_grad()(changed(lambda x: x[:, 0])), "derivatives are not those"),
     "one of several views": (
         changed(lambda x: x.chunk(2, 1)[0]),
-        "autograd cannot record what the model computes: Output 0 of Split",
+        "the model cannot be recorded by autograd: Output 0 of Split",
     ),
-    "a leaf": (leaf, "autograd cannot record what the model computes: a leaf Variable"),
+    "a leaf": (leaf, "the model cannot be recorded by autograd: a leaf Variable"),
     "samples": (changed(lambda x: x[0]), "mixes samples"),
     "other samples": (
         lambda x: x.permute(0, 2, 3, 1).add_(x.mean()).permute(0, 3, 1, 2),

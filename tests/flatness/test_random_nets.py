@@ -159,6 +159,12 @@ class Net:
     batch_size: int | None
     channels_last: bool
     hooked: bool
+    parts: tuple[str, ...] = ()
+
+    def drawn(self) -> set[object]:
+        """Return what has been drawn."""
+        splits = {("samples", self.samples), ("batches of", self.batch_size)}
+        return {*self.parts, *splits, ("channels last", self.channels_last), ("hooks", self.hooked)}
 
     def plain(self) -> nn.Module:
         """Return it as the oracles take it."""
@@ -300,8 +306,10 @@ def nets(draw: Any) -> Net:
     torch.manual_seed(seed)
     blocks = Blocks(draw)
     layers = [nn.Conv2d(2, blocks.channels, draw(st.integers(1, 3))), blocks.act()]
+    parts = []
     for _ in range(draw(st.integers(1, 4))):
-        layers += getattr(blocks, draw(st.sampled_from(KINDS)))()
+        parts.append(draw(st.sampled_from(KINDS)))
+        layers += getattr(blocks, parts[-1])()
     layers += blocks.head(classes)
     model = nn.Sequential(*layers).double().eval()
     for module in model.modules():
@@ -319,6 +327,7 @@ def nets(draw: Any) -> Net:
         draw(st.sampled_from([None, 1, 2])),
         channels_last=draw(st.booleans()),
         hooked=draw(st.booleans()),
+        parts=tuple(parts),
     )
 
 
@@ -378,6 +387,7 @@ def compare(net: Net, layers: str, known: dict[tuple[str, str], tuple[float, flo
 
 def test_every_convolution_of_random_networks() -> None:
     kinds: Counter[tuple[str, str, bool]] = Counter()
+    drawn: set[object] = set()
 
     @settings(
         max_examples=45, deadline=None, derandomize=True, database=None,
@@ -388,8 +398,12 @@ def test_every_convolution_of_random_networks() -> None:
         known: dict[tuple[str, str], tuple[float, float]] = {}
         for layers in ("all", "last"):
             kinds[layers, compare(net, layers, known), net.curved] += 1
+        drawn.update(net.drawn())
 
     each()
+    splits = {("samples", n) for n in (1, 2, 3)} | {("batches of", n) for n in (None, 1, 2)}
+    forms = {(form, chosen) for form in ("channels last", "hooks") for chosen in (False, True)}
+    assert drawn == {*KINDS} | splits | forms
     assert kinds["all", "gauss-newton", True] >= 15
     assert kinds["all", "hessian", False] >= 7
     assert sum(count for (layers, *_), count in kinds.items() if layers == "all") >= 34
