@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Sized
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 __all__ = [
     "MOST_SAMPLES",
@@ -82,6 +83,9 @@ def iterate(
             raise TypeError(f"inputs and targets must be tensors but got {type(x)}, {type(y)}")
         if not x.is_floating_point():
             raise TypeError(f"inputs must be floating-point images but got {x.dtype}")
+        if x.layout != torch.strided or x.is_meta or is_fake(x):
+            kind = "on a meta device" if x.is_meta else f"a {type(x).__name__}, {x.layout}"
+            raise TypeError(f"inputs must be dense tensors with values but are {kind}")
         if y.is_floating_point():
             raise ValueError(
                 f"targets must be {len(x)} class indices but are {y.dtype}: soft targets (label"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
+from torch._subclasses.fake_tensor import is_fake
 
 from flatsearch.errors import UnsupportedModelError
 from flatsearch.flatness.accumulator import Accumulator
@@ -107,6 +109,7 @@ class FlatnessMeter:
         proofs: How often the model has been proved.
 
     Raises:
+        TypeError: If the model is no module.
         ValueError: If an argument is out of range.
 
     Example:
@@ -131,6 +134,8 @@ class FlatnessMeter:
         *,
         skip_unsupported: bool = False,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"`model` must be a torch.nn.Module but got {type(model).__name__}")
         if normalize not in {None, "input"}:
             raise ValueError(f"`normalize` must be None or 'input' but got {normalize!r}")
         for name, value in (("batch_size", batch_size), ("classes", classes)):
@@ -341,6 +346,16 @@ def _device_and_dtype(
         raise UnsupportedModelError("the model has no parameters; quantised weights are none")
     if parameter.is_meta:
         raise UnsupportedModelError("the model is on a meta device: its weights have no values")
+    if is_fake(parameter):
+        raise UnsupportedModelError(
+            "the model was made in FakeTensorMode: its weights have no values"
+        )
+    probe = torch.ones(1, device=parameter.device)
+    if type(probe) is not Tensor or functorch.peek_interpreter_stack() is not None:
+        raise UnsupportedModelError(
+            "nothing can be measured inside of torch.func transforms, or of modes that compute"
+            " without values (FakeTensorMode, tracing)"
+        )
     devices = sorted({str(p.device) for p in model.parameters()})
     if len(devices) > 1:
         raise UnsupportedModelError(f"the model is spread over several devices: {devices}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.ao.nn.quantized.dynamic import Linear as Dynamic
 from torch.nn.utils import parametrizations
 
@@ -419,6 +422,102 @@ def test_not_finite() -> None:
 def test_malformed_data(data: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         flatsearch.relative_flatness(CASES[0].make(), data(*images()))  # type: ignore[operator]
+
+
+def test_models_that_are_none() -> None:
+    with pytest.raises(TypeError, match=r"`model` must be a torch\.nn\.Module but got function"):
+        flatsearch.relative_flatness(lambda x: x, images())  # type: ignore[arg-type]
+
+
+def test_where_there_are_no_values() -> None:
+    model, (x, y) = CASES[0].make(), images()
+    with FakeTensorMode() as fake:
+        unreal = fake.from_tensor(x)
+        with pytest.raises(UnsupportedModelError, match="modes that compute without values"):
+            flatsearch.relative_flatness(model, (x, y))
+        made = CASES[0].make()
+    with pytest.raises(UnsupportedModelError, match="made in FakeTensorMode: its weights"):
+        flatsearch.relative_flatness(made, (x, y))
+    for values in (unreal, x.to("meta"), x.to_sparse()):
+        with pytest.raises(TypeError, match="inputs must be dense tensors with values"):
+            flatsearch.relative_flatness(model, (values, y))
+
+    def inside(z: Tensor) -> Tensor:
+        with pytest.raises(UnsupportedModelError, match=r"inside of torch\.func transforms"):
+            flatsearch.relative_flatness(model, (z, y))
+        return z
+
+    torch.vmap(inside)(x[None])
+
+
+def test_images_with_a_graph_of_their_own() -> None:
+    model, (x, y) = CASES[0].make(), images()
+    expected = flatsearch.relative_flatness(model, (x, y))
+    assert flatsearch.relative_flatness(model, (2 * (x / 2).requires_grad_(), y)) == expected
+
+
+def test_parts_in_threads() -> None:
+    class Threaded(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(super().forward, x).result()
+
+    model = nn.Sequential(conv(), nn.ReLU(), Threaded(4, 4, 3), *head())
+    with pytest.raises(UnsupportedModelError, match="run in threads of their own"):
+        flatsearch.relative_flatness(model, images())
+
+
+class Failing(nn.Module):
+    """Does not take what a measurement does, but works."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.left = way, 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.way == "gradients" and x.requires_grad:
+            raise ValueError("no gradients")
+        if self.way == "precision" and x.dtype != torch.float32:
+            raise ValueError("single only")
+        if self.way == "values" and not x.isfinite().all():
+            raise ValueError("not finite")
+        if self.way == "at times" and self.left < 0:
+            raise ValueError("tired")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "message"),
+    [
+        ("gradients", UnsupportedModelError, "cannot be recorded by autograd: no gradients"),
+        ("precision", UnsupportedModelError, r"cannot be computed in torch\.float64.*: single"),
+        ("at times", ValueError, "tired"),
+    ],
+)
+def test_why_a_model_fails(way: str, error: type[Exception], message: str) -> None:
+    model = nn.Sequential(conv(), Failing(way), *head())
+    with pytest.raises(error, match=message):
+        flatsearch.relative_flatness(model, images(), dtype=torch.float64)
+
+
+def test_hidden_kernels_of_a_model_that_takes_no_nan() -> None:
+    model = nn.Sequential(conv(), nn.Conv2d(4, 4, 1), Failing("values"), *head())
+    model[1].forward = torch.no_grad()(model[1].forward)  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedModelError, match="layer '1': the logits depend on it"):
+        flatsearch.relative_flatness(model, images())
+
+
+def test_a_last_convolution_whose_kernel_is_detached() -> None:
+    class Detached(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight.detach())
+
+    model = nn.Sequential(conv(), nn.ReLU(), Detached(4, 4, 3), *head())
+    with pytest.raises(UnsupportedModelError, match="layer '2': the logits depend on it"):
+        flatsearch.relative_flatness(model, images())
+    model = nn.Sequential(Detached(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), *head())
+    assert list(flatsearch.relative_flatness(model, images()).layers) == ["2"]
 
 
 @pytest.mark.parametrize(
