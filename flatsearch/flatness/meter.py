@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch as functorch
-from torch._subclasses.fake_tensor import is_fake
 
 from flatsearch.errors import UnsupportedModelError
 from flatsearch.flatness.accumulator import Accumulator
@@ -29,7 +27,7 @@ from flatsearch.flatness.forward import ForwardError
 from flatsearch.flatness.graph import ordered
 from flatsearch.flatness.layers import locate
 from flatsearch.flatness.normalise import input_scales
-from flatsearch.flatness.precision import exact_arithmetic
+from flatsearch.flatness.precision import device_and_dtype, exact_arithmetic
 from flatsearch.flatness.probe import explained
 from flatsearch.flatness.replica import unwrapped
 from flatsearch.flatness.samplewise import is_samplewise, refuse_mixed_samples
@@ -186,7 +184,7 @@ class FlatnessMeter:
             The numbers.
         """
         model = unwrapped(self._given)
-        device, dtype = _device_and_dtype(model, self._dtype)
+        device, dtype = device_and_dtype(model, self._dtype)
         batches = as_batches(data, twice=self._normalize is not None)
         with exact_arithmetic(device), keep_random_state(device) as random:
             again = can_be_read_again(batches)
@@ -336,31 +334,3 @@ def _prepare(
     if born is None or not born.untouched(now) or shapes[0] != shapes[1]:
         return None
     return _Prepared(network, found, state, now.tensors, programs)
-
-
-def _device_and_dtype(
-    model: nn.Module, dtype: torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        raise UnsupportedModelError("the model has no parameters; quantised weights are none")
-    if parameter.is_meta:
-        raise UnsupportedModelError("the model is on a meta device: its weights have no values")
-    if is_fake(parameter):
-        raise UnsupportedModelError(
-            "the model was made in FakeTensorMode: its weights have no values"
-        )
-    probe = torch.ones(1, device=parameter.device)
-    if type(probe) is not Tensor or functorch.peek_interpreter_stack() is not None:
-        raise UnsupportedModelError(
-            "nothing can be measured inside of torch.func transforms, or of modes that compute"
-            " without values (FakeTensorMode, tracing)"
-        )
-    devices = sorted({str(p.device) for p in model.parameters()})
-    if len(devices) > 1:
-        raise UnsupportedModelError(f"the model is spread over several devices: {devices}")
-    if dtype is None:
-        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    if dtype not in {torch.float32, torch.float64}:
-        raise ValueError(f"`dtype` must be torch.float32 or torch.float64 but got {dtype}")
-    return parameter.device, dtype

@@ -1,4 +1,4 @@
-"""The process's switches while something is measured, as they were afterwards."""
+"""Where and in which precision is measured, and the process's switches meanwhile."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from torch._C import _functorch as functorch
+from torch._subclasses.fake_tensor import is_fake
+
+from flatsearch.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["exact_arithmetic"]
+    from torch import nn
+
+__all__ = ["device_and_dtype", "exact_arithmetic"]
 
 
 def _precise() -> Callable[[], None]:
@@ -91,3 +98,44 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
         torch.autocast(device.type, enabled=False),
     ):
         yield
+
+
+def device_and_dtype(
+    model: nn.Module, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Return where a model is measured, and in which precision.
+
+    Args:
+        model: The model.
+        dtype: The precision that is asked for; None for its own, float32 at least.
+
+    Returns:
+        The device and the precision.
+
+    Raises:
+        UnsupportedModelError: If nothing can be computed with the model where it is.
+        ValueError: If the precision is no such.
+    """
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise UnsupportedModelError("the model has no parameters; quantised weights are none")
+    if parameter.is_meta:
+        raise UnsupportedModelError("the model is on a meta device: its weights have no values")
+    if is_fake(parameter):
+        raise UnsupportedModelError(
+            "the model was made in FakeTensorMode: its weights have no values"
+        )
+    probe = torch.ones(1, device=parameter.device)
+    if type(probe) is not Tensor or functorch.peek_interpreter_stack() is not None:
+        raise UnsupportedModelError(
+            "nothing can be measured inside of torch.func transforms, or of modes that compute"
+            " without values (FakeTensorMode, tracing)"
+        )
+    devices = sorted({str(p.device) for p in model.parameters()})
+    if len(devices) > 1:
+        raise UnsupportedModelError(f"the model is spread over several devices: {devices}")
+    if dtype is None:
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    if dtype not in {torch.float32, torch.float64}:
+        raise ValueError(f"`dtype` must be torch.float32 or torch.float64 but got {dtype}")
+    return parameter.device, dtype
