@@ -27,7 +27,7 @@ from flatsearch.flatness.main_path import last_of_main_path
 from flatsearch.flatness.pooling import pooling
 from flatsearch.flatness.probe import Probe
 from flatsearch.flatness.replica import changed, replicate
-from flatsearch.flatness.samplewise import contrasting, refuse_mixed_samples
+from flatsearch.flatness.samplewise import CHANGING, contrasting, refuse_mixed_samples
 from flatsearch.flatness.state import State
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _locate(
     network = _network(model, dtype, probe, found, every=layers == "all", copies=copies, head=head)
     logits, graph = _memory(network, x, found, probe.classifier)
     if bool(disagree(logits, probe.logits.detach())):
-        raise UnsupportedModelError("the model gives different logits for the same images")
+        raise UnsupportedModelError(CHANGING)
     refuse_mixed_samples(network, x, logits)
     return network, Located(
         found,

@@ -108,7 +108,8 @@ def _follow(node: Any, behind: dict[Any, list[Factors]]) -> list[Factors]:
         dims = [factors for d, factors in enumerate(dims) if d not in gone]
     if len(dims) > len(shape):
         # an operation that is not known: it has positions still, unless it gives features
-        return [[] if len(shape) < 3 else [("position", size)] for size in shape]
+        unknown: list[Factors] = [[] if len(shape) < 3 else [("position", d)] for d in shape]
+        return [*_fit(dims[:1], shape[:1]), *unknown[1:]]
     every = [dims, *(behind[previous] for previous in inputs(node) if previous in behind)]
     aligned: list[list[Factors]] = [
         [[]] * (len(shape) - len(d)) + d for d in every if len(d) <= len(shape)

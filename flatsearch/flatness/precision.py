@@ -131,6 +131,12 @@ def device_and_dtype(
             "nothing can be measured inside of torch.func transforms, or of modes that compute"
             " without values (FakeTensorMode, tracing)"
         )
+    if any(hasattr(p, "full_tensor") for p in model.parameters()) or any(
+        hasattr(module, "_fsdp_wrapped_module") for module in model.modules()
+    ):
+        raise UnsupportedModelError(
+            "the model's weights are sharded (FSDP); measure a copy whose weights are whole"
+        )
     devices = sorted({str(p.device) for p in model.parameters()})
     if len(devices) > 1:
         raise UnsupportedModelError(f"the model is spread over several devices: {devices}")

@@ -27,7 +27,7 @@ from flatsearch.flatness.graph import ACCUMULATE, dtype_of, inputs, match_layout
 from flatsearch.flatness.parameters import Parameters
 from flatsearch.flatness.replica import modules_with_gradient_hooks, replicate
 from flatsearch.flatness.truth import handwritten, untrue_derivatives
-from flatsearch.flatness.watch import Watch
+from flatsearch.flatness.watch import Watch, address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +127,7 @@ class Probe:
 
     def _place(self, kernel: str, unknown: float) -> float:
         """Return when a convolution was last called with a kernel, detached or not."""
-        called, own = self.watch.addresses, self.model.get_parameter(kernel).data_ptr()
+        called, own = self.watch.addresses, address(self.model.get_parameter(kernel))
         return max((i for i, other in enumerate(called) if other == own), default=unknown)
 
     def is_structural(self) -> bool:

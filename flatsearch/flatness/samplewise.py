@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from flatsearch.flatness.forward import Network
     from flatsearch.flatness.watch import Arguments, Named
 
-__all__ = ["MIXED", "contrasting", "is_samplewise", "refuse_mixed_samples", "two_alone"]
+__all__ = ["CHANGING", "MIXED", "contrasting", "is_samplewise", "refuse_mixed_samples", "two_alone"]
 
-MIXED = "the model mixes samples: the logits of one depend on others of its batch"
+MIXED = (
+    "the model mixes samples: the logits of one depend on others of its batch, or are computed in"
+    " the place of another"
+)
+CHANGING = "the model gives different logits for the same images"
 _PROBED = 64
 # They say something of a tensor that is no number in it.
 _METADATA = {
@@ -117,5 +121,6 @@ def refuse_mixed_samples(network: Network, x: Tensor, logits: Tensor | None = No
             logits = call(network.model, x)
         places = [len(x) - 1, 0, 0]
         others = call(network.model, x[places])
-    if bool(disagree(others, logits[places])):
-        raise UnsupportedModelError(MIXED)
+        if bool(disagree(others, logits[places])):
+            changing = bool(disagree(call(network.model, x), logits))
+            raise UnsupportedModelError(CHANGING if changing else MIXED)

@@ -25,6 +25,7 @@ __all__ = [
     "Named",
     "RandomState",
     "Watch",
+    "address",
     "input_of",
     "is_differentiable",
     "keep_random_state",
@@ -193,7 +194,7 @@ class Watch(without_hooks):
         self.largest = 0
         self._hooks: Any = None
         self.convolutions: list[Tensor] = []
-        self.addresses: list[int] = []
+        self.addresses: list[int | None] = []
 
     def __enter__(self) -> Watch:
         """Begin to see."""
@@ -224,9 +225,17 @@ class Watch(without_hooks):
         if kernel is not None:
             x = input_of(args, kwargs)
             self.convolutions.append(kernel)
-            self.addresses.append(kernel.data_ptr())
+            self.addresses.append(address(kernel))
             self.largest = max(self.largest, x.nbytes + result.nbytes)
         return result
+
+
+def address(tensor: Tensor) -> int | None:
+    """Return where a tensor lies in memory; None if it is a wrapper around others."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return None
 
 
 def input_of(args: Arguments, kwargs: Named) -> Tensor:

@@ -57,6 +57,7 @@ GLOBAL = {
         2,
     )),
     "an operation that is not known": lambda x: x.logsumexp((2, 3)),
+    "behind patches": lambda x: (torch.ones(5, 54) @ F.unfold(x, 3)).mean(2),
     "strides": lambda x: F.conv2d(x, torch.ones(6, 6, 4, 4)).flatten(1),
     "product with weights": lambda x: (x.flatten(2) @ torch.ones(16, 1)).squeeze(-1),
     "product with a vector": lambda x: x.flatten(2) @ torch.ones(16),

@@ -637,9 +637,17 @@ def test_random_models_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.dropout(x, 0.5, training=True)
 
-    model = nn.Sequential(conv(), nn.ReLU(), AlwaysDropout(), *head())
-    with pytest.raises(UnsupportedModelError, match="different logits for the same images"):
-        flatsearch.relative_flatness(model, images())
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    for changing in (AlwaysDropout(), Counting()):
+        model = nn.Sequential(conv(), nn.ReLU(), changing, *head())
+        with pytest.raises(UnsupportedModelError, match="different logits for the same images"):
+            flatsearch.relative_flatness(model, images())
 
 
 def test_precision_switches_are_exact_inside_and_restored() -> None:

@@ -273,6 +273,26 @@ def test_only_what_is_in_front_of_an_untrue_derivative_is_left_out(name: str) ->
     same(measure(model), expected)
 
 
+class Branch(nn.Module):
+    """One of little effect, with a derivative that is not its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.side = nn.Conv2d(4, 5, 3), nn.Conv2d(4, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = self.side(x)
+        return self.main(x) + 1e-6 * (side + (side.tanh() - side).detach())
+
+
+def test_an_untrue_derivative_of_little_effect() -> None:
+    model = network()
+    model[2] = Branch().double()
+    result = measure(model, layers=["2.main", "2.side"], skip_unsupported=True)
+    assert list(result.layers) == ["2.main"]
+    assert "autograd's derivatives are not those" in result.skipped["2.side"]
+
+
 def test_what_is_detached_and_not_used_does_no_harm() -> None:
     same(measure(network(noted), layers="all"), measure(network(), layers="all"))
 
