@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING
 
+import optuna.exceptions
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 
@@ -13,7 +14,12 @@ from flatsearch.errors import StorageError, hide_passwords
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["is_of_storage", "passes", "reason"]
+__all__ = ["FinishedTrialError", "is_of_storage", "passes", "reason"]
+
+# What Optuna raises where a trial that has ended is changed; before 4.3 without a class of its own.
+FinishedTrialError: type[RuntimeError] = getattr(
+    optuna.exceptions, "UpdateFinishedTrialError", RuntimeError
+)
 
 # SQLSTATE of connections, of servers that shut down or start, of locks, and of too many clients.
 _PASSING_STATES = ("08", "40", "57P", "53300", "55P03")

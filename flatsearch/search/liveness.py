@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import optuna
 import psutil
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from flatsearch.record import StudyRecord, TrialRecord, write_trial
+from flatsearch.search.faults import FinishedTrialError
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -120,7 +120,7 @@ def fail_dead_trials(study: optuna.Study) -> list[FrozenTrial]:
     for trial in dead:
         # One that says that it is parked had only to be told so.
         state = TrialState.FAIL if TrialRecord(trial).parked is None else TrialState.PRUNED
-        with contextlib.suppress(UpdateFinishedTrialError, ValueError):  # another was faster
+        with contextlib.suppress(FinishedTrialError, ValueError):  # another was faster
             study.tell(trial.number, state=state)
     return dead
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import optuna
 import torch
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from flatsearch.errors import FlatsearchError, OutOfTimeError, StorageError
 from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.control import Control
+from flatsearch.search.faults import FinishedTrialError
 from flatsearch.search.interrupts import StopSignals, handling
 from flatsearch.search.liveness import fail_dead_trials
 from flatsearch.search.parking import no_result, withdraw
@@ -110,7 +110,7 @@ class WorkerLoop:
             # Optuna's own, where the storage does not take how a trial has ended.
             cause = error.__context__
             raise cause if isinstance(cause, StorageError) else error from None
-        except (UpdateFinishedTrialError, ValueError):
+        except (FinishedTrialError, ValueError):
             if self._trial_id < 0:
                 raise
             lost = self._study._storage.get_trial(self._trial_id)

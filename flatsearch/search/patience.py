@@ -17,7 +17,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from tenacity import (
@@ -30,7 +30,7 @@ from tenacity import (
 )
 
 from flatsearch.errors import StorageError
-from flatsearch.search.faults import is_of_storage, passes, reason
+from flatsearch.search.faults import FinishedTrialError, is_of_storage, passes, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -259,7 +259,7 @@ class PatientStorage(BaseStorage):
         def tell(again: bool) -> bool:
             try:
                 return self.backend.set_trial_state_values(trial_id, state, values)
-            except UpdateFinishedTrialError:
+            except FinishedTrialError:
                 now = self.backend.get_trial(trial_id)
                 same = values is None or list(values) == now.values
                 if again and now.state == state and same:

@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from flatsearch import FlatnessObjective, RunSettings, StorageError, record
 from flatsearch.search import leases, patience
-from flatsearch.search.faults import passes
+from flatsearch.search.faults import FinishedTrialError, passes
 from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.leases import WorkerStorage
 from flatsearch.search.liveness import fail_dead_trials
@@ -113,7 +113,7 @@ def test_everything_is_written_once_however_often_the_connection_breaks(
     (found,) = asked("get_all_trials", study)
     assert (found.number, found.state, found.value) == (0, TrialState.COMPLETE, 0.25)
     assert (found.params, found.user_attrs["a"]) == ({"x": 0.5}, 1)
-    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+    with pytest.raises(FinishedTrialError):
         asked("set_trial_state_values", trial, TrialState.FAIL)
     with pytest.raises(optuna.exceptions.DuplicatedStudyError):
         storage.create_new_study(minimise, "s")
