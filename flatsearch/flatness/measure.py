@@ -80,7 +80,7 @@ def relative_flatness(
         UnsupportedModelError: If the derivation does not cover the model; names the layer.
         NonFiniteError: If the logits are NaN or infinite.
         ValueError: If the data are empty or malformed, or an argument is out of range.
-        TypeError: If the inputs are not floating-point tensors.
+        TypeError: If the model is no module, or the inputs are no dense floating-point tensors.
 
     Example:
         Two classes, one 1x1 filter w = 2 on one pixel of value 1, classifier v = (1, -1):

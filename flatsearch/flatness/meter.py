@@ -169,7 +169,7 @@ class FlatnessMeter:
             UnsupportedModelError: If the derivation does not cover the model; names the layer.
             NonFiniteError: If the logits are NaN or infinite.
             ValueError: If the data are empty or malformed.
-            TypeError: If the inputs are not floating-point tensors.
+            TypeError: If the inputs are no dense floating-point tensors.
         """
         return self.accumulate(data).result(self._normalize)
 
