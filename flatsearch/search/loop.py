@@ -106,12 +106,13 @@ class WorkerLoop:
                 callbacks=[self.after],
                 catch=(Exception,),
             )
-        except (AssertionError, UnboundLocalError) as error:
-            # Optuna's own, where the storage does not take how a trial has ended.
-            cause = error.__context__
-            raise cause if isinstance(cause, StorageError) else error from None
-        except (FinishedTrialError, ValueError):
-            if self._trial_id < 0:
+        except (AssertionError, UnboundLocalError, FinishedTrialError, ValueError) as error:
+            # The first two are Optuna's own, where the storage does not take how a trial has ended.
+            own = isinstance(error, (AssertionError, UnboundLocalError))
+            cause = error.__context__ if own else error
+            if isinstance(cause, StorageError):
+                raise cause from None
+            if self._trial_id < 0 or not isinstance(cause, (FinishedTrialError, ValueError)):
                 raise
             lost = self._study._storage.get_trial(self._trial_id)
             if lost.state != TrialState.FAIL:

@@ -7,11 +7,12 @@ import importlib.util
 import os
 import re
 import socket
+import threading
 import time
 import uuid
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import optuna
@@ -33,8 +34,10 @@ from flatsearch.search.patience import BACKOFF, PATIENCE_SECONDS, PatientStorage
 from flatsearch.settings import DEFAULT_ARTIFACTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import BinaryIO
+
+    from optuna.trial import TrialState
 
 __all__ = ["artifact_store", "artifacts_of", "open_storage", "serve_storage"]
 
@@ -170,8 +173,35 @@ def _open_database(url: str) -> optuna.storages.BaseStorage:
     arguments = _CONNECTIONS.get(url.partition("://")[0].partition("+")[0], {})
     # Optuna fills in what is in braces; a password may have some.
     plain = url.replace("{", "{{").replace("}", "}}")
-    database = optuna.storages.RDBStorage(plain, {"connect_args": arguments})
+    kind = _Sqlite if url.startswith("sqlite") else optuna.storages.RDBStorage
+    database = kind(plain, {"connect_args": arguments})
     return optuna.storages.get_storage(database)  # with a cache
+
+
+class _Sqlite(optuna.storages.RDBStorage):
+    """SQLite, where only one worker takes a waiting trial.
+
+    Optuna looks at a trial's state and then changes it. Other databases lock the row from the look
+    on; SQLite begins its transaction with the change, and two workers could both have looked.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._thread = threading.local()
+        sqlalchemy.event.listen(self.engine, "begin", self._begin)
+
+    def _begin(self, connection: sqlalchemy.Connection) -> None:
+        if getattr(self._thread, "changes", False):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        self._thread.changes = True
+        try:
+            return super().set_trial_state_values(trial_id, state, values)
+        finally:
+            self._thread.changes = False
 
 
 class _JournalLock(JournalFileSymlinkLock):

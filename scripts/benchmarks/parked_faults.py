@@ -58,7 +58,7 @@ class Training:
         self._trial, self._file, self._seconds = trial.number, file, seconds
 
     def _note(self, what: str) -> None:
-        line = [time.time(), self.x, self._trial, self.done, what]
+        line = [time.time(), self.x, f"{self._trial} by {os.getpid()}", self.done, what]
         with self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -140,8 +140,7 @@ class ParkedRound(Round):
         left = len(begun) - len(ended)
         at_once = []
         for x in set(begun):
-            parts = [number for _, other, number, _, _ in events if other == x]
-            turns = [number for number, _ in itertools.groupby(parts)]
+            turns = [turn for turn, _ in itertools.groupby(e[2] for e in events if e[1] == x)]
             if len(turns) > len(set(turns)):
                 at_once.append(x)
         trials = read_trials(study.get_trials(deepcopy=False))

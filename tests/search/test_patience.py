@@ -30,6 +30,7 @@ from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.leases import WorkerStorage
 from flatsearch.search.liveness import fail_dead_trials
 from flatsearch.search.loop import run_study
+from flatsearch.search.parking import Parking
 from flatsearch.search.patience import PatientStorage
 from flatsearch.search.storage import artifact_store
 from flatsearch.search.study import open_study
@@ -282,6 +283,23 @@ def test_a_worker_whose_trial_was_taken_for_dead_goes_on(
     settings = RunSettings(epochs=1, min_accuracy=0.0)
     objective = FlatnessObjective(Tiny(), digits, settings=settings, device="cpu", on_epoch=fail)
     study = open_study("s", patient(broken), objective, pruner="none")
+    run_study(study, objective, target=1)
+    assert [t.state.name for t in study.trials] == ["FAIL", "COMPLETE"]
+    assert "trial 0 was taken for dead by another worker; going on" in caplog.text
+
+
+def test_a_worker_whose_trial_was_failed_at_its_very_end_goes_on(
+    broken: Breaking, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(trial: optuna.Trial, _: object) -> float:
+        if trial.number == 0:
+            broken.backend.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        return 0.5
+
+    objective: Any = SimpleNamespace(
+        space=None, settings=RunSettings(), parking=Parking(None), run=run
+    )
+    study = optuna.create_study(storage=patient(broken))
     run_study(study, objective, target=1)
     assert [t.state.name for t in study.trials] == ["FAIL", "COMPLETE"]
     assert "trial 0 was taken for dead by another worker; going on" in caplog.text

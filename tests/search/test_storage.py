@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import optuna
@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy
 from fakeredis import TcpFakeServer
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 import flatsearch
 from flatsearch import FlatnessObjective, ParetoPruner, RunSettings, StorageError, record
@@ -301,3 +302,27 @@ def test_several_processes_may_make_one_database(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
+
+
+def test_only_one_worker_takes_a_waiting_trial_of_a_sqlite_file(tmp_path: Path) -> None:
+    one, other = (open_storage(f"sqlite:///{tmp_path}/a.db") for _ in range(2))
+    study = optuna.create_study(storage=one)
+    study.enqueue_trial({})
+    trial_id = study.trials[0]._trial_id
+    took: list[bool] = []
+
+    def take() -> None:
+        took.append(other.set_trial_state_values(trial_id, TrialState.RUNNING))
+
+    thread = threading.Thread(target=take)
+
+    def meanwhile(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE trials") and not thread.ident:
+            thread.start()
+            thread.join(0.3)
+
+    backend: Any = one.backend
+    sqlalchemy.event.listen(backend._backend.engine, "before_cursor_execute", meanwhile)
+    assert one.set_trial_state_values(trial_id, TrialState.RUNNING)
+    thread.join()
+    assert took == [False]
