@@ -109,7 +109,7 @@ def _follow(node: Any, behind: dict[Any, list[Factors]]) -> list[Factors]:
     if len(dims) > len(shape):
         # an operation that is not known: it has positions still, unless it gives features
         unknown: list[Factors] = [[] if len(shape) < 3 else [("position", d)] for d in shape]
-        return [*_fit(dims[:1], shape[:1]), *unknown[1:]]
+        return [*_fit(dims[: len(shape[:1])], shape[:1]), *unknown[1:]]
     every = [dims, *(behind[previous] for previous in inputs(node) if previous in behind)]
     aligned: list[list[Factors]] = [
         [[]] * (len(shape) - len(d)) + d for d in every if len(d) <= len(shape)

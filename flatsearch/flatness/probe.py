@@ -191,6 +191,8 @@ class Probe:
                 raise
             reason = " ".join(str(error).split(". ")[0].split())
             written = "".join(f" through {name}" for name in handwritten(nodes))
+            if written.endswith("AutogradOpBackward"):
+                reason = "torch's control flow has derivatives only where it is compiled"
             raise UnsupportedModelError(
                 f"the model cannot be differentiated{written}: {reason}"
             ) from error
@@ -230,7 +232,12 @@ class Probe:
         require_gradients(twin)
         kernels = [twin.get_parameter(convolution.kernel) for convolution in convolutions]
         x, copies = self._x.double(), self._network.copies
-        untrue = untrue_derivatives(twin, kernels, x, copies=copies)
+        try:
+            untrue = untrue_derivatives(twin, kernels, x, copies=copies)
+        except AssertionError as error:  # hooks of the model's on what the graph keeps
+            return {
+                one.name: f"the model cannot be differentiated: {error}" for one in convolutions
+            }
         why = ", ".join(written) or (
             "a tensor that is detached, turned into a number, or computed under torch.no_grad"
             " on the way, or a hook on the graph"

@@ -90,6 +90,9 @@ class Program(Calls):
         return self._plain(value, self._read)
 
     def _written(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_nested:  # which has no shape
+            self.followed = False
+            return None
         if isinstance(value, Tensor):
             known = self._place(value)
             place = self._number(value) if known is None else known

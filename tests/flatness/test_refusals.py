@@ -508,6 +508,32 @@ def test_hidden_kernels_of_a_model_that_takes_no_nan() -> None:
         flatsearch.relative_flatness(model, images())
 
 
+def test_graphs_that_do_not_give_back_what_they_keep() -> None:
+    class Mutable(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+                return super().forward(x)
+
+    model = nn.Sequential(conv(), nn.ReLU(), Mutable(4, 4, 3), *head())
+    with pytest.raises(UnsupportedModelError, match="layer '2': the model cannot be differen"):
+        flatsearch.relative_flatness(model, images())
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_on_the_way() -> None:
+    class Nested(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            nested = torch.nested.as_nested_tensor(list(x.unbind(0)))
+            return torch.nested.to_padded_tensor(nested, 0.0)
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(conv(), nn.ReLU(), nn.Identity(), *head())
+    model = nn.Sequential(plain[0], Nested(), *plain[1:])
+    result = flatsearch.relative_flatness(model, images())
+    expected = flatsearch.relative_flatness(plain, images())
+    assert result.relative_flatness == pytest.approx(expected.relative_flatness, rel=1e-5)
+
+
 def test_a_last_convolution_whose_kernel_is_detached() -> None:
     class Detached(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
