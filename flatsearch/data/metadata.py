@@ -67,7 +67,10 @@ def read_metadata(folder: Path) -> RawData:
 def _tables(folder: Path) -> dict[str | None, Path]:
     """Return the tables by the split that they are of; None where that is for the table to say."""
     found: dict[str | None, Path] = {}
-    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    try:
+        inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:  # who reads it as a folder says so
+        return {}
     for place, split in [(folder, None), *((path, split_named(path.name)) for path in inner)]:
         if place is not folder and split is None:
             continue

@@ -90,5 +90,5 @@ def _copies(splits: Mapping[str, Split], keys: Mapping[str, list[int]]) -> list[
             labels.setdefault(key, set()).add(target)
     several = sum(len(classes) > 1 for classes in labels.values())
     if several:
-        found.append(f"{several} images are in more than one class")
+        found.append(f"{several} image{' is' if several == 1 else 's are'} in more than one class")
     return found

@@ -158,6 +158,19 @@ def test_metadata_without_labels_are_left_out(make: Maker) -> None:
     assert f"left out: {Path('test', 'metadata.csv')} and its images have no labels" in str(data)
 
 
+def test_metadata_in_a_folder_that_must_not_be_read(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    root = make("cat", "dog")
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        load_data(root)
+
+
 def test_metadata_of_all_splits(make: Maker) -> None:
     root = make("train", "test", count=12)
     files = [file.relative_to(root) for file in sorted(root.glob("*/*.png"))]
@@ -388,7 +401,7 @@ def test_copies_across_splits_are_reported(make: Maker) -> None:
     Image.open(files[2]).save(make.root / "train" / "dog" / "same.png")
     remarks = load_data(make.root).remarks
     assert "2 of 14 test images are training or validation images, too" in remarks
-    assert "1 images are in more than one class" in remarks
+    assert "1 image is in more than one class" in remarks
 
 
 def test_one_line_says_what_was_read(make: Maker) -> None:
