@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from flatsearch.data.folder import split_named
 from flatsearch.data.raw import RawData
@@ -80,10 +81,23 @@ def read_map_style(dataset: Any) -> RawData:
     if labels is None:
         labels = np.asarray([np.asarray(dataset[index][1]).item() for index in range(len(dataset))])
     images = _listed_files(dataset) or [_Entry(dataset, i, 0) for i in range(len(dataset))]
-    names = getattr(dataset, "classes", None)
+    names = _class_names(dataset)
     if names is None or labels.dtype.kind not in "iu" or len(names) <= int(labels.max()):
         return RawData({"train": (images, labels)})
-    return RawData({"train": (images, labels)}, tuple(str(name) for name in names))
+    if isinstance(dataset, (ConcatDataset, Subset)):  # which may have some of the classes only
+        return RawData({"train": (images, [names[label] for label in labels])})
+    return RawData({"train": (images, labels)}, names)
+
+
+def _class_names(dataset: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes of a data set, or of those that it is put together from."""
+    if isinstance(dataset, Subset):
+        return _class_names(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        kinds = {_class_names(part) for part in dataset.datasets}
+        return kinds.pop() if len(kinds) == 1 else None
+    names = getattr(dataset, "classes", None)
+    return None if names is None else tuple(map(str, names))
 
 
 def _listed_labels(dataset: Any) -> np.ndarray[Any, Any] | None:

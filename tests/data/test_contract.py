@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from flatsearch import DataError, load_data
@@ -355,6 +355,19 @@ def test_data_sets_of_torch_that_mislead() -> None:
     with pytest.raises(DataError, match=r"must give \(image, label\) but gives Image"):
         load_data(Single())
     assert load_data(Listed()).fingerprint() == load_data(Pairs()).fingerprint()
+
+
+class Named(Pairs):
+    classes = ("cat", "dog", "eel")
+
+
+def test_parts_of_a_set_keep_the_names_of_its_classes() -> None:
+    given = Named()
+    whole = load_data({"train": Subset(given, range(16)), "test": Subset(given, range(16, 24))})
+    assert whole.class_names == ("cat", "dog")  # those that there are
+    assert whole.test.targets.tolist() == LABELS[16:].tolist()
+    assert load_data(ConcatDataset([given, given])).class_names == ("cat", "dog")
+    assert load_data(ConcatDataset([given, Pairs()])).class_names == ("0", "1")
 
 
 def test_a_set_that_lists_its_files_decodes_none_of_them_itself(tmp_path: Path) -> None:
