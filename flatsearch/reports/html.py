@@ -202,8 +202,8 @@ def _page(summary: StudySummary, final: FinalTraining | None, networks: Mapping[
     ]
     for key, figure in drawn.items():
         # A heading of the page has room for what a figure's own title would be cut off.
-        title = figure.layout.title.text or ""
-        parts.append(_heading(f"{title[:1].upper()}{title[1:]}", f"of-{key}"))
+        title = figure.layout.title.text or "by epoch"  # its parts have titles of their own
+        parts.append(_heading(_capital(title), f"of-{key}"))
         figure.update_layout(title_text="", margin_t=30)
         # A "<" could end the script element; JSON has another way to write it.
         json = figure.to_json().replace("<", "\\u003c")
@@ -235,10 +235,11 @@ def _page(summary: StudySummary, final: FinalTraining | None, networks: Mapping[
 def _final(final: FinalTraining) -> list[str]:
     """Return the final training of the model to ship, with its confusions and calibration."""
     said = [tested(final), shipped(final), tested_before(final) if final.earlier else ""]
+    said = list(map(_capital, said))
     left = [f"left out: {network}" for network in final.diverged]
     return [
         _heading(f"The final model, of trial {final.trial}", "final"),
-        *_paragraphs([text[:1].upper() + text[1:] for text in said]),
+        *_paragraphs(said),
         *_section(tables.seeds(final), title=False),
         *_paragraphs(left, "quiet"),
         '<div class="matrix">',
@@ -246,6 +247,10 @@ def _final(final: FinalTraining) -> list[str]:
         "</div>",
         *_section(tables.calibration(final)),
     ]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _heading(text: str, anchor: str) -> str:
@@ -292,7 +297,7 @@ def _section(table: Table, *, title: bool = True) -> list[str]:
         for row in table.rows
     )
     return [
-        *([_heading(html.escape(table.title), anchor)] if title else []),
+        *([_heading(html.escape(_capital(table.title)), anchor)] if title else []),
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
         *_paragraphs([f"... and {table.left_out} more" if table.left_out else ""], "quiet"),
     ]

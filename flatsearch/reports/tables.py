@@ -270,9 +270,9 @@ def calibration(final: FinalTraining) -> Table:
     """Return how often the model to ship is right that is so sure, by how sure it is."""
     return Table(
         "How sure the model is, and how often it is right",
-        ("mean probability of the answer", "of them right", "test images"),
+        ("mean probability of the answer", "of them right", "test images", ""),
         tuple(
-            (f"{sure:.3f}", f"{right:.3f}", str(n))
+            (f"{sure:.3f}", f"{right:.3f}", str(n), "")
             for sure, right, n in final.seeds[0].test.calibration
         ),
     )

@@ -143,6 +143,7 @@ def test_the_final_model_and_the_networks_are_on_the_page(browser: Browser, tmp_
     links = page.locator("nav a")
     assert {"The final model, of trial 0", "Networks"} < set(links.all_inner_texts())
     for link in links.all():  # every link goes to a heading
+        assert link.inner_text()
         assert page.locator(f"h2{link.get_attribute('href')}").count() == 1
     assert "2-class-number" in page.locator("#true-class-by-predicted-class + table").inner_text()
     assert page.locator("#how-sure-the-model-is-and-how-often-it-is-right + table").count() == 1
