@@ -158,19 +158,6 @@ def test_metadata_without_labels_are_left_out(make: Maker) -> None:
     assert f"left out: {Path('test', 'metadata.csv')} and its images have no labels" in str(data)
 
 
-def test_metadata_in_a_folder_that_must_not_be_read(
-    make: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    root = make("cat", "dog")
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(DataError, match="cannot be read: Permission denied"):
-        load_data(root)
-
-
 def test_metadata_of_all_splits(make: Maker) -> None:
     root = make("train", "test", count=12)
     files = [file.relative_to(root) for file in sorted(root.glob("*/*.png"))]
