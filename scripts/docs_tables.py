@@ -390,7 +390,7 @@ def equal_time() -> str:
         return f"{statistics.mean(own):.1f}", apart
 
     rows: list[list[str]] = []
-    for pruner in sorted(pruners, key=lambda name: -sum(values(name, "validation"))):
+    for pruner in sorted(pruners, key=lambda name: (-sum(values(name, "validation")), name)):
         counts = [values(pruner, column) for column in ("begun", "finished")]
         found = (cells(pruner, column) for column in ("validation", "area", "test"))
         own = (f"{statistics.mean(count) / 100:.0f}" for count in counts)
