@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from pathlib import Path
@@ -57,6 +58,8 @@ def postgres(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def redis(folder: Path) -> Iterator[str]:
+    if sys.version_info < (3, 11):
+        pytest.skip("fakeredis has no server before Python 3.11")
     with TcpFakeServer(("127.0.0.1", 0), server_type="redis") as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"redis://:secret@127.0.0.1:{server.server_address[1]}/0"
