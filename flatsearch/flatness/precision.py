@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
 from torch._subclasses.fake_tensor import is_fake
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from flatsearch.errors import UnsupportedModelError
 
@@ -126,7 +127,8 @@ def device_and_dtype(
             "the model was made in FakeTensorMode: its weights have no values"
         )
     probe = torch.ones(1, device=parameter.device)
-    if type(probe) is not Tensor or functorch.peek_interpreter_stack() is not None:
+    valueless = is_fake(probe) or isinstance(probe, FunctionalTensor)
+    if valueless or functorch.peek_interpreter_stack() is not None:
         raise UnsupportedModelError(
             "nothing can be measured inside of torch.func transforms, or of modes that compute"
             " without values (FakeTensorMode, tracing)"
