@@ -8,7 +8,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch._C import _functorch as functorch
 from torch._subclasses.fake_tensor import is_fake
 from torch._subclasses.functional_tensor import FunctionalTensor
