@@ -6,7 +6,8 @@ long is that of a worker that is gone, wherever it was. All storages have attrib
 Optuna's heartbeats, and no two clocks are compared.
 
 Between two trials, and at every step, several parts of Optuna and of flatsearch each read all
-trials, one right after the other. They share one reading, unless this process has written since.
+trials, one right after the other. In a worker's loop they share one reading, unless it has written
+since.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from optuna.trial import FrozenTrial
 
-__all__ = ["WorkerStorage"]
+__all__ = ["SHARED_SECONDS", "WorkerStorage"]
 
 _Result = TypeVar("_Result")
 
@@ -44,13 +45,20 @@ _GRACE_SECONDS = 300.0
 # No clock is this wrong: a lease that is older needs no watching.
 _LONG_AGO_SECONDS = 3600.0
 _LEASE = "flatsearch:lease"
-# For how long a reading of the trials is shared: less than any pause after which somebody looks
+# For how long a worker shares a reading of the trials: less than any pause after which it looks
 # what others have done.
-_SHARED_SECONDS = 0.1
+SHARED_SECONDS = 0.1
 
 
 class WorkerStorage(PatientStorage, BaseHeartbeat):
-    """A patient storage for whoever runs trials; for its arguments see there."""
+    """A patient storage for whoever runs trials; for its arguments see there.
+
+    Attributes:
+        shared_seconds: For how long a reading of the trials is shared. 0 but in the loop of a
+            worker: whoever only watches wants to know what there is now.
+    """
+
+    shared_seconds = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,7 +81,7 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
         """Return the trials, as they were a moment ago if this process has not written since."""
         last_write = self._last_write
         when, after, trials = self._read.get(study_id, (-math.inf, None, []))
-        if after is not last_write or time.monotonic() - when > _SHARED_SECONDS:
+        if after is not last_write or time.monotonic() - when >= self.shared_seconds:
             trials = self.ask(lambda: self.backend.get_all_trials(study_id, deepcopy=False))
             self._read[study_id] = time.monotonic(), last_write, trials
         found = [trial for trial in trials if states is None or trial.state in states]

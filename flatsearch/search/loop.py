@@ -18,6 +18,7 @@ from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.control import Control
 from flatsearch.search.faults import FinishedTrialError
 from flatsearch.search.interrupts import StopSignals, handling
+from flatsearch.search.leases import SHARED_SECONDS, WorkerStorage
 from flatsearch.search.liveness import fail_dead_trials
 from flatsearch.search.parking import no_result, withdraw
 from flatsearch.search.patience import PatientStorage
@@ -75,7 +76,7 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Run trials until the budget is used up, or something ends the loop."""
-        self._wait_for_storage(lambda: bool(self.signals.received))
+        self._wait_for_storage(lambda: bool(self.signals.received), SHARED_SECONDS)
         try:
             self._objective.parking.promote(self._study)
             if self.goes_on():
@@ -89,13 +90,16 @@ class WorkerLoop:
             self.signals.check()  # that is why it was not waited for
             raise
         finally:
-            self._wait_for_storage(lambda: False)
+            self._wait_for_storage(lambda: False, 0.0)
         self.signals.check()
 
-    def _wait_for_storage(self, stopped: Callable[[], bool]) -> None:
-        """Tell a storage that is waited for when there is no time to."""
-        if isinstance(self._study._storage, PatientStorage):
-            self._study._storage.stopped = stopped
+    def _wait_for_storage(self, stopped: Callable[[], bool], shared_seconds: float) -> None:
+        """Tell a storage when there is no time to wait, and for how long readings are shared."""
+        storage = self._study._storage
+        if isinstance(storage, PatientStorage):
+            storage.stopped = stopped
+        if isinstance(storage, WorkerStorage):
+            storage.shared_seconds = shared_seconds
 
     def _optimize(self) -> bool:
         """Run trials; return whether there is more to do, because others ended the last one."""

@@ -24,7 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from flatsearch import FlatnessObjective, RunSettings, StorageError, record
-from flatsearch.search import leases, patience
+from flatsearch.search import leases, loop, patience
 from flatsearch.search.faults import FinishedTrialError, passes
 from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.leases import WorkerStorage
@@ -81,7 +81,7 @@ def broken() -> Breaking:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(leases, "_SHARED_SECONDS", -1.0)  # everything is asked of the storage
+    monkeypatch.setattr(loop, "SHARED_SECONDS", 0.0)  # everything is asked of the storage
 
 
 def patient(backend: Any, **options: Any) -> WorkerStorage:
@@ -173,14 +173,19 @@ def test_what_is_read_several_times_at_once_is_read_once(monkeypatch: pytest.Mon
     study = one.create_new_study([StudyDirection.MINIMIZE], "s")
     reads = mock.Mock(wraps=backend.get_all_trials)
     monkeypatch.setattr(backend, "get_all_trials", reads)
-    monkeypatch.setattr(leases, "_SHARED_SECONDS", 60.0)
+    other.create_new_trial(study)
+    assert (len(one.get_all_trials(study)), reads.call_count) == (1, 1)
+    other.create_new_trial(study)  # nothing is shared but by a worker
+    assert (len(one.get_all_trials(study)), reads.call_count) == (2, 2)
+    reads.reset_mock()
+    one.shared_seconds = 60.0
     trial = one.create_new_trial(study)
     running = (TrialState.RUNNING,)
-    for states, count in (((TrialState.COMPLETE,), 0), (running, 1), (None, 1)):
+    for states, count in (((TrialState.COMPLETE,), 0), (running, 3), (None, 3)):
         assert len(one.get_all_trials(study, states=states)) == count
     assert reads.call_count == 1
     other.create_new_trial(study)
-    assert len(one.get_all_trials(study)) == 1
+    assert len(one.get_all_trials(study)) == 3
     # Whoever has written sees what is there by now, its own and others'.
     writes: list[Callable[[], Any]] = [
         lambda: one.set_trial_user_attr(trial, "a", 1),
@@ -195,9 +200,9 @@ def test_what_is_read_several_times_at_once_is_read_once(monkeypatch: pytest.Mon
         assert len(one.get_all_trials(study)) == before
         write()
         assert len(one.get_all_trials(study)) > before
-    monkeypatch.setattr(leases, "_SHARED_SECONDS", -1.0)
+    one.shared_seconds = 0.0
     other.set_trial_user_attr(trial + 1, "a", 1)
-    assert one.get_all_trials(study)[1].user_attrs["a"] == 1
+    assert one.get_all_trials(study)[trial + 1].user_attrs["a"] == 1
 
 
 def test_what_is_no_fault_of_the_connection_is_not_waited_for(broken: Breaking) -> None:
