@@ -63,8 +63,11 @@ PHASES = {
         "flatsearch.search.objective.FlatnessObjective._cost",
     ],
     "train": ["flatsearch.training.trainer.Trainer.epoch"],
-    "validate": ["flatsearch.training.trainer.evaluate"],
-    "measure": ["flatsearch.search.epochs.Epochs._measure"],
+    "validate": ["flatsearch.training.trainer.validate"],
+    "measure": [
+        "flatsearch.search.epoch_metrics.Measuring.one",
+        "flatsearch.search.epoch_metrics.Measuring.every",
+    ],
     "storage": [
         "flatsearch.search.objective.write_trial",
         "flatsearch.search.epochs.write_trial",

@@ -5,12 +5,29 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+
+
+# A name of the package in a text.
+DOTTED = re.compile(r"(flatsearch|search_spaces)(\.[A-Za-z_]\w+){2,}")
+
+
+def is_nothing(text: object) -> bool:
+    """Return whether a text is a dotted name of the package that is of nothing."""
+    if not isinstance(text, str) or not DOTTED.fullmatch(text):
+        return False
+    try:
+        pkgutil.resolve_name(text)
+    except (AttributeError, ImportError):
+        return True
+    return False
 
 
 def missing(source: str) -> list[str]:
@@ -31,6 +48,8 @@ def missing(source: str) -> list[str]:
                     found.append(f"{node.module}.{alias.name}")
                 elif inspect.ismodule(value):
                     modules[alias.asname or alias.name] = value
+    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    found += filter(is_nothing, texts)
     attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
     for node in attributes:
         module = modules.get(node.value.id) if isinstance(node.value, ast.Name) else None
@@ -58,4 +77,7 @@ def test_missing_names_are_found() -> None:
     assert missing(source) == ["flatsearch.search.nothing", "flatsearch.search.objective.no"]
     assert missing("import flatsearch\nflatsearch.report\nflatsearch.absent") == [
         "flatsearch.absent"
+    ]
+    assert missing("'flatsearch.pareto.absent', 'flatsearch.errors.UsageError'") == [
+        "flatsearch.pareto.absent"
     ]
