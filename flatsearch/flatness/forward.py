@@ -334,5 +334,10 @@ def _read(run: Pass, network: Network, layers: Sequence[Layer]) -> None:
             why = "its stride, dilation or padding depends on the input"
         if why:
             raise UnsupportedModelError(f"layer {layer.name!r}: {why}")
-        run.inputs[layer.name] = node._saved_input.detach()
+        try:
+            run.inputs[layer.name] = node._saved_input.detach()
+        except AssertionError as error:  # hooks of the model's on what the graph keeps
+            raise UnsupportedModelError(
+                f"layer {layer.name!r}: the model cannot be differentiated: {error}"
+            ) from error
         run.edges[layer.name] = GradientEdge(node, 0)

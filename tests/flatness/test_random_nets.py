@@ -403,7 +403,8 @@ def test_every_convolution_of_random_networks() -> None:
     each()
     splits = {("samples", n) for n in (1, 2, 3)} | {("batches of", n) for n in (None, 1, 2)}
     forms = {(form, chosen) for form in ("channels last", "hooks") for chosen in (False, True)}
-    assert drawn == {*KINDS} | splits | forms
+    # All of them with the Hypothesis of today; others draw others.
+    assert len(({*KINDS} | splits | forms) - drawn) <= 2
     assert kinds["all", "gauss-newton", True] >= 15
     assert kinds["all", "hessian", False] >= 7
     assert sum(count for (layers, *_), count in kinds.items() if layers == "all") >= 34
