@@ -402,6 +402,45 @@ def equal_time() -> str:
     return markdown(head, rows)
 
 
+WAYS = {
+    "plain": "Optuna, a `DataLoader`, an eager loop",
+    "tuned": "the same, bfloat16, channels last, workers",
+    "flatsearch": "flatsearch",
+}
+
+
+def search_speed() -> str:
+    """Return how many candidates plain loops and flatsearch train in the same processor time."""
+    rows = []
+    for file in sorted(RESULTS.glob("search-*-cpu.json")):
+        summary = json.loads(file.read_text())["summary"]
+        for way, words in WAYS.items():
+            found = summary[way]
+            more, error = found["accuracy_minus_plain"], found["standard_error"]
+            rows.append([
+                file.stem.split("-")[1],
+                words,
+                f"{found['candidates_per_processor_hour']:.0f}",
+                f"{found['over_plain']:.2f}",
+                f"{100 * found['accuracy']:.1f}",
+                "" if way == "plain" else f"{100 * more:+.1f} ± {100 * error:.1f}",
+            ])
+    head = ["data", "loop", "an hour", "over plain", "accuracy", "less plain's"]
+    return markdown(head, rows)
+
+
+def search_phases() -> str:
+    """Return where the processor time of a candidate of flatsearch goes."""
+    rows = []
+    names = ["build", "train", "validate", "measure", "storage", "rest"]
+    for file in sorted(RESULTS.glob("search-*-cpu.json")):
+        phases = json.loads(file.read_text())["summary"]["phases"]
+        whole = sum(phases[name] for name in names)
+        shares = (f"{phases[name] / whole:.1%}" for name in names)
+        rows.append([file.stem.split("-")[1], f"{whole:.1f} s", *shares])
+    return markdown(["data", "a candidate", *names], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "trial columns": trial_columns,
     "fronts guessing": fronts("guessing"),
@@ -426,6 +465,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "soak": soak,
     "samplers": samplers,
     "equal time": equal_time,
+    "search speed": search_speed,
+    "search phases": search_phases,
     "parked faults": parked_faults,
 }
 
