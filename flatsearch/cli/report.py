@@ -43,10 +43,10 @@ def _report(options: _Options) -> None:
         from flatsearch.retrain.result import read_final
         from flatsearch.search.storage import artifacts_of
 
+        page = file_to_write(options.html, force=options.force)  # before anything is drawn
         tests = StudyRecord(study).tests
         final = read_final(Path(tests[-1].file)) if tests else None
         networks = drawings(summary, Path(artifacts_of(study)))
-        page = file_to_write(options.html, force=options.force)
         write_page(summary, page, force=options.force, final=final, networks=networks)
         print(f"written: {options.html}", file=sys.stderr)
     for file, write in ((options.csv, write_trials), (options.epochs_csv, write_epochs)):

@@ -60,7 +60,7 @@ def read_metadata(folder: Path) -> RawData:
         remarks += raw.remarks
     files, left_out = image_files(folder)
     if len(files) > named:
-        remarks.append(f"left out: {len(files) - named} images that no {_NAMES[0][:8]} names")
+        remarks.append(f"left out: {len(files) - named} images that no metadata names")
     return RawData(parts, remarks=("labels are those of the metadata", *left_out, *remarks))
 
 

@@ -25,12 +25,28 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-__all__ = ["Curve", "MetricView", "WritableTrial", "claim", "look_again", "shown_study"]
+__all__ = [
+    "Curve",
+    "MetricView",
+    "WritableTrial",
+    "asked_for",
+    "claim",
+    "look_again",
+    "shown_study",
+]
 
 # Optuna's successive halving notes a trial's value at each rung under a key that begins so.
 _RUNG = "completed_rung_"
 # A metric by step.
 Curve: TypeAlias = "Mapping[int, float]"
+
+
+def asked_for(
+    trials: Sequence[FrozenTrial], *, deepcopy: bool, states: Container[TrialState] | None
+) -> list[FrozenTrial]:
+    """Return of trials what `get_all_trials` of a storage is asked for, in a list of its own."""
+    found = [trial for trial in trials if states is None or trial.state in states]
+    return copy.deepcopy(found) if deepcopy else found
 
 
 class WritableTrial:
@@ -117,9 +133,7 @@ class _ViewStorage:
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         shown = self._show(self._storage.get_all_trials(study_id, deepcopy=False))
-        if states is not None:
-            shown = [trial for trial in shown if trial.state in states]
-        return copy.deepcopy(shown) if deepcopy else shown
+        return asked_for(shown, deepcopy=deepcopy, states=states)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         complete = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))

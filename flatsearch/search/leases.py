@@ -24,6 +24,7 @@ import optuna
 from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
 from optuna.trial import TrialState
 
+from flatsearch.pruners.metric_view import asked_for
 from flatsearch.record import TrialRecord
 from flatsearch.search.faults import passes
 from flatsearch.search.liveness import this_process
@@ -84,8 +85,7 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
         if after is not last_write or time.monotonic() - when >= self.shared_seconds:
             trials = self.ask(lambda: self.backend.get_all_trials(study_id, deepcopy=False))
             self._read[study_id] = time.monotonic(), last_write, trials
-        found = [trial for trial in trials if states is None or trial.state in states]
-        return copy.deepcopy(found) if deepcopy else found
+        return asked_for(trials, deepcopy=deepcopy, states=states)
 
     def _ask_again(self, call: Callable[[bool], _Result]) -> _Result:
         try:

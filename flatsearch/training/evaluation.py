@@ -107,8 +107,13 @@ def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = _BINS)
         >>> round(calibration_error(p, torch.tensor([0, 1])), 6)  # 0.8 sure, half right
         0.3
     """
-    found = reliability(probabilities, targets, bins)
-    return sum(n * abs(right - sure) for sure, right, n in found) / len(targets)
+    return _mean_gap(reliability(probabilities, targets, bins))
+
+
+def _mean_gap(found: tuple[tuple[float, float, int], ...]) -> float:
+    """Return the calibration error of what `reliability` returns."""
+    gaps = sum(n * abs(right - sure) for sure, right, n in found)
+    return gaps / sum(n for *_, n in found)
 
 
 def reliability(
@@ -179,14 +184,14 @@ def scores_of(logits: Tensor, targets: Tensor) -> Scores:
     """Return the scores of logits (N, K), float64, for the true classes (N,)."""
     classes = logits.shape[1]
     counts = torch.bincount(targets * classes + logits.argmax(1), minlength=classes**2)
-    probabilities = logits.softmax(1)
+    calibration = reliability(logits.softmax(1), targets)
     return Scores(
         accuracy=float((logits.argmax(1) == targets).double().mean()),
         loss=float(F.cross_entropy(logits, targets)),
-        calibration_error=calibration_error(probabilities, targets),
+        calibration_error=_mean_gap(calibration),
         confusion=tuple(map(tuple, counts.view(classes, classes).tolist())),
         n_samples=len(targets),
-        calibration=reliability(probabilities, targets),
+        calibration=calibration,
     )
 
 

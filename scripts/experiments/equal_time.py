@@ -45,6 +45,10 @@ from PIL import Image
 import flatsearch
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from docs_tables import best_by_the_clock  # noqa: E402
+
 OUT = HERE.parent / "results" / "equal-time.csv"
 FIGURE = HERE.parents[1] / "docs" / "equal-time.svg"
 PRUNERS = ("promote", "hyperband", "flatness", "none")
@@ -147,18 +151,11 @@ def draw(done: list[dict[str, str]]) -> None:
     axes = figure.subplots()
     colours = dict(zip(PRUNERS, ("#cc3311", "#999933", "#4477aa", "#333333"), strict=True))
     for pruner, colour in colours.items():
-        curves = [best_so_far(row) for row in done if row["pruner"] == pruner]
+        curves = [best_by_the_clock(row["curve"]) for row in done if row["pruner"] == pruner]
         axes.plot(range(SECONDS + 1), np.mean(curves, axis=0), color=colour, label=pruner)
     axes.set(xlabel="seconds", ylabel="best validation accuracy so far", xlim=(0, SECONDS))
     axes.legend(loc="lower right")
     figure.savefig(FIGURE, metadata={"Date": None})
-
-
-def best_so_far(row: dict[str, str]) -> list[float]:
-    """Return the best validation accuracy at every second; a tenth, guessing, before it."""
-    curve = json.loads(row["curve"])
-    reached = [[best for at, best in curve if at <= second] for second in range(SECONDS + 1)]
-    return [max(values, default=0.1) for values in reached]
 
 
 def main() -> None:

@@ -464,13 +464,15 @@ def main() -> None:
         if before["studies"] != args.studies:
             parser.error(f"{args.out} is of {before['studies']} studies, not {args.studies}")
     found: dict[str, Any] = {}
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, Any] = {}
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for timed in sorted({"timed" in KINDS[key] for key in args.kinds} | {False}):
             # Before the other tables are looked at.
             grid = try_all(pool, args.studies, before.get(GRIDS[timed], {}), timed=timed)
             chosen[CHOSEN[timed]], chosen[GRIDS[timed]] = choose(grid), grid
-            print(f"{CHOSEN[timed]}: {choose(grid)}, {time.perf_counter() - started:.0f} s")
+            print(
+                f"{CHOSEN[timed]}: {chosen[CHOSEN[timed]]}, {time.perf_counter() - started:.0f} s"
+            )
         for key in args.kinds:
             kind, found[key] = KINDS[key], {}
             own = {name: kind[name] for name in ("several", "least", "timed") if name in kind}

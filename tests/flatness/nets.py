@@ -36,6 +36,17 @@ class GapByMean(nn.Module):
         return x.mean((2, 3))
 
 
+class Apply(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, its last convolution, and what its measure is."""

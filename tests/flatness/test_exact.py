@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import flatsearch
 from flatsearch.flatness import contraction
 from tests.flatness import oracle
-from tests.flatness.nets import CASES, CLASSES, Case, images
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.flatness.nets import CASES, CLASSES, Apply, Case, images
 
 IDS = [case.name for case in CASES]
 
@@ -89,22 +85,13 @@ ACTIVATIONS = {
 }
 
 
-class Function(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_known_activation(name: str, *, smooth: bool) -> None:
     """Alone, and between two that are smooth, so that it is differentiated twice."""
     torch.manual_seed(0)
     around = nn.SiLU if smooth else nn.Identity
-    act = Function(ACTIVATIONS[name])
+    act = Apply(ACTIVATIONS[name])
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3), around(), act, around(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(4, CLASSES),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import flatsearch
 from flatsearch import UnsupportedModelError
 from tests.flatness import oracle
-from tests.flatness.nets import GapByMean, images
+from tests.flatness.nets import Apply, GapByMean, images
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,15 +20,6 @@ if TYPE_CHECKING:
     Change = Callable[[Tensor], Tensor]
 
 SHAPE = (4, 6, 6)
-
-
-class Apply(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def changed(view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -18,21 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import flatsearch
 from flatsearch import UnsupportedModelError
 from tests.flatness import oracle
-from tests.flatness.nets import GapByMean, images
+from tests.flatness.nets import Apply, GapByMean, images
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flatsearch import FlatnessResult
-
-
-class Apply(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def network(
