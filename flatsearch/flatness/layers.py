@@ -165,7 +165,7 @@ def _network(
     others: dict[str, Tensor] = {
         name: twin.get_parameter(name) for name in (probe.unseen() if every else ())
     }
-    settled = not changed(model, probe.model)
+    settled = not changed(model, probe.model, dtype)
     for kernel in (*kernels.values(), *others.values()):
         kernel.requires_grad_()
     return Network(

@@ -50,6 +50,7 @@ _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _HOOKS_ON_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")
 CONSTANTS = (type(None), bool, int, float, str, type, enum.Enum, types.ModuleType, torch.dtype)
 DEEP = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
+_OFTEN_EMPTY = (dict, OrderedDict, list, set)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _FOREIGN = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
@@ -244,6 +245,9 @@ class _Copier:
                 return value
             named = hasattr(value, "_fields")
             return self._keep(value, type(value)(*items) if named else type(value)(items))
+        kind = type(value)
+        if not value and kind in _OFTEN_EMPTY and not getattr(value, "__dict__", None):
+            return self._keep(value, kind())  # a module has a dozen, mostly of hooks
         twin = self._keep(value, copy.copy(value))
         if isinstance(value, dict):
             twin.clear()
@@ -332,9 +336,10 @@ class _Copier:
                 member.__set__(twin, self(member.__get__(value, type(value))))
 
 
-def changed(model: nn.Module, twin: nn.Module) -> bool:
-    """Return whether a copy, once run, has other parameters than the model, or other values."""
+def changed(model: nn.Module, twin: nn.Module, dtype: torch.dtype | None = None) -> bool:
+    """Return whether a copy in a precision, once run, has other parameters, or other values."""
     pairs = [(a.detach(), b.detach()) for a, b in zip(model.parameters(), twin.parameters())]  # noqa: B905
-    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
+    wanted = [dtype if dtype and a.is_floating_point() else a.dtype for a, _ in pairs]
+    if any(a.shape != b.shape or b.dtype != to for (a, b), to in zip(pairs, wanted, strict=True)):
         return True
-    return bool(torch.stack([(a != b).any() for a, b in pairs]).any())
+    return bool(torch.stack([(a.to(b.dtype) != b).any() for a, b in pairs]).any())

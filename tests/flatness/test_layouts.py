@@ -170,11 +170,16 @@ def test_one_sample_at_a_time_behind_attention(
     model = nn.Sequential(nn.Conv2d(2, C, 3), nn.ReLU(), Attend(norm), nn.Linear(5, 3))
     model = model.double().eval()
     x, y = torch.randn(3, 2, *size, dtype=torch.float64), torch.arange(3)
-    for n, batch_size in ((3, None), (3, 2), (3, 1), (2, 1), (1, None)):
+    expected = {
+        (n, layer): oracle.by_differences(model, x[:n], layer)
+        for n in (1, 3)
+        for layer in ("0", "2.q")
+    }
+    for n, batch_size in ((3, None), (3, 2), (3, 1), (1, None)):
         result = flatsearch.relative_flatness(
             model, (x[:n], y[:n]), layers=["0", "2.q"], batch_size=batch_size
         )
         for layer in ("0", "2.q"):
-            trace, kappa = oracle.by_differences(model, x[:n], layer)
+            trace, kappa = expected[n, layer]
             assert result.layers[layer].hessian_trace == pytest.approx(trace, rel=1e-6)
             assert result.layers[layer].relative_flatness == pytest.approx(kappa, rel=1e-6)

@@ -203,7 +203,7 @@ def test_of_the_spaces(space: str) -> None:
     import optuna
 
     known, study = load_space(space), optuna.create_study(sampler=optuna.samplers.RandomSampler(3))
-    for _ in range(4):
+    for _ in range(2):
         architecture = known.suggest(study.ask())
         model = known.build(architecture, in_channels=1, num_classes=3)
         data = torch.randn(2, 1, 8, 8), torch.arange(2)

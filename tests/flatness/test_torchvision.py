@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +11,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import flatsearch
@@ -40,6 +40,17 @@ SMALLER: dict[str, Callable[..., nn.Module]] = {
         [CNBlockConfig(24, 48, 1), CNBlockConfig(48, 96, 2), CNBlockConfig(96, None, 1)], **options
     ),
     "densenet121": lambda **options: models.DenseNet(16, (3, 4, 6, 4), 32, **options),
+    "mobilenet_v2": lambda **options: models.MobileNetV2(
+        width_mult=0.5,
+        inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2]],
+        **options,
+    ),
+    "regnet_y_400mf": lambda **options: models.RegNet(
+        BlockParams([1, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], se_ratio=0.25), **options
+    ),
+    "shufflenet_v2_x1_0": lambda **options: models.ShuffleNetV2(
+        [2, 3, 2], [24, 32, 48, 64, 96], **options
+    ),
 }
 # The kind of the last convolution's measure.
 LAST = {
@@ -53,17 +64,14 @@ LAST = {
     "shufflenet_v2_x1_0": "hessian",
     "squeezenet1_1": "hessian",  # no linear layer: the classifier is the last convolution
     "convnext_tiny": "gauss-newton",  # depthwise, followed by a layer norm
-    "googlenet": "hessian",
 }
 
 
 def network(name: str) -> nn.Module:
     """Random weights in float64, with batch statistics of random images."""
     torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # googlenet's note on its initialisation
-        make = SMALLER.get(name, functools.partial(models.get_model, name))
-        model = make(num_classes=CLASSES).double()
+    make = SMALLER.get(name, functools.partial(models.get_model, name))
+    model = make(num_classes=CLASSES).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
@@ -81,8 +89,6 @@ def test_last_and_two_middle_convolutions(name: str) -> None:
     assert last.kind == LAST[name]
     (final,) = last.layers
     convs = [n for n, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    # The auxiliary heads of googlenet are not part of the network in eval mode.
-    convs = [n for n in convs if not n.startswith("aux")]
     middle = [convs[len(convs) // 3], convs[2 * len(convs) // 3]]
     some = flatsearch.relative_flatness(model, (x, y), layers=[*middle, final])
     expected = oracle.by_kernel_gradients(model, x, [*middle, final])

@@ -143,7 +143,7 @@ def test_sparse_tensors_are_passed_over() -> None:
 def test_flops_are_those_of_pytorchs_own_counter(name: str) -> None:
     space = load_space(name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(5):
+    for _ in range(3):
         model = build_model(
             space, suggest_checked(space, study.ask()), in_channels=1, num_classes=4, image_size=8
         )
@@ -168,5 +168,10 @@ def test_flops_of_torchvision_networks(name: str) -> None:
     options = {"image_size": 32} if name.startswith("vit") else {}
     if name == "googlenet":
         options = {"aux_logits": False, "init_weights": False}
-    model = torchvision.models.get_model(name, **options)
+    if name in {"swin_t", "regnet_x_400mf"}:  # these compute with numbers as they are made
+        model = torchvision.models.get_model(name, **options)
+    else:  # drawing the weights would take most of the time
+        with torch.device("meta"):
+            model = torchvision.models.get_model(name, **options)
+        model.to_empty(device="cpu")
     assert measure_cost(model, 3, 32)["flops"] == count_flops(model, 3, 32)

@@ -14,7 +14,8 @@ from flatsearch.testing import CornerSampler, SearchSpaceContract
 
 
 class BuiltIn(SearchSpaceContract):
-    draws = 6  # every shape of images once
+    image_sizes: ClassVar[tuple[int, ...]] = (8, 28)
+    draws = 4  # every shape of images once
 
     def test_large_images(self) -> None:
         """The smallest network, on images as large as they are where nobody says how large."""
@@ -52,8 +53,7 @@ class TestRegNetSmall(BuiltIn):
 
 class TestTorchvisionZoo(BuiltIn):
     space = "torchvision_zoo"
-    image_sizes: ClassVar[tuple[int, ...]] = (8, 32)
-    draws = 3
+    draws = 2
 
 
 class TestNasBench201(BuiltIn):

@@ -139,7 +139,7 @@ def check_backward(model: GapCnn, channels: int, size: int) -> None:
 
 
 def test_both_channel_counts_at_every_size() -> None:
-    for _, architecture in DRAWN[:2]:
+    for _, architecture in DRAWN[:1]:
         for size in SIZES:
             for channels in (1, 3):
                 check_backward(build(architecture, channels, size), channels, size)
