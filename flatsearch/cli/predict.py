@@ -73,7 +73,7 @@ def _files(given: tuple[str, ...]) -> tuple[list[str], list[str]]:
     import glob
     from pathlib import Path
 
-    from flatsearch.data.folder import image_files
+    from flatsearch.data.scan import image_files
 
     files: list[str] = []
     left_out: list[str] = []

@@ -25,7 +25,7 @@ def is_array(images: Any) -> bool:
 
 def is_missing(label: Any) -> bool:
     """Return whether a cell of a table is empty: no text, None, NaN or pandas' NA."""
-    if label is None or label == "" or type(label).__name__ == "NAType":
+    if label is None or type(label).__name__ == "NAType" or (isinstance(label, str) and not label):
         return True
     return isinstance(label, (float, np.floating)) and math.isnan(label)
 

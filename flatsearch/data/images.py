@@ -134,7 +134,7 @@ def _or_error(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _all_read(read: Sequence[Any]) -> list[Any]:
     """Return what was read, or raise one error that names every image that was not."""
-    errors = [str(found) for found in read if isinstance(found, DataError)]
+    errors = list(dict.fromkeys(str(found) for found in read if isinstance(found, DataError)))
     if errors:
         more = f"; and {len(errors) - _MOST_NAMED} more" if len(errors) > _MOST_NAMED else ""
         raise DataError("; ".join(errors[:_MOST_NAMED]) + more)
@@ -184,7 +184,7 @@ def _header(item: Item) -> Header:
             image.has_transparency_data,
             # The other pictures of a phone's photo are smaller or deeper copies.
             getattr(image, "is_animated", False) and image.format != "MPO",
-            image.mode.startswith("RGB") and ";16" in str(tiles[0][3]),
+            _pixels(image) == "uint8" and ";16" in str(tiles[0][3]),
         )
 
 
@@ -235,11 +235,12 @@ def resized(images: Tensor, size: int) -> Tensor:
     return functional.resize(images, [size, size], antialias=True)
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> Any:
     # A PNG file that has no orientation in its header is not read to its end to look for one.
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & set(image.info):
         return 1
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    found = image.getexif().get(ExifTags.Base.Orientation)
+    return found if found in range(2, 9) else 1  # whatever else is there, nobody turns
 
 
 def _finite(name: str, values: Tensor) -> Tensor:

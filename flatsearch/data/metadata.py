@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.data.folder import image_files, split_named
+from flatsearch.data.folder import read_folder, split_named
 from flatsearch.data.raw import RawData
+from flatsearch.data.scan import image_files
 from flatsearch.data.tables import guessed, read_columns, rows
 from flatsearch.errors import DataError
 
@@ -25,12 +26,12 @@ _FILE = "file_name"
 
 
 def has_metadata(folder: Path) -> bool:
-    """Return whether a folder has tables of its images' labels, in it or in its split folders."""
-    return folder.is_dir() and any(_labels(_read(file)) for file in _tables(folder).values())
+    """Return whether a folder has tables of its images, in it or in its split folders."""
+    return folder.is_dir() and bool(_tables(folder))
 
 
 def read_metadata(folder: Path) -> RawData:
-    """Read the images that the tables of a folder name.
+    """Read the images that the tables of a folder name; its class folders if none has labels.
 
     Returns:
         Files and labels by split.
@@ -38,11 +39,13 @@ def read_metadata(folder: Path) -> RawData:
     Raises:
         DataError: If a table cannot be read, or names files that are not there.
     """
+    tables = {split: (file, dict(_read(file))) for split, file in _tables(folder).items()}
+    if not any(_labels(columns) for _, columns in tables.values()):
+        return read_folder(folder)
     parts: dict[str, tuple[list[Any], list[Any]]] = {}
     remarks: list[str] = []
     named = 0
-    for split, file in _tables(folder).items():
-        columns = dict(_read(file))
+    for split, (file, columns) in tables.items():
         if not _labels(columns):
             remarks.append(f"left out: {file.relative_to(folder)} and its images have no labels")
             continue
@@ -74,7 +77,8 @@ def _tables(folder: Path) -> dict[str | None, Path]:
     for place, split in [(folder, None), *((path, split_named(path.name)) for path in inner)]:
         if place is not folder and split is None:
             continue
-        here = [place / name for name in _NAMES if (place / name).is_file()]
+        # Of a folder that must not be read this finds nothing.
+        here = sorted(file for file in place.glob("metadata.*") if file.name in _NAMES)
         if len(here) > 1 or (here and split in found):
             raise DataError(
                 f"folder {str(folder)!r} has several tables of the same images: {here[0].name}, ..."

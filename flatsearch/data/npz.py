@@ -41,8 +41,9 @@ def read_npz(path: Path) -> RawData:
 
 
 def has_npy(path: Path) -> bool:
-    """Return whether a folder holds .npy files."""
-    return path.is_dir() and next(path.glob("*.npy"), None) is not None
+    """Return whether a folder holds .npy files of the usual names."""
+    usual = {images for options in _NAMES.values() for images, _ in options}
+    return path.is_dir() and any(file.stem.lower() in usual for file in path.glob("*.npy"))
 
 
 def read_npy_folder(path: Path) -> RawData:
@@ -91,4 +92,6 @@ def _by_names(arrays: Mapping[str, Any], path: Path) -> RawData:
             f"{str(path)!r} must hold arrays named {accepted};"
             f" it holds {', '.join(arrays) or 'none'}"
         )
-    return RawData(parts)
+    read = {id(array) for part in parts.values() for array in part}
+    unused = [name for name, array in arrays.items() if id(array) not in read]
+    return RawData(parts, remarks=(f"left out: arrays {', '.join(unused)}",) if unused else ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ def read_columns(file: Path) -> Mapping[str, Sequence[Any]]:
 
 def read_frame(frame: Any) -> RawData:
     """Read a pandas table with a column of images (files, arrays, Pillow images) and of labels."""
+    _require_unique(map(str, frame.columns), "the table")
     columns = {str(name): list(frame[name]) for name in frame.columns}
     return rows(columns, (), "the table", Path())
 
@@ -81,7 +83,15 @@ def _read_csv(file: Path) -> dict[str, list[str]]:
         )
     if len(read) < 2:
         raise DataError(f"table {str(file)!r} must have a first row of names and rows below it")
-    return {name.strip(): list(cells) for name, *cells in zip(*read, strict=True)}
+    names = [name.strip() for name in read[0]]
+    _require_unique(names, f"table {str(file)!r}")
+    return dict(zip(names, map(list, zip(*read[1:], strict=True)), strict=True))
+
+
+def _require_unique(names: Iterable[str], where: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise DataError(f"{where} has several columns called {_some(twice)}")
 
 
 def _read_parquet(file: Path) -> dict[str, list[Any]]:
@@ -148,15 +158,19 @@ def rows(
             f"{where}: {len(missing)} of {len(columns[image])} files of column {image!r} are not"
             f" there, or there is more than one of that name: {_some(missing)}"
         )
-    remarks = (f"left out: {unlabelled} rows without a label",) if unlabelled else ()
-    return RawData(_as_numbers(found), remarks=remarks)
+    remarks = [f"left out: {unlabelled} rows without a label"] if unlabelled else []
+    usual = {*_IMAGE, *_LABEL, *_SPLIT} - {"y"}  # which may be a place in an image
+    others = [n for n in columns if n.lower() in usual and n not in {image, label, *split}]
+    if others:
+        remarks.append(f"labels are those of column {label!r}; not read: {', '.join(others)}")
+    return RawData(_as_numbers(found), remarks=tuple(remarks))
 
 
 def _as_numbers(
     parts: dict[str, tuple[list[Any], list[Any]]],
 ) -> dict[str, tuple[list[Any], list[Any]]]:
     """Return labels that are all written as whole numbers as numbers: 2 before 10."""
-    everything = {label for _, labels in parts.values() for label in labels}
+    everything = (label for _, labels in parts.values() for label in labels)
     if all(isinstance(label, str) and label == str(_whole(label)) for label in everything):
         return {kind: (images, list(map(int, labels))) for kind, (images, labels) in parts.items()}
     return parts
@@ -193,7 +207,8 @@ def guessed(columns: Mapping[str, Any], where: str, images: tuple[str, ...] = _I
             f"{where} has columns {_some(columns)}: name those of images and labels, as"
             " TABLE:path,label"
         )
-    if found[2] and None in {split_named(str(value).strip()) for value in columns[found[2]]}:
+    splits = {split_named(str(value).strip()) for value in columns[found[2]]} if found[2] else set()
+    if splits == {None}:
         found[2] = None  # folds or the like
     return [name for name in found if name]
 

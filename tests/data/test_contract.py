@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,6 @@ from flatsearch.data import sources
 from flatsearch.data.raw import RawData
 from flatsearch.data.sources import Source
 from flatsearch.testing import DataSourceContract
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COUNT = 24
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
@@ -107,7 +105,8 @@ class TestParquet(SameImages):
 class TestFrame(SameImages):
     def given(self, folder: Path) -> Any:
         pandas = pytest.importorskip("pandas")
-        return pandas.DataFrame({"image": list(IMAGES), "label": NAMES})
+        names = pandas.array([*NAMES, pandas.NA])  # the last one has no label
+        return pandas.DataFrame({"image": [*IMAGES, None], "label": names})
 
 
 class TestSeries(SameImages):
@@ -405,6 +404,9 @@ def test_columns_are_found_by_their_usual_names(tmp_path: Path) -> None:
         load_data(f"{tmp_path / 't.csv'}:filename,lable")
     with pytest.raises(DataError, match="has columns a, b: name those of images and labels"):
         load_data(table(tmp_path, "a,b", *listed()))
+    others = [f"{row},1,{index}" for index, row in enumerate(listed())]
+    said = "labels are those of column 'label'; not read: Class, fold"
+    assert said in str(load_data(table(tmp_path, "filename,label,Class,fold", *others)))
 
 
 def test_whole_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
@@ -435,6 +437,8 @@ def test_a_column_of_splits(tmp_path: Path) -> None:
     assert load_data(table(tmp_path, "path,label,fold", *folds)).drawn == ("validation", "test")
     with pytest.raises(DataError, match="column 'fold' must have train, val or test but has '0'"):
         load_data(f"{tmp_path / 't.csv'}:path,label,fold")
+    with pytest.raises(DataError, match="'split' must have train, val or test but has 'holdout'"):
+        load_data(table(tmp_path, "path,label,split", *rows[:-1], f"{listed()[-1]},holdout"))
 
 
 def test_rows_without_labels_are_left_out_and_said(tmp_path: Path) -> None:
@@ -450,11 +454,26 @@ def test_rows_without_labels_are_left_out_and_said(tmp_path: Path) -> None:
         (["path,label"], "must have a first row of names and rows below it"),
         ([""], "must have a first row of names"),
         (["path,label", "99.png,cat"], "1 of 1 files of column 'path' are not there"),
+        (["path,label,label", "00.png,cat,dog"], "has several columns called label"),
     ],
 )
 def test_tables_refused(tmp_path: Path, rows: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_data(table(tmp_path, *rows))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ({"id": 1}, "labels must be one number or string per image"),
+        (None, "has no images with labels"),
+    ],
+)
+def test_labels_of_metadata_that_are_none(tmp_path: Path, label: Any, message: str) -> None:
+    rows = [json.dumps({"file_name": Path(file).name, "label": label}) for file in files(tmp_path)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path)
 
 
 def test_absent_tables_and_files(tmp_path: Path) -> None:

@@ -529,6 +529,8 @@ def test_npz_test_images_are_not_training_images(tmp_path: Path) -> None:
     data = load_data(path)
     assert len(data.train) + len(data.validation) == 60
     assert torch.equal(data.test.images[:, 0], torch.from_numpy(pixels(9)))
+    path = npz(tmp_path, images=pixels(), labels=labels(), x_test=pixels(9), y_tst=labels(9))
+    assert "left out: arrays x_test, y_tst" in str(load_data(path))
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from flatsearch import DataError, ImageData, load_data
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def image(value: int, size: int = 8) -> Image.Image:
@@ -180,6 +184,25 @@ def test_an_unlabelled_test_folder_is_left_out_and_said(make: Maker) -> None:
     assert "left out: 6 in test, which has no class folders" in str(data)
 
 
+@pytest.mark.parametrize("only", ["images", "unknown"])
+def test_a_split_of_one_folder_that_is_no_class_has_no_labels(make: Maker, only: str) -> None:
+    make("train/cat/images", "train/dog/images", count=9)
+    data = load_data(make(f"test/{only}"))
+    assert (data.class_names, data.drawn) == (("cat", "dog"), ("validation", "test"))
+    assert f"left out: 6 in test, whose only folder {only} is no class" in str(data)
+
+
+def test_a_split_without_images_of_a_class(make: Maker) -> None:
+    data = load_data(make("train/cat", "train/cow", "train/dog", "test/cat", "test/dog"))
+    assert data.test.targets.unique().tolist() == [0, 2]
+    assert "no test images of cow" in str(data)
+
+
+def test_arrays_beside_class_folders(make: Maker) -> None:
+    np.save(make("cat", "dog") / "features.npy", np.zeros(3))
+    assert "left out: 1 .npy" in str(load_data(make.root))
+
+
 def test_a_lone_folder_is_what_it_holds(make: Maker) -> None:
     (make.root / "readme.txt").write_text("")
     data = load_data(make("archive/photos/cat", "archive/photos/dog"))
@@ -203,6 +226,10 @@ def test_folders_in_class_folders(make: Maker) -> None:
         (("cat", "dog", "test/cat", "test/dog"), "has test but no train"),
         (("train/a", "Training/a"), "or two are of one split"),
         (("north/cat", "north/dog", "south/cat", "south/dog"), "which are the classes?"),
+        (("2021/cat", "2021/dog", "2022/cat"), "in several of them cat: which are the classes?"),
+        (("images", "masks"), "images and what is marked in them are no classes"),
+        (("VOC/JPEGImages", "VOC/SegmentationClass"), "what is marked in them are no classes"),
+        (("train/image", "train/gt", "test/image", "test/gt"), "are no classes"),
         (("train/cat", "train/dog", "test/cat", "test/cow"), "has classes cat, cow but"),
         ((".",), "must hold one folder of images per class but has 6 images (001.png"),
         ((".hidden/cat", ".hidden/dog"), "has no images; left out: 1 hidden or of the system"),
@@ -244,9 +271,11 @@ def test_images_of_a_format_that_is_not_read(make: Maker) -> None:
         (root / "cat" / f"{index}.heic").write_bytes(b"photo")
     assert "left out: 3 .heic" in str(load_data(root))
     (root / "bird").mkdir()
-    (root / "bird" / "a.HEIC").write_bytes(b"photo")
-    with pytest.raises(DataError, match=r"bird' holds 1 images of formats that are not read"):
-        load_data(root)
+    for name in ("a.HEIC", "a.dcm", "a.mp4"):
+        (root / "bird" / name).write_bytes(b"photo")
+        with pytest.raises(DataError, match=r"bird' holds 1 images of formats that are not read"):
+            load_data(root)
+        (root / "bird" / name).unlink()
 
 
 def test_files_with_any_or_no_ending(make: Maker) -> None:
@@ -307,13 +336,32 @@ def test_strips(make: Maker) -> None:
         load_data(root)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
-def test_folders_that_must_not_be_read(make: Maker) -> None:
-    root = make("cat", "dog")
-    (root / "dog").chmod(0)
-    with pytest.raises(DataError, match=r"dog' cannot be read: Permission denied"):
+@pytest.fixture
+def plain_user() -> Iterator[Path]:
+    """A folder that is read as somebody who is not the superuser, who may read everything."""
+    load_data("digits")  # all that is imported late
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        superuser = os.geteuid() == 0
+        if superuser:
+            os.chown(name, 65534, -1)
+            os.seteuid(65534)
+        yield Path(name)
+        if superuser:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["dog", "train"])
+@pytest.mark.parametrize("metadata", [False, True])
+def test_folders_that_must_not_be_read(plain_user: Path, name: str, metadata: bool) -> None:
+    root = Maker(plain_user)("cat", name)
+    if metadata:
+        rows = "".join(f"cat/{file.name},{file.name}\n" for file in (root / "cat").iterdir())
+        (root / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    (root / name).chmod(0)
+    with pytest.raises(DataError, match=rf"{name}' cannot be read: Permission denied"):
         load_data(root)
-    (root / "dog").chmod(0o700)
+    (root / name).chmod(0o700)
 
 
 # --- what is said of the images ---

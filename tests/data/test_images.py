@@ -33,6 +33,13 @@ def saved(image: Image.Image, file: Path, **options: Any) -> Path:
     return file
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0junk", b"II*\0\x08\0\0\0\1\0\x12\1\2\0\4\0\0\0abc\0"])
+def test_damaged_remarks_of_a_camera_turn_nothing(tmp_path: Path, exif: bytes) -> None:
+    """As every viewer does."""
+    file = saved(picture(24), tmp_path / "a.png", exif=exif)
+    assert torch.equal(read_image(file, RGB), read_image(picture(24), RGB))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
 def test_photos_are_turned_as_the_camera_says(
