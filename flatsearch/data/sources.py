@@ -185,11 +185,13 @@ def read(given: DataSource, root: Path) -> tuple[RawData, str]:
     taking = [source for source in _installed() if source.accepts(given)]
     if len(taking) > 1:
         raise DataError(f"data {given!r} is read by {' and by '.join(s.name for s in taking)}")
-    for source in (*taking, *_BUILT_IN):
-        if source.accepts(given):
-            raw = source.read(given, root)
-            return raw, _name(given, source)
-    raise DataError(_refusal(given))
+    try:
+        for source in (*taking, *_BUILT_IN):
+            if source.accepts(given):
+                return source.read(given, root), _name(given, source)
+        raise DataError(_refusal(given))
+    except PermissionError as error:
+        raise DataError(f"data {str(given)!r} cannot be read: {error.strerror}") from None
 
 
 def _name(given: Any, source: Source) -> str:

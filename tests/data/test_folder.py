@@ -347,6 +347,7 @@ def plain_user() -> Iterator[Path]:
             os.chown(name, 65534, -1)
             os.seteuid(65534)
         yield Path(name)
+        Path(name).chmod(0o700)
         if superuser:
             os.seteuid(0)
 
@@ -362,6 +363,10 @@ def test_folders_that_must_not_be_read(plain_user: Path, name: str, metadata: bo
     with pytest.raises(DataError, match=rf"{name}' cannot be read: Permission denied"):
         load_data(root)
     (root / name).chmod(0o700)
+    root.chmod(0)
+    for given in (root, root / name):
+        with pytest.raises(DataError, match=r"cannot be read: Permission denied"):
+            load_data(given)
 
 
 # --- what is said of the images ---
