@@ -134,7 +134,7 @@ def _or_error(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _all_read(read: Sequence[Any]) -> list[Any]:
     """Return what was read, or raise one error that names every image that was not."""
-    errors = list(dict.fromkeys(str(found) for found in read if isinstance(found, DataError)))
+    errors = [str(found) for found in read if isinstance(found, DataError)]
     if errors:
         more = f"; and {len(errors) - _MOST_NAMED} more" if len(errors) > _MOST_NAMED else ""
         raise DataError("; ".join(errors[:_MOST_NAMED]) + more)
@@ -239,8 +239,11 @@ def _orientation(image: Image.Image) -> Any:
     # A PNG file that has no orientation in its header is not read to its end to look for one.
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & set(image.info):
         return 1
-    found = image.getexif().get(ExifTags.Base.Orientation)
-    return found if found in range(2, 9) else 1  # whatever else is there, nobody turns
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except SyntaxError:  # Pillow's, of what cannot be understood
+        return 1
+    return found if found in range(2, 9) else 1
 
 
 def _finite(name: str, values: Tensor) -> Tensor:

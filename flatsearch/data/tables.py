@@ -146,7 +146,8 @@ def rows(
             raise DataError(
                 f"{where}: column {split[0]!r} must have train, val or test but has {part!r}"
             )
-        path = files.find(item) if isinstance(item, (str, Path)) else item
+        named = isinstance(item, (str, Path, int, float))  # a number is no image
+        path = files.find(item) if named else item
         if path is None:
             missing.append(repr(str(item)))
             continue
@@ -241,7 +242,7 @@ class _Files:
                         found.setdefault(key, []).append(file)
         return found
 
-    def find(self, written: str | Path) -> Path | None:
+    def find(self, written: object) -> Path | None:
         """Return the file that was written; None if there is none, or several of its name."""
         name = Path(str(written).strip().replace("\\", "/")).expanduser()
         for path in (self._beside / name, name):
