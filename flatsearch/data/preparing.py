@@ -63,8 +63,8 @@ def prepare(raw: RawData, image_size: int | None, where: str) -> Prepared:
         DataError: If it cannot be.
     """
     if "train" not in raw.parts:
-        parts = f"{', '.join(raw.parts)} but no train" if raw.parts else "no images with labels"
-        raise DataError(f"{where} has {parts}")
+        there = f"{', '.join(raw.parts)} but no train" if raw.parts else "no images with labels"
+        raise DataError(f"{where} has {there}")
     targets, names = _targets(raw, where)
     sources = {split: raw.parts[split][0] for split in SPLITS if split in raw.parts}
     for split, source in sources.items():
