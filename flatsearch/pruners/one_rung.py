@@ -66,6 +66,13 @@ class OneRungPromoter(Promoter):
         """Return the share of n networks that is trained to the end."""
         return (max(1, round(self._promote * n)) if self._promote < 1 else self._promote) / n
 
+    def kept(self, n: int) -> int:
+        """Return `keep`, or twice as many as would go on now: who does is decided at the end.
+
+        The best of all are among the best of those that are there first, but not in order.
+        """
+        return max(self._keep, 2 * round(self.share(n) * n) if n and not self._at_once else 0)
+
     def pauses(self, board: Board, number: int, rung: int) -> bool:  # noqa: ARG002 - there is one
         """Return whether a trial's turn is over: every trial's, unless it may go on at once."""
         best = self._best(board) if self._at_once else []

@@ -79,7 +79,8 @@ class Promoter(BasePruner):
             study.
         audit: The share of the trials whose turn is over at the first rung that goes on to the next
             one all the same, to see whether the rule is right.
-        keep: The number of parked networks at each rung, the best, whose training is kept.
+        keep: The number of parked networks at each rung, the best, whose training is kept; see
+            `kept`.
 
     Raises:
         SettingsError: If an argument is out of range.
@@ -231,13 +232,18 @@ class Promoter(BasePruner):
         cut_off = [n.resumes for n in board.networks if n.resumes is not None]
         return [p for p in cut_off if p.after or not ends] + self.promotions(board, ends=ends)
 
+    def kept(self, n: int) -> int:  # noqa: ARG002 - as many whatever n is, here
+        """Return of how many parked networks at a rung that n have reached the training is kept."""
+        return self._keep
+
     def wanted(self, study: optuna.Study) -> set[int]:
         """Return the networks whose training is kept, by the numbers of their first trials."""
         board = self.board(study)
         found = {n.number for n in board.networks if n.busy or n.resumes}
         for rung in self.rungs(board.epochs):
-            parked = [n for n in board.judge.order(board.networks, rung) if n.parked == rung]
-            found |= {n.number for n in parked[: self._keep]}
+            there = board.judge.order(board.networks, rung)
+            parked = [n.number for n in there if n.parked == rung]
+            found |= set(parked[: self.kept(len(there))])
         return found
 
 

@@ -11,8 +11,8 @@ folder of checkpoints it is checked that
 - no network is trained by two workers at once;
 - exactly as many networks are trained as were asked for, none of them is left running or waiting,
   and a quarter of them, the best of their first epoch, has been trained to the end, in order;
-- there are never more files than documented: one for each of the best `keep` parked networks, and
-  for each worker, running or killed, two.
+- there are never more files than documented: one for each of the best parked networks, `keep`
+  or twice as many as go on, and for each worker, running or killed, two.
 
 The result is scripts/results/parked-faults.json.
 """
@@ -148,7 +148,7 @@ class ParkedRound(Round):
         whole = [t for t in trials if t.complete]
         best = sorted(networks.values())[: round(SHARE * len(networks))]
         stopped = self.killed + self.plan.workers
-        most = KEEP + 2 * (self.plan.workers + stopped)
+        most = max(KEEP, 2 * len(best)) + 2 * (self.plan.workers + stopped)
         kept = len(list((self.folder / "artifacts").iterdir()))
         parked = {n for n in networks if n not in {t.begun_by for t in whole}}
         faults = {

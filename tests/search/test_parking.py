@@ -256,6 +256,13 @@ def test_disk_use_is_bounded(
     assert {name.rpartition("-")[0] for name in checkpoints(tmp_path)} == names
 
 
+def test_as_many_are_kept_as_will_go_on(digits: ImageData, store: FileSystemArtifactStore) -> None:
+    made = make(digits, store, epochs=2)
+    study = study_of(made, OneRungPromoter(promote=0.5, keep=1, audit=0.0))
+    run_study(study, made, n_trials=6)
+    assert sum(TrialRecord(trial).complete for trial in study.trials) == 3
+
+
 def test_a_half_written_checkpoint_is_none(store: FileSystemArtifactStore, tmp_path: Path) -> None:
     kept = Checkpoints(store)
 
