@@ -5,9 +5,9 @@ Read in this order: `measure` (the public function), `meter` (the same, again an
 root of the loss's Hessian in the logits), `tail` and `gauss_newton` (the derivatives it needs),
 `proof` (what the recorded operations prove), `accumulator` (which formula therefore applies),
 `layers` (which layers are measured), `convolutions` (what a convolution is, and that its kernel is
-used as assumed), `replica` (the copy of the model that is run), `state` and `program` (whether it
-still is what was proved) and `truth` (whether autograd is right). Nothing in here knows of Optuna
-or of search spaces.
+used as assumed), `patches` (those that are written as something else), `replica` (the copy of the
+model that is run), `state` and `program` (whether it still is what was proved) and `truth` (whether
+autograd is right). Nothing in here knows of Optuna or of search spaces.
 """
 
 from flatsearch.flatness.measure import relative_flatness

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flatsearch.flatness.parameters import Parameters
+    from flatsearch.flatness.patches import ByHand
 
 __all__ = ["Convolution", "find_convolutions", "leaf_users", "problem", "used_once"]
 
@@ -59,7 +60,11 @@ def leaf_users(nodes: Sequence[Any]) -> dict[Any, list[User]]:
 
 
 def find_convolutions(
-    nodes: Sequence[Any], parameters: Parameters, samples: int, called: Sequence[Tensor] = ()
+    nodes: Sequence[Any],
+    parameters: Parameters,
+    samples: int,
+    called: Sequence[Tensor] = (),
+    by_hand: Sequence[ByHand] = (),
 ) -> list[Convolution]:
     """Return all convolutions behind whose kernel there is a parameter, in order of execution.
 
@@ -68,6 +73,7 @@ def find_convolutions(
         parameters: The model's.
         samples: N.
         called: Kernels that convolutions were called with, recorded or not.
+        by_hand: Products that are convolutions.
 
     Returns:
         Every such convolution once, those that are not covered with the reason.
@@ -75,7 +81,7 @@ def find_convolutions(
     Raises:
         UnsupportedModelError: If a kernel is a tensor that the model does not know as its own.
     """
-    users = leaf_users(nodes)
+    users, every = leaf_users(nodes), set(nodes)
     found: dict[str, tuple[int, Convolution]] = {}
 
     def note(node: Any, leaf: Any, why: str) -> None:
@@ -92,6 +98,11 @@ def find_convolutions(
     for node in nodes:
         for leaf, why in _convolved(node, users, parameters, samples):
             note(node, leaf, why)
+    of = {id(leaf.variable): leaf for leaf in users}
+    for weight, node, how in by_hand:
+        leaf = _nearest(weight.grad_fn) if weight.grad_fn else of.get(id(weight))
+        if leaf is not None and leaf.variable.ndim >= 2 and node in every:
+            note(node, leaf, f"its kernel is not used as one plain convolution, but {how}")
     # What convolves comes first: a kernel that it is computed from has other users too.
     kernels = {id(kernel) for kernel in called}
     for leaf, takers in users.items():
@@ -116,8 +127,8 @@ def _convolved(
             why = problem(weight, users[weight], samples)
             return [(weight, _with_names(why, parameters, weight, node))]
         leaf = _nearest(weight)
-        if leaf is None:
-            return []
+        if leaf is None or (_CONVOLUTION, 1) in {(user.name(), i) for user, i in users[leaf]}:
+            return []  # what another convolution gives is no parameter
         name = parameters.names(leaf.variable)[:1]
         how = parameters.computation(name[0]) if name else ""
         return [(leaf, f"its kernel is not used as one plain convolution: it {how}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from flatsearch.flatness.forward import disagree
 __all__ = ["Parameters", "Settled"]
 
 _MODULES = "torch.nn.utils"
+# What makes a weight has names like weight_orig, weight_g, and weight.original0.
+_WEIGHT = re.compile(r"weight(_orig|_g|_v|_bar|\..*)?")
 
 
 class Parameters:
@@ -49,8 +52,8 @@ class Parameters:
         Return the kernel's own name if it is not called a weight.
         """
         path, _ = self.owner(name)
-        named = name == f"{path}.weight" or self.is_kernel(name)
-        return path if path and named else name
+        own = name.removeprefix(f"{path}.").removeprefix("parametrizations.")
+        return path if path and _WEIGHT.fullmatch(own) else name
 
     def is_kernel(self, name: str) -> bool:
         """Return whether a parameter is, or makes, the weight of a convolution or linear layer."""

@@ -94,6 +94,8 @@ def _follow(node: Any, behind: dict[Any, list[Factors]]) -> list[Factors]:
         return dims[::-1]
     if name == "PermuteBackward0":
         return [dims[d] for d in dimensions(node._saved_dims, len(shape))]
+    if name == "Im2ColBackward0":
+        return [dims[0], [("other", shape[1])], [("position", shape[2])]]
     if name in _MATRIX_PRODUCTS:
         left, right = (node.next_functions[i][0] for i in ops.PRODUCTS[name])
         rows, columns = (behind.get(matrix, [[]] * len(shape)) for matrix in (left, right))

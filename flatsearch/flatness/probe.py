@@ -76,6 +76,7 @@ class Probe:
         require_gradients(self.model)
         self.parameters = Parameters(self.model)
         self.watch = Watch(random)
+        self.watch.patches.begin(x)
         first = _next_place()
         with self._network.recording(), self.watch:
             self.logits = call(self.model, x)
@@ -85,7 +86,11 @@ class Probe:
         if not all(self.parameters.names(leaf.variable) for leaf in leaf_users(self.nodes)):
             self.watch.cut = True  # a tensor made anew of what has been computed
         self.convolutions = find_convolutions(
-            self.nodes, self.parameters, len(x), self.watch.convolutions
+            self.nodes,
+            self.parameters,
+            len(x),
+            self.watch.convolutions,
+            self.watch.patches.found,
         )
         self.classifier = self.classifier_kernel = None
         self._head: Any = None
@@ -105,7 +110,8 @@ class Probe:
         }
 
     def _is_kernel(self, name: str, parameter: Tensor) -> bool:
-        convolved = any(parameter is kernel for kernel in self.watch.convolutions)
+        by_hand = (one.weight for one in self.watch.patches.found)
+        convolved = any(parameter is one for one in (*self.watch.convolutions, *by_hand))
         return convolved or (parameter.ndim >= 3 and self.parameters.is_kernel(name))
 
     def hidden_convolutions(self) -> list[Convolution]:

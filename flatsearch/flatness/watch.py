@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch as functorch
 from torch._subclasses.fake_tensor import is_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
+
+from flatsearch.flatness.patches import Patches, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,18 +154,11 @@ def is_differentiable(value: object) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _is_wrapped(value: Tensor) -> bool:
-    return bool(functorch.is_functorch_wrapped_tensor(value))
-
-
 def _is_constant(value: object) -> bool:
     if not isinstance(value, Tensor):
         return False
-    while _is_wrapped(value):  # the graph is that of what is inside
-        value = functorch.get_unwrapped(value)
-    if value.grad_fn is not None:
-        return False
-    return value.is_floating_point() or value.is_complex()
+    inner: Tensor = unwrapped(value)
+    return inner.grad_fn is None and (inner.is_floating_point() or inner.is_complex())
 
 
 def _top_hooks() -> Any:
@@ -182,6 +176,7 @@ class Watch(without_hooks):
         largest: Bytes of the input and the output of the largest convolution.
         convolutions: The kernels of the convolutions, in order.
         addresses: Where they lie in memory.
+        patches: Which convolutions are written as something else.
 
     Args:
         random: Told of the operations that draw random numbers.
@@ -195,6 +190,7 @@ class Watch(without_hooks):
         self._hooks: Any = None
         self.convolutions: list[Tensor] = []
         self.addresses: list[int | None] = []
+        self.patches = Patches()
 
     def __enter__(self) -> Watch:
         """Begin to see."""
@@ -206,6 +202,7 @@ class Watch(without_hooks):
         random = _RANDOM.search(getattr(function, "__name__", ""))
         before = self._random.current() if random else None
         result = super().call(function, args, kwargs)
+        self.patches.see(function, args, kwargs, result)
         if before is not None:
             self._random.notice(before)
         self.cut = self.cut or function in _PAST or _top_hooks() != self._hooks
@@ -258,5 +255,5 @@ def kernel_of(function: Any, args: Arguments, kwargs: Named) -> Tensor | None:
     if "conv" not in getattr(function, "__name__", ""):
         return None
     tensors = [weight_of(args, kwargs), input_of(args, kwargs)]
-    plain = all(isinstance(t, Tensor) and not (_is_wrapped(t) or is_fake(t)) for t in tensors)
+    plain = all(isinstance(t, Tensor) and t is unwrapped(t) and not is_fake(t) for t in tensors)
     return tensors[0] if plain else None

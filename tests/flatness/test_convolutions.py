@@ -194,6 +194,28 @@ def test_names_of_functional_layers() -> None:
         assert flatsearch.relative_flatness(model, data, layers=name) == expected
 
 
+class TwoConvs(nn.Module):
+    """Two kernels in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight1 = nn.Parameter(0.3 * torch.randn(4, 4, 3, 3))
+        self.weight2 = nn.Parameter(0.3 * torch.randn(5, 4, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, self.weight1, padding=1).tanh(), self.weight2)
+
+
+def test_every_kernel_of_a_module_is_a_layer() -> None:
+    torch.manual_seed(0)
+    model, (x, y) = network(TwoConvs()), images()
+    found = flatsearch.relative_flatness(model, (x, y), layers="all", dtype=torch.float64)
+    assert list(found.layers) == ["0", "2.weight1", "2.weight2"]
+    for layer, (trace, _) in oracle.by_kernel_gradients(model, x, list(found.layers)).items():
+        assert found.layers[layer].hessian_trace == pytest.approx(trace, rel=1e-9)
+    assert list(flatsearch.relative_flatness(model, (x, y)).layers) == ["2.weight2"]
+
+
 class Deformed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
