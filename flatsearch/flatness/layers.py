@@ -78,31 +78,34 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
             )
 
 
-def _last_of_main_path(probe: Probe, found: Sequence[Convolution]) -> Convolution:
-    return found[last_of_main_path(probe.logits, [one.node for one in found])]
-
-
 def _main(probe: Probe) -> Convolution:
     """Return the last convolution of the main path, whose maps must be pooled globally."""
     if not probe.convolutions:
         hidden = probe.hidden_convolutions()
         _covered(hidden, _problems(hidden), skip=False)
         raise UnsupportedModelError("no convolution is called on the way to the logits")
-    main, by_hand = _last_of_main_path(probe, probe.convolutions), probe.watch.patches.found
-    if any(one.node is main.node for one in by_hand):
-        return main  # which is refused, whatever becomes of its positions
+    by_hand = {one.node for one in probe.watch.patches.found}
     # What is convolved along something else, tokens or channels, has no positions.
-    maps = [one for one in probe.convolutions if len(shape_of(one.node)) == 4]
-    last = _last_of_main_path(probe, maps) if maps else main
-    how = pooling(probe.logits, last.node)
+    maps = [
+        one
+        for one in probe.convolutions
+        if one.node in by_hand
+        or len(shape_of(one.node)) == 4
+        or pooling(probe.logits, one.node) == "global"
+    ]
+    found = maps or probe.convolutions
+    main = found[last_of_main_path(probe.logits, [one.node for one in found])]
+    if main.node in by_hand:  # which is refused, whatever becomes of its positions
+        return main
+    how = pooling(probe.logits, main.node)
     if how == "flattened":
         raise UnsupportedModelError(
-            f"layer {last.name!r}: its positions are flattened into a dense layer, as in VGG;"
+            f"layer {main.name!r}: its positions are flattened into a dense layer, as in VGG;"
             " flatsearch measures networks with global pooling"
         )
     if how == "none":
         raise UnsupportedModelError(
-            f"layer {last.name!r}, the last convolution, is not followed by global pooling;"
+            f"layer {main.name!r}, the last convolution, is not followed by global pooling;"
             " flatsearch measures convolutional networks with global pooling, not transformers"
         )
     return main

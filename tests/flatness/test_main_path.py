@@ -142,6 +142,27 @@ def test_a_gate_that_is_not_covered_is_left_out() -> None:
         flatsearch.relative_flatness(model, data)
 
 
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_the_main_path_goes_through_convolutions_of_other_dimensions(dimensions: int) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(4, 4, 3) if dimensions == 1 else nn.Conv3d(4, 4, (1, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if dimensions == 3:
+                return self.conv(x[:, :, None])[:, :, 0]
+            rows = self.conv(x.transpose(1, 2).flatten(0, 1))
+            return rows.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+    model, data = net(Other()), images()
+    for layers in ("main", "last"):
+        with pytest.raises(flatsearch.UnsupportedModelError, match=f"Conv{dimensions}d is not cov"):
+            flatsearch.relative_flatness(model, data, layers=layers)
+    with pytest.raises(flatsearch.UnsupportedModelError, match=r"'1\.conv'"):
+        flatsearch.relative_flatness(model, data, layers="all")
+
+
 class Token(nn.Module):
     """A class token beside the positions, and a convolution that sums over copies of it."""
 
