@@ -38,12 +38,14 @@ class Convolution:
         kernel: The name of the parameter that is its kernel, or that the kernel comes from.
         node: The operation; None if none was recorded.
         problem: Why the derivation does not cover it; empty if it does.
+        by_hand: Whether it is one that is written as something else.
     """
 
     name: str
     kernel: str
     node: Any
     problem: str = ""
+    by_hand: bool = False
 
 
 def leaf_users(nodes: Sequence[Any]) -> dict[Any, list[User]]:
@@ -84,7 +86,7 @@ def find_convolutions(
     users, every = leaf_users(nodes), set(nodes)
     found: dict[str, tuple[int, Convolution]] = {}
 
-    def note(node: Any, leaf: Any, why: str) -> None:
+    def note(node: Any, leaf: Any, why: str, *, by_hand: bool = False) -> None:
         names = parameters.names(leaf.variable)
         if not names:
             raise UnsupportedModelError(
@@ -93,16 +95,21 @@ def find_convolutions(
             )
         layer = parameters.layer(names[0])
         if layer not in found or (why and not found[layer][1].problem):
-            found[layer] = node._sequence_nr(), Convolution(layer, names[0], node, why)
+            one = Convolution(layer, names[0], node, why, by_hand)
+            found[layer] = node._sequence_nr(), one
 
     for node in nodes:
         for leaf, why in _convolved(node, users, parameters, samples):
             note(node, leaf, why)
-    of = {id(leaf.variable): leaf for leaf in users}
-    for weight, node, how in by_hand:
-        leaf = _nearest(weight.grad_fn) if weight.grad_fn else of.get(id(weight))
-        if leaf is not None and leaf.variable.ndim >= 2 and node in every:
-            note(node, leaf, f"its kernel is not used as one plain convolution, but {how}")
+    leaves = {id(leaf.variable): leaf for leaf in users}
+    for weight, product, how in by_hand:
+        leaf = _nearest(weight.grad_fn) if weight.grad_fn else leaves.get(id(weight))
+        if leaf is not None and leaf.variable.ndim >= 2:
+            # Inside of hand-written operations nothing is recorded.
+            node = users[leaf][0][0] if product is None else product
+            if node in every:
+                why = f"its kernel is not used as one plain convolution, but {how}"
+                note(node, leaf, why, by_hand=True)
     # What convolves comes first: a kernel that it is computed from has other users too.
     kernels = {id(kernel) for kernel in called}
     for leaf, takers in users.items():

@@ -84,19 +84,17 @@ def _main(probe: Probe) -> Convolution:
         hidden = probe.hidden_convolutions()
         _covered(hidden, _problems(hidden), skip=False)
         raise UnsupportedModelError("no convolution is called on the way to the logits")
-    by_hand = {one.node for one in probe.watch.patches.found}
-    # What is convolved along something else, tokens or channels, has no positions.
-    maps = [
-        one
-        for one in probe.convolutions
-        if one.node in by_hand
-        or len(shape_of(one.node)) == 4
-        or pooling(probe.logits, one.node) == "global"
-    ]
-    found = maps or probe.convolutions
+    n = len(probe.logits)
+
+    def is_map(one: Convolution) -> bool:
+        """Return whether it is not convolved along tokens or channels, which are no positions."""
+        shape = shape_of(one.node)
+        return one.by_hand or len(shape) != 3 or shape[0] != n
+
+    found = list(filter(is_map, probe.convolutions)) or probe.convolutions
     main = found[last_of_main_path(probe.logits, [one.node for one in found])]
-    if main.node in by_hand:  # which is refused, whatever becomes of its positions
-        return main
+    if main.by_hand or len(shape_of(main.node)) != 4:
+        return main  # which is refused, whatever becomes of its positions
     how = pooling(probe.logits, main.node)
     if how == "flattened":
         raise UnsupportedModelError(

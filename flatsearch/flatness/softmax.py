@@ -78,6 +78,8 @@ class SoftmaxRoot:
         """
         if V is None:
             V = torch.eye(self._u.shape[1], dtype=self._u.dtype, device=self._u.device)
+        # L^T 1 = 0: what all rows have in common only costs digits
+        V = V - V.mean(0)
         s = self._p @ V + self._peak * V[self._q[:, 0]]
         centred = V[self._others] - (s / (1 + self._peak))[:, None, :]
         return centred * self._u.gather(1, self._others)[:, :, None]

@@ -93,6 +93,20 @@ def without_gradient(x: Tensor, layer: nn.Module) -> Tensor:
         return maps(layer(F.unfold(x, 3).mT).mT, x)
 
 
+class Product(torch.autograd.Function):
+    """A matrix product with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(w, x)
+        return w @ x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        w, x = ctx.saved_tensors
+        return (g @ x.mT).sum(0), w.mT @ g
+
+
 ONE_BY_ONE = "nchw,oc->nohw"
 PATCHES = "nchwij,ocij->nohw"
 FULL = (5, 4, 3, 3)
@@ -126,6 +140,11 @@ BY_HAND: dict[str, tuple[Callable[[Tensor, Any], Tensor], Callable[[], Any], str
     ),
     "vmap": (
         lambda x, w: maps(torch.vmap(lambda one: w @ F.unfold(one[None], 3)[0])(x), x),
+        lambda: (5, 36),
+        UNFOLD,
+    ),
+    "hand-written": (
+        lambda x, w: maps(Product.apply(w, F.unfold(x, 3)), x),
         lambda: (5, 36),
         UNFOLD,
     ),
