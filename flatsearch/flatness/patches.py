@@ -78,16 +78,24 @@ def _whole(product: ByHand) -> Tensor | None:
     return None if whole is None or product.weight.numel() == whole.numel() else whole
 
 
+def _root(x: Tensor) -> Tensor:
+    while (mark := _mark(x)) is not None and mark.base is not None:
+        x = mark.base
+    return x
+
+
 def _joined(result: Any, marks: list[tuple[Tensor, _Mark]]) -> _Mark:
     """Return the mark of several marked tensors together: patches if they are slices of one."""
-    bases = [mark.base for _, mark in marks]
-    while any(base is not bases[0] for base in bases):  # each has been padded on its own
-        bases = [None if base is None else (_mark(base) or _Mark()).base for base in bases]
-    one, numbers = bases[0], sum(part.numel() for part, _ in marks)
-    if one is None or any(base is not one for base in bases) or numbers <= one.numel():
+    numbers = sum(part.numel() for part, _ in marks)
+    if all(mark.base is None for _, mark in marks) or not (
+        isinstance(result, Tensor) and result.numel() == numbers
+    ):
         return _Mark()
-    side_by_side = isinstance(result, Tensor) and result.numel() == numbers
-    return _Mark(_SLICES) if side_by_side else _Mark()
+    bases = [part if mark.base is None else mark.base for part, mark in marks]
+    if any(base is not bases[0] for base in bases):  # each has been padded on its own
+        bases = [_root(base) for base in bases]
+    overlapping = all(base is bases[0] for base in bases) and numbers > bases[0].numel()
+    return _Mark(_SLICES) if overlapping else _Mark()
 
 
 class Patches:

@@ -164,6 +164,11 @@ BY_HAND: dict[str, tuple[Callable[[Tensor, Any], Tensor], Callable[[], Any], str
         lambda: (9, 4, 5),
         SLICES,
     ),
+    "rolled": (
+        lambda x, f: channels_last(f, torch.cat([x, x.roll(1, 2), x.roll(-1, 2)], 1)),
+        lambda: nn.Linear(12, 5),
+        SLICES,
+    ),
     "padded": (padded_slices, lambda: nn.Linear(36, 5), SLICES),
     "buffer": (in_a_buffer, lambda: (5, 36), SLICES),
     "shifts": (
