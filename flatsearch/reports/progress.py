@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "epochs_bar"]
 
+# Characters on a line with which there is room for a bar beside the words.
+_WIDE = 100
 # Lines in a row about networks that were tried before.
 _MOST_SAME = 4
 
@@ -170,11 +172,12 @@ class Progress:
 
 def _bar(console: Console, result: str, *, left: str = "") -> Bar:
     """Return a bar that ends with a result, a field of its tasks; another may say what is left."""
+    wide = not left or console.width >= _WIDE
     return Bar(
         TextColumn("{task.description}"),
-        BarColumn(),
+        *((BarColumn(),) if wide else ()),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *((TimeElapsedColumn(),) if wide else ()),
         TextColumn(f"{{task.fields[{left}]}}") if left else TimeRemainingColumn(),
         TextColumn(f"{{task.fields[{result}]}}"),
         console=console,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import optuna
@@ -127,3 +128,18 @@ def test_progress_also_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = (tmp_path / "log").read_text().splitlines()
     assert [line[20:] for line in lines] == ["trial 0 complete", "trial 1 pruned"]
     assert datetime.fromisoformat(lines[0][:19])
+
+
+def test_the_words_of_the_bar_fit_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console = Console(file=StringIO(), width=80, force_terminal=True, color_system=None)
+    progress, study = Progress(console, RunSettings()), study_with(3, running=0)
+    planned = plan(study)
+    monkeypatch.setattr(planned, "left", lambda: "about 3.2 min left")
+    progress.plan(planned, str)
+    with progress.running(20):
+        progress.trial(study, study.trials[2])
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1/20 about 3.2 min left best accuracy 0.500 (trial 2)" in shown
+    assert "…" not in shown
