@@ -273,6 +273,7 @@ def _budget(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
     saved = 1 - float(spent[-1]) / float(full[-1])
     title = f"epochs of training: {spent[-1]} of {full[-1]}, {saved:.0%} saved by pruning"
     figure.update_layout(title_text=title)
-    figure.update_xaxes(title_text="trial")
+    # There are no trials between trials.
+    figure.update_xaxes(title_text="trial", dtick=max(1, len(ended) // 10))
     figure.update_yaxes(title_text="epochs", rangemode="tozero")
     return figure

@@ -59,6 +59,7 @@ a {{ color: inherit }}
 .figure {{ height: 28rem }}
 #figure-epochs {{ height: 40rem }}
 .missing {{ color: var(--missing); font-weight: bold }}
+@media (min-width: 45rem) {{ td:not(:last-child) {{ white-space: nowrap }} }}
 @media (max-width: 45rem) {{
   body {{ margin: 1rem auto }}
   table, thead, tbody {{ display: block }}
