@@ -92,7 +92,7 @@ function take(files) {
     const card = document.createElement("article"), image = add(card, "img", "");
     image.alt = "";
     image.onload = () => URL.revokeObjectURL(image.src);
-    image.onerror = () => { image.onload(); image.removeAttribute("src"); };
+    image.onerror = () => { image.onload(); image.style.visibility = "hidden"; };
     image.src = URL.createObjectURL(file);
     const words = add(card, "div", "");
     found.prepend(card);
