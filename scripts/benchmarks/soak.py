@@ -5,9 +5,10 @@
 Trials of one parameter wait for `--seconds` in all, record three epochs and ask the pruner after
 each; what is measured is everything around the training. Of every trial its worker notes the memory
 of its process, the processor time of the decisions (sampler and pruner), and the time and processor
-time in the storage; of the storage's own process the processor time is taken. Whether something
-grows is the median of the last tenth of the trials beside that of the second one, in which all is
-warm.
+time in the storage; of the storage's own process the processor time is taken. Every tenth of the
+trials has its medians and its trials per second. What the last one has beside the second, in which
+all is warm, is the verdict: memory may grow by 5%, and what a trial takes by a quarter. `--minutes`
+ends a run early, with the trials that it has by then.
 
 With several numbers of workers (`--workers 1 4 16 --each 5 --seconds 1 --out scaling.json`) the
 result is what `docs/storages.md` estimates from. It goes to scripts/results/soak.json.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -48,6 +50,9 @@ RESULTS = Path(__file__).parents[1] / "results"
 STUDY = "soak"
 # What is noted of a trial.
 NOTES = ("number", "at", "memory", "decision", "storage", "storage_cpu")
+# By how much the last tenth may be above the second.
+GROWTH = {"memory_mb": 0.05, "trial_ms": 0.25, "decision_ms": 0.25, "storage_cpu_ms": 0.25}
+PROGRESS_SECONDS = 30.0
 
 
 class Timed(WorkerStorage):
@@ -106,7 +111,7 @@ class Deciding(Objective):
         return x, (1 - x) ** 2
 
 
-def work(url: str, notes: str, seconds: float, trials: int) -> None:
+def work(url: str, notes: str, seconds: float, trials: int, timeout: float | None) -> None:
     """Be a worker, and note every trial."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     storage, objective = open_storage(url, wait=True, kind=Timed), Deciding(seconds)
@@ -128,7 +133,7 @@ def work(url: str, notes: str, seconds: float, trials: int) -> None:
         sampler=optuna.samplers.RandomSampler(seed=os.getpid()),
         pruner=flatsearch.FlatnessPruner(),
     )
-    run_study(study, objective, target=trials, on_trial=note)
+    run_study(study, objective, target=trials, timeout=timeout, on_trial=note)
 
 
 def processor_seconds(pids: list[int]) -> float:
@@ -142,7 +147,39 @@ def processor_seconds(pids: list[int]) -> float:
     return found
 
 
-def measured(kind: str, workers: int, trials: int, seconds: float) -> dict[str, Any]:
+def tenths_of(rows: list[list[float]]) -> dict[str, list[float]]:
+    """Return what trials of each tenth have cost: medians, and the time from one to the next."""
+    edges = [len(rows) * part // 10 for part in range(11)]
+    found: dict[str, list[float]] = {}
+    for begin, end in itertools.pairwise(edges):
+        part = rows[begin:end]
+        memory, decision, storage, cpu = (
+            statistics.median(row[i] for row in part) for i in range(2, len(NOTES))
+        )
+        tenth = {
+            "memory_mb": memory / 1e6,
+            "trial_ms": 1000 * (part[-1][1] - rows[max(0, begin - 1)][1]) / len(part),
+            "decision_ms": 1000 * decision,
+            "storage_ms": 1000 * storage,
+            "storage_cpu_ms": 1000 * cpu,
+        }
+        for key, value in tenth.items():
+            found.setdefault(key, []).append(round(value, 2))
+    return found
+
+
+def grown(tenths: dict[str, list[float]]) -> dict[str, str]:
+    """Return the verdict on everything that should stay the same."""
+    found = {}
+    for key, most in GROWTH.items():
+        growth = tenths[key][-1] / tenths[key][1] - 1
+        found[key] = f"{'flat' if growth <= most else 'GROWS'} ({growth:+.1%})"
+    return found
+
+
+def measured(
+    kind: str, workers: int, trials: int, seconds: float, timeout: float | None = None
+) -> dict[str, Any]:
     """Run a study on a new storage, and return what it has cost."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["flatsearch.search.loop", "sqlalchemy.orm"])
@@ -154,18 +191,23 @@ def measured(kind: str, workers: int, trials: int, seconds: float) -> dict[str, 
         )
         record.write_study(study, settings=flatsearch.RunSettings(epochs=3).to_dict())
         processes = [
-            context.Process(target=work, args=(storage.url, f"{name}/notes-{i}", seconds, trials))
+            context.Process(
+                target=work, args=(storage.url, f"{name}/notes-{i}", seconds, trials, timeout)
+            )
             for i in range(workers)
         ]
         for process in processes:
             process.start()
-        begun, before, served = 0, 0.0, 0.0
+        begun, before, served, said = 0, 0.0, 0.0, time.monotonic()
         while any(process.is_alive() for process in processes):
             time.sleep(0.2)
             served = processor_seconds(storage.pids())
             noted = [len(file.read_text().splitlines()) for file in Path(name).glob("notes-*")]
             if not begun and len(noted) == workers and all(noted):
                 begun, before = sum(noted), served  # all have connected
+            if time.monotonic() - said > PROGRESS_SECONDS:
+                said = time.monotonic()
+                print(f"{kind}: {sum(noted)} of {trials}", file=sys.stderr, flush=True)
         exits = [process.exitcode for process in processes]
         rows = sorted(
             # What a worker does for its first trial, it does once.
@@ -176,12 +218,8 @@ def measured(kind: str, workers: int, trials: int, seconds: float) -> dict[str, 
             ),
             key=lambda row: row[1],
         )
-    tenth = max(1, len(rows) // 10)
-    early, late = rows[tenth : 2 * tenth], rows[-tenth:]
-    first, last = (
-        {NOTES[i]: statistics.median(row[i] for row in part) for i in range(2, len(NOTES))}
-        for part in (early, late)
-    )
+    tenths = tenths_of(rows)
+    tenth = len(rows) // 10
     return {
         "kind": kind,
         "workers": workers,
@@ -190,12 +228,9 @@ def measured(kind: str, workers: int, trials: int, seconds: float) -> dict[str, 
         "bad_exits": sum(code != 0 for code in exits),
         "trials_per_second": round((len(rows) - tenth) / (rows[-1][1] - rows[tenth][1]), 2),
         "server_ms": round(1000 * (served - before) / (len(rows) + workers - begun), 2),
-        "memory_mb": [round(part["memory"] / 1e6, 1) for part in (first, last)],
-        **{
-            f"{key}_ms": [round(1000 * part[key], 2) for part in (first, last)]
-            for key in ("decision", "storage", "storage_cpu")
-        },
         "client_ms": round(1000 * statistics.fmean(row[5] for row in rows[tenth:]), 2),
+        "verdict": grown(tenths),
+        **tenths,
     }
 
 
@@ -207,6 +242,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=[16])
     parser.add_argument("--each", type=int, help="instead, trials for each worker")
     parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--minutes", type=float, help="after which no new trial begins")
     parser.add_argument("--out", default="soak.json")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -220,11 +256,14 @@ def main() -> int:
     for kind in options.kinds or KINDS:
         for workers in options.workers:
             trials = options.each * workers if options.each else options.trials
-            run = measured(kind, workers, trials, options.seconds)
+            timeout = 60 * options.minutes if options.minutes else None
+            run = measured(kind, workers, trials, options.seconds, timeout)
             print(json.dumps(run), flush=True)
             # What is there of others is kept: it can be run in parts.
             runs = [r for r in runs if (r["kind"], r["workers"]) != (kind, workers)] + [run]
-            file.write_text(json.dumps({"environment": environment, "runs": runs}, indent=1) + "\n")
+            written = ",\n  ".join(json.dumps(row) for row in runs)
+            head = json.dumps(environment)
+            file.write_text(f'{{"environment": {head}, "runs": [\n  {written}\n]}}\n')
     return int(any(run["bad_exits"] for run in runs))
 
 
