@@ -82,11 +82,14 @@ class Audit:
         self._best = best
         self._ended: list[Ended] = []
         self._suspends: bool | None = False
+        self._new = 0
 
     def add(self, trial: Ended) -> None:
         """Take note of a trial that was run to the end."""
         self._ended.append(trial)
-        self._suspends = None
+        self._new += 1
+        if self._new > len(self._ended) // 100:  # as often as the predictor learns
+            self._suspends, self._new = None, 0
 
     def suspends(self) -> bool:
         """Return whether more audited trials were good than the stated probabilities allow."""

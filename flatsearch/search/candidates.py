@@ -12,8 +12,13 @@ import torch
 
 from flatsearch.errors import NonFiniteError, SpaceError, UnsupportedModelError
 from flatsearch.flatness import relative_flatness
+from flatsearch.networks.cost import excess, measure_cost, over_limit
 from flatsearch.networks.duplicate_key import network_key
+from flatsearch.record import write_constraints, write_trial
+from flatsearch.record.constraints import LIMIT
 from flatsearch.search.recipe import suggest_recipe
+from flatsearch.signals.compute import ProxyInput, measure
+from flatsearch.signals.table import PROXIES
 from flatsearch.spaces.describe import check_names
 from flatsearch.spaces.space import (
     Architecture,
@@ -106,6 +111,33 @@ class Candidates:
         network = network_key(model, self._data.in_channels, self._data.image_size)
         suffix = json.dumps(candidate.recipe, sort_keys=True) if candidate.recipe else ""
         return (network or candidate.architecture.key) + suffix
+
+    def cost(
+        self, trial: optuna.Trial, model: nn.Module, known: Mapping[str, float] | None
+    ) -> Mapping[str, float]:
+        """Record what is known of a network untrained; of one over a limit only what it costs.
+
+        Args:
+            trial: The trial.
+            model: The network.
+            known: What an earlier trial of the same network has found, if there was one.
+
+        Returns:
+            Costs and signals by their names.
+        """
+        data, settings = self._data, self._settings
+        cost = known or measure_cost(
+            model, data.in_channels, data.image_size, {*settings.limits, *settings.objectives}
+        )
+        write_trial(trial, metrics=cost)
+        over = excess(cost, settings.limits)
+        write_constraints(trial, {f"{LIMIT}{name}": value for name, value in over.items()})
+        if known is not None or over_limit(cost, settings.limits):
+            return cost
+        untrained = [name for name in settings.signals if PROXIES[name].first == "untrained"]
+        known = {**cost, **measure(untrained, ProxyInput(model, *data.probe.tensors()))}
+        write_trial(trial, metrics=known)
+        return known
 
     def _build(self, candidate: Candidate, *, check: bool = True) -> nn.Module:
         return build_model(

@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 __all__ = ["Measuring", "metrics_of", "metrics_of_all"]
 
 
-def metrics_of(epoch: EpochResult, flatness: FlatnessResult) -> dict[str, float]:
+def metrics_of(epoch: EpochResult, flatness: FlatnessResult, accuracy: str) -> dict[str, float]:
     """Return an epoch's metrics by the names under which they are recorded.
 
     Args:
         epoch: The result of training and validation.
         flatness: The flatness of one convolution after it.
+        accuracy: The accuracy that counts; the plain one is recorded, too.
 
     Returns:
         The metrics.
     """
     return {
         "accuracy": epoch.accuracy,
+        accuracy: getattr(epoch, accuracy),
         "flatness": flatness.relative_flatness,
         "flatness_standard_error": flatness.standard_error,
         "hessian_trace": flatness.hessian_trace,

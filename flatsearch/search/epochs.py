@@ -218,9 +218,7 @@ class Epochs:
                 if epoch is None:
                     return
                 one, every = measuring.one(), measuring.every(epoch.epoch)
-                metrics = metrics_of(epoch, one)
-                if settings.accuracy not in metrics:
-                    metrics[settings.accuracy] = epoch.balanced_accuracy
+                metrics = metrics_of(epoch, one, settings.accuracy)
                 metrics |= measure(self._every_epoch, ProxyInput(model, *self._probe, initial))
                 metrics |= {} if every is None else metrics_of_all(every)
             yield epoch, one, every, metrics

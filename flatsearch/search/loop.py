@@ -16,7 +16,6 @@ from optuna.trial import TrialState
 from flatsearch.errors import FlatsearchError, OutOfTimeError, StorageError
 from flatsearch.record import TrialRecord, write_trial
 from flatsearch.search.control import Control
-from flatsearch.search.faults import FinishedTrialError
 from flatsearch.search.interrupts import StopSignals, handling
 from flatsearch.search.leases import SHARED_SECONDS, WorkerStorage
 from flatsearch.search.liveness import fail_dead_trials
@@ -110,13 +109,12 @@ class WorkerLoop:
                 callbacks=[self.after],
                 catch=(Exception,),
             )
-        except (AssertionError, UnboundLocalError, FinishedTrialError, ValueError) as error:
-            # The first two are Optuna's own, where the storage does not take how a trial has ended.
-            own = isinstance(error, (AssertionError, UnboundLocalError))
-            cause = error.__context__ if own else error
-            if isinstance(cause, StorageError):
-                raise cause from None
-            if self._trial_id < 0 or not isinstance(cause, (FinishedTrialError, ValueError)):
+        except Exception as error:
+            # Optuna has errors of its own for a storage that does not take how a trial has ended.
+            for cause in (error, error.__context__):
+                if isinstance(cause, StorageError):
+                    raise cause from None
+            if self._trial_id < 0:  # it is no fault of a trial's
                 raise
             lost = self._study._storage.get_trial(self._trial_id)
             if lost.state != TrialState.FAIL:

@@ -16,16 +16,14 @@ from flatsearch.data.splits import ImageData
 from flatsearch.device import resolve_device
 from flatsearch.errors import DivergedError, NonFiniteError, SettingsError, unknown_name
 from flatsearch.export.formats import require_onnx
-from flatsearch.networks.cost import excess, measure_cost, over_limit
+from flatsearch.networks.cost import over_limit
 from flatsearch.pruners.reporting import mark_pruned
 from flatsearch.record import (
     FINISHED,
     LeastAccuracy,
     TrialRecord,
-    write_constraints,
     write_trial,
 )
-from flatsearch.record.constraints import LIMIT
 from flatsearch.search.candidates import Candidate, Candidates
 from flatsearch.search.constraints import list_constraints
 from flatsearch.search.control import Control
@@ -38,16 +36,13 @@ from flatsearch.search.standard import Standard
 from flatsearch.search.trial_files import TrialFiles
 from flatsearch.search.turns import Turns
 from flatsearch.settings import RunSettings
-from flatsearch.signals.compute import ProxyInput, measure
-from flatsearch.signals.table import PROXIES
 from flatsearch.spaces.registry import load_space, space_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from optuna.artifacts import FileSystemArtifactStore
     from optuna.trial import BaseTrial, FrozenTrial
-    from torch import nn
 
     from flatsearch.data.sources import DataSource
     from flatsearch.flatness import FlatnessResult
@@ -149,17 +144,13 @@ class FlatnessObjective:
         self._files: TrialFiles | None = None
         if artifact_store is not None:
             self._files = TrialFiles(artifact_store, data, self.space_reference)
-        self._untrained = [n for n in settings.signals if PROXIES[n].first == "untrained"]
         self._train_name = None if train is None else _name_of(train)
         # A training of the user's has no state that could be kept.
         self.parking = Parking(artifact_store if train is None else None)
-        balanced = settings.accuracy == "balanced_accuracy"
-        guess = self.data.guessing_balanced_accuracy if balanced else self.data.guessing_accuracy
-        self._standard = Standard(settings, guess())
+        self._standard = Standard(settings, self.data)
         self._epochs = Epochs(
             self.data, settings, self._candidates, self.parking, self._standard, on_epoch, train
         )
-        self._probe = self.data.probe.tensors()
         # A network that is to be trained again does not wait for others that train it.
         patience = {} if settings.duplicates == "reuse" else {"patience": 0.0}
         self._trained = TrainedNetworks(**patience)
@@ -278,7 +269,8 @@ class FlatnessObjective:
             model = self._candidates.build(candidate)
         checkpoint = self.parking.load(trial, key, self.device)
         with turns.take():
-            cost = self._cost(trial, model, None if checkpoint is None else checkpoint.fixed)
+            known = None if checkpoint is None else checkpoint.fixed
+            cost = self._candidates.cost(trial, model, known)
         if reason := over_limit(cost, self.settings.limits):
             return _pruned(trial, reason)
         start = Start(candidate, model, key, cost, turns, checkpoint)
@@ -324,23 +316,6 @@ class FlatnessObjective:
         """Return NaN, by which a trial fails without an exception."""
         write_trial(trial, failure=reason, late=late or None)
         return (math.nan,) * len(self.metric_names)
-
-    def _cost(
-        self, trial: optuna.Trial, model: nn.Module, known: Mapping[str, float] | None
-    ) -> Mapping[str, float]:
-        """Record what is known of a candidate untrained; of one over a limit only what it costs."""
-        limits = self.settings.limits
-        cost = known or measure_cost(
-            model, self.data.in_channels, self.data.image_size, {*limits, *self.metric_names}
-        )
-        write_trial(trial, metrics=cost)
-        over = excess(cost, limits)
-        write_constraints(trial, {f"{LIMIT}{name}": value for name, value in over.items()})
-        if known is not None or over_limit(cost, limits):
-            return cost
-        known = {**cost, **measure(self._untrained, ProxyInput(model, *self._probe))}
-        write_trial(trial, metrics=known)
-        return known
 
     def _record(self, trial: optuna.Trial, start: Start, trained: Trained) -> tuple[float, ...]:
         """Record what a trial ends with, and return its objective values."""

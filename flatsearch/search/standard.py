@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import optuna
 
+    from flatsearch.data.splits import ImageData
     from flatsearch.settings import RunSettings
 
 __all__ = ["Standard"]
@@ -30,7 +31,7 @@ class Standard:
 
     Args:
         settings: The settings of the run.
-        guessing: The accuracy of guessing, in the settings' kind of it.
+        data: The images.
 
     Attributes:
         accuracy: The least at any time; None if there are no objectives but accuracies.
@@ -39,9 +40,10 @@ class Standard:
             have a fixed accuracy.
     """
 
-    def __init__(self, settings: RunSettings, guessing: float) -> None:
+    def __init__(self, settings: RunSettings, data: ImageData) -> None:
         given = settings.min_accuracy
         self.metric = settings.accuracy
+        guessing = getattr(data, f"guessing_{self.metric}")()
         is_all = set(settings.objectives) <= {"accuracy", "balanced_accuracy"}
         self.accuracy = None if is_all else guessing if given is None else given
         is_fixed = self.accuracy is None or given is not None

@@ -151,3 +151,19 @@ def test_a_trial_without_any_signal_has_the_base_rate() -> None:
         for nothing in ({}, {"a": math.nan}, {"b": 1.0}):
             estimate = predictor.ask(Observation({0: nothing}), 0)
             assert estimate.probability == estimate.base < 1
+
+
+def test_a_decision_among_many_trials_costs_no_more_than_among_a_hundred(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fits = []
+    monkeypatch.setattr(
+        "flatsearch.pruners.predictor.fit", lambda *given: (fits.append(len(given[0])), fit(*given))[1]
+    )
+    predictor = Predictor(("accuracy",))
+    for i in range(400):
+        predictor.add(Observation({0: {"accuracy": i % 7}}, final=(i % 7,)))
+        predictor.ask(Observation({0: {"accuracy": 3.0}}), 0)
+    assert fits[:100] == list(range(1, 101))
+    assert fits[-1] >= 396
+    assert len(fits) < 250
