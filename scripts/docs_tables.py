@@ -317,14 +317,15 @@ def soak() -> str:
     """Whether memory and times stay the same over many trials."""
     rows = []
     for run in result("soak")["runs"]:
-        pairs = [run[key] for key in ("memory_mb", "decision_ms", "storage_cpu_ms")]
         cells = [
-            f"{first:.0f}, {last:.0f} {unit}"
-            for (first, last), unit in zip(pairs, ("MB", "ms", "ms"), strict=True)
+            f"{run[key][1]:.0f}, {run[key][-1]:.0f} {unit}"
+            for key, unit in (("memory_mb", "MB"), ("decision_ms", "ms"), ("storage_cpu_ms", "ms"))
         ]
+        grow = [key.partition("_")[0] for key, said in run["verdict"].items() if "GROWS" in said]
         rate = f"{run['trials_per_second']:.1f}"
-        rows.append([STORAGES[run["kind"]], str(run["workers"]), str(run["trials"]), rate, *cells])
-    head = ["storage", "workers", "trials", "a second", "memory", "decisions", "storage"]
+        size = [STORAGES[run["kind"]], str(run["workers"]), str(run["trials"]), rate]
+        rows.append([*size, *cells, ", ".join(grow) or "nothing"])
+    head = ["storage", "workers", "trials", "a second", "memory", "decisions", "storage", "grows"]
     return markdown(head, rows)
 
 

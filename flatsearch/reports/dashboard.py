@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import time
 from socketserver import ThreadingMixIn
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from flatsearch.record import StudyRecord, write_study
 from flatsearch.reports import tables
 from flatsearch.reports.figures import figures
 from flatsearch.reports.markdown import MARK, MOST_TRIALS, study_note, trial_note
-from flatsearch.search.storage import open_storage
+from flatsearch.search.storage import bracketed, open_storage
 from flatsearch.search.study import load_study
 
 if TYPE_CHECKING:
@@ -158,6 +159,10 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
 
 class _Silent(WSGIRequestHandler):
     """Prints no line per request."""
@@ -197,5 +202,5 @@ def serve(
     with server:
         # An address that stands for all of this machine's is none that a browser can open.
         shown = "localhost" if host in {"", "0.0.0.0", "127.0.0.1"} else host  # noqa: S104
-        say(f"http://{shown}:{server.server_port}/dashboard/studies/{study_id}")
+        say(f"http://{bracketed(shown)}:{server.server_port}/dashboard/studies/{study_id}")
         server.serve_forever()

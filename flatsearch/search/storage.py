@@ -8,28 +8,22 @@ import os
 import re
 import socket
 import threading
-import time
-import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import optuna
 import sqlalchemy
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.storages.journal import (
-    JournalFileBackend,
-    JournalFileSymlinkLock,
-    JournalRedisBackend,
-)
+from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from tenacity import Retrying, retry_if_exception, stop_after_delay
 
 from flatsearch.errors import StorageError, UsageError, hide_passwords
 from flatsearch.record import StudyRecord
 from flatsearch.search.faults import passes, reason
+from flatsearch.search.journal_lock import JournalLock
 from flatsearch.search.leases import WorkerStorage
-from flatsearch.search.liveness import is_dead, this_process
 from flatsearch.search.patience import BACKOFF, PATIENCE_SECONDS, PatientStorage
 from flatsearch.settings import DEFAULT_ARTIFACTS
 
@@ -39,7 +33,7 @@ if TYPE_CHECKING:
 
     from optuna.trial import TrialState
 
-__all__ = ["artifact_store", "artifacts_of", "open_storage", "serve_storage"]
+__all__ = ["artifact_store", "artifacts_of", "bracketed", "open_storage", "serve_storage"]
 
 KINDS = (
     "sqlite:///FILE.db, postgresql://USER@HOST/DB, mysql://USER@HOST/DB, a journal FILE.log,"
@@ -66,8 +60,6 @@ _CONNECTIONS = {
     },
 }
 _GRPC_PORT = 13000
-# A worker of another machine that dies with the lock of a journal keeps the others for this long.
-_LOCK_SECONDS = 30.0
 # Several processes may make the same tables at once.
 _OPEN_SECONDS = 5.0
 
@@ -204,77 +196,38 @@ class _Sqlite(optuna.storages.RDBStorage):
             self._thread.changes = False
 
 
-class _JournalLock(JournalFileSymlinkLock):
-    """Optuna's lock of a journal, by the same file; one that a dead process has left is broken.
-
-    Whoever gets it cuts off half a line that a full disk has left at the end: what was written
-    after that would be unreadable.
-    """
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(str(file))
-        self._file = file
-
-    def acquire(self) -> bool:
-        lock, mine, pause = Path(f"{self._file}.lock"), f"{this_process()} {uuid.uuid4()}", 0.001
-        holder, since = "", 0.0
-        while True:
-            try:
-                lock.symlink_to(mine)
-                break
-            except FileExistsError:
-                time.sleep(pause)
-                pause = min(2 * pause, 0.1)
-            with contextlib.suppress(OSError):  # it was released
-                if (found := str(lock.readlink())) != holder:
-                    holder, since = found, time.monotonic()
-                elif time.monotonic() - since > _LOCK_SECONDS or is_dead(holder.split()[0]):
-                    _break(lock, holder)
-        try:
-            self._mend()
-        except BaseException:
-            self.release()
-            raise
-        return True
-
-    def _mend(self) -> None:
-        with self._file.open("rb+") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _break(lock: Path, holder: str) -> None:
-    """Remove a lock, unless another process was faster and it is that one's by now."""
-    broken = lock.with_name(f"{lock.name}{uuid.uuid4()}.rename")
-    lock.rename(broken)
-    if str(broken.readlink()) == holder:
-        broken.unlink()
-    else:
-        broken.rename(lock)
-
-
 def _open_journal(url: str) -> optuna.storages.BaseStorage:
     found = _file_of(url)
     assert found is not None  # noqa: S101 - for the type checker
     # Absolute: the lock is a link to the file, in the file's folder.
     file = found.absolute()
-    return optuna.storages.JournalStorage(
-        JournalFileBackend(str(file), lock_obj=_JournalLock(file))
-    )
+    return optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=JournalLock(file)))
+
+
+def _address(url: str) -> SplitResult:
+    """Return the parts of a URL; parts of a password are not taken for them, and printed."""
+    address = urlsplit(url)
+    if "@" in address.path + address.query + address.fragment:
+        raise ValueError("in a password / ? # must be written as %2F %3F %23")
+    return address
+
+
+def bracketed(host: str) -> str:
+    """Return a host as it is written before a port: an address of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _open_redis(url: str) -> optuna.storages.BaseStorage:
+    _address(url)
     return optuna.storages.JournalStorage(JournalRedisBackend(url))
 
 
 def _open_proxy(url: str) -> optuna.storages.BaseStorage:
-    address = urlsplit(url)
+    address = _address(url)
     if not address.hostname:
         raise ValueError("it must be grpc://HOST:PORT")
-    proxy = optuna.storages.GrpcStorageProxy(host=address.hostname, port=address.port or _GRPC_PORT)
+    host, port = bracketed(address.hostname), address.port or _GRPC_PORT
+    proxy = optuna.storages.GrpcStorageProxy(host=host, port=port)
     with contextlib.suppress(KeyError):  # there is no such study; but is there a server?
         proxy.get_study_id_from_name("")
     return proxy
@@ -307,16 +260,17 @@ def serve_storage(url: str, host: str, port: int, say: Callable[[str], None]) ->
 
     try:
         # gRPC itself would share the port with whatever listens there.
-        with socket.create_server((host, port)):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
             pass
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot listen on {host}:{port}: {why}; give another `port`") from None
     # Trials are those of its clients, and what is acknowledged is stored.
     storage = open_storage(url, wait=True, kind=PatientStorage)  # type: ignore[type-abstract]
-    server = make_server(storage, host, port)
+    server = make_server(storage, bracketed(host), port)
     server.start()
-    say(f"grpc://{host}:{port}")
+    say(f"grpc://{bracketed(host)}:{port}")
     server.wait_for_termination()
 
 

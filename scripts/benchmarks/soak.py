@@ -218,8 +218,8 @@ def measured(
             ),
             key=lambda row: row[1],
         )
-    tenths = tenths_of(rows)
     tenth = len(rows) // 10
+    tenths = tenths_of(rows) if tenth > 1 else {}  # too few to say
     return {
         "kind": kind,
         "workers": workers,
@@ -229,8 +229,7 @@ def measured(
         "trials_per_second": round((len(rows) - tenth) / (rows[-1][1] - rows[tenth][1]), 2),
         "server_ms": round(1000 * (served - before) / (len(rows) + workers - begun), 2),
         "client_ms": round(1000 * statistics.fmean(row[5] for row in rows[tenth:]), 2),
-        "verdict": grown(tenths),
-        **tenths,
+        **({"verdict": grown(tenths), **tenths} if tenths else {}),
     }
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from flatsearch.pruners.predictor import Observation, Predictor
+from flatsearch.pruners.regression import Posterior, fit
 
 
 def trials(n: int, seed: int, noise: float = 0.5) -> list[tuple[float, float]]:
@@ -156,10 +158,13 @@ def test_a_trial_without_any_signal_has_the_base_rate() -> None:
 def test_a_decision_among_many_trials_costs_no_more_than_among_a_hundred(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fits = []
-    monkeypatch.setattr(
-        "flatsearch.pruners.predictor.fit", lambda *given: (fits.append(len(given[0])), fit(*given))[1]
-    )
+    fits: list[int] = []
+
+    def counted(x: Any, y: Any, prior: Any) -> Posterior:
+        fits.append(len(y))
+        return fit(x, y, prior)
+
+    monkeypatch.setattr("flatsearch.pruners.predictor.fit", counted)
     predictor = Predictor(("accuracy",))
     for i in range(400):
         predictor.add(Observation({0: {"accuracy": i % 7}}, final=(i % 7,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import re
 import socket
 import sqlite3
@@ -68,13 +69,16 @@ def redis(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def grpc(folder: Path) -> Iterator[str]:
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    ready = threading.Event()
-    arguments = (f"sqlite:///{folder}/behind.db", "localhost", port, lambda _: ready.set())
+    try:
+        free = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:  # not on this machine
+        free = socket.create_server(("localhost", 0))
+    with free:
+        host, port = free.getsockname()[:2]
+    said: queue.Queue[str] = queue.Queue()
+    arguments = (f"sqlite:///{folder}/behind.db", host, port, said.put)
     threading.Thread(target=serve_storage, args=arguments, daemon=True).start()
-    assert ready.wait(60)
-    yield f"grpc://localhost:{port}"
+    yield said.get(timeout=60)
 
 
 @contextlib.contextmanager
@@ -137,6 +141,7 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
         ("redis://:secret@127.0.0.1:1/0", "Connection refused"),
         ("grpc://127.0.0.1:1", "Connection refused"),
         ("grpc://", "it must be grpc://HOST:PORT"),
+        ("redis://:s3c/ret@127.0.0.1/0", "'redis://:***@127.0.0.1/0' cannot be opened: in a"),
         ("nonsense", "did you mean 'sqlite:///nonsense'?"),
         ("sqlite:////no/such/folder/s.db", "no folder '/no/such/folder'"),
         ("nosuchdb://localhost/x", "needs a driver"),
