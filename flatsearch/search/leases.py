@@ -43,8 +43,8 @@ _Result = TypeVar("_Result")
 # longer than the interval: a slow machine must not lose a live trial.
 _INTERVAL_SECONDS = 60
 _GRACE_SECONDS = 300.0
-# No clock is this wrong: a lease that is older needs no watching.
-_LONG_AGO_SECONDS = 3600.0
+# No clock is this wrong, not even another time zone's: a lease that is older needs no watching.
+_LONG_AGO_SECONDS = 24 * 3600.0
 _LEASE = "flatsearch:lease"
 # For how long a worker shares a reading of the trials: less than any pause after which it looks
 # what others have done.
