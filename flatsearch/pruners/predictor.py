@@ -114,7 +114,8 @@ class Predictor:
         self._names = tuple(names)
         self._best = best
         self._prior = prior
-        self._seen: dict[object, Observation] = {}
+        # With the signals of every step as a row of a table.
+        self._seen: dict[object, tuple[Observation, dict[int, list[float]]]] = {}
         self._models: dict[int, _Model] = {}
         self._new = 0
 
@@ -126,7 +127,8 @@ class Predictor:
             network: A number of its network: what was seen of the same one before is forgotten. The
                 trial has a network of its own if None.
         """
-        self._seen[object() if network is None else network] = observation
+        rows = {step: observation.signals(step, self._names) for step in observation.curve}
+        self._seen[object() if network is None else network] = observation, rows
         self._new += 1
         # Of many trials one more changes nothing; so a decision costs no more than among a hundred.
         if self._new > len(self._seen) // 100:
@@ -152,7 +154,7 @@ class Predictor:
             return Estimate(1.0, 0)
         if np.isnan(running.signals(step, model.names)).all():
             return Estimate(model.base, model.n_trials, model.base)
-        x = _scores(model.names, model.signals, [running], step)
+        x = _scores(model.signals, np.array([running.signals(step, model.names)]))
         if len(model.posteriors) == 1:
             probability = float(model.posteriors[0].exceeds(x, model.limit)[0])
             return Estimate(probability, model.n_trials, model.base)
@@ -170,16 +172,16 @@ class Predictor:
         ])
 
     def _learn(self, step: int) -> _Model:
-        there = [t for t in self._seen.values() if step in t.curve]
+        there = [t for t, rows in self._seen.values() if step in rows]
         whole = [t for t in there if t.final is not None]
         if not whole:
             return _Model((), (), (), np.zeros((0, 0)), 0, 0.0, 1.0)
-        present = {name for t in there for name in (*t.fixed, *t.curve[step])}
-        names = tuple(name for name in self._names if name in present)
+        table = np.array([rows[step] for _, rows in self._seen.values() if step in rows])
+        present = np.flatnonzero(~np.isnan(table).all(axis=0))
+        names, table = tuple(self._names[i] for i in present), table[:, present]
         weights = self._weights(there, step)
-        columns = np.array([t.signals(step, names) for t in there], float).T
-        signals = tuple(Reference(column, weights) for column in columns)
-        x = _scores(names, signals, whole, step)
+        signals = tuple(Reference(column, weights) for column in table.T)
+        x = _scores(signals, table[[t.final is not None for t in there]])
         finals = np.array([t.final for t in whole], float)
         weights = self._weights(whole)
         references = tuple(Reference(column, weights) for column in finals.T)
@@ -198,12 +200,8 @@ class Predictor:
         return _Model(names, signals, tuple(posteriors), front, len(whole), limit, base)
 
 
-def _scores(
-    names: Sequence[str], references: Sequence[Reference], trials: Sequence[Observation], step: int
-) -> _Array:
-    values = np.array([trial.signals(step, names) for trial in trials], float)
-    values = values.reshape(len(trials), len(names))
-    scores = [r.score(values[:, i]) for i, r in enumerate(references)]
+def _scores(references: Sequence[Reference], values: _Array) -> _Array:
+    scores = [r.score(column) for r, column in zip(references, values.T, strict=True)]
     return np.stack(scores, axis=1) if scores else values
 
 

@@ -53,6 +53,12 @@ _logger = logging.getLogger("flatsearch")
 _Result = TypeVar("_Result")
 
 
+class _MissingError(StorageError, KeyError):
+    """There is no such study or trial; a `KeyError` for Optuna."""
+
+    __str__ = Exception.__str__
+
+
 def _delegating(kind: type[PatientStorage]) -> type[PatientStorage]:
     """Let a class ask its backend for whatever it does not define itself."""
 
@@ -141,6 +147,8 @@ class PatientStorage(BaseStorage):
 
     def _translated(self, error: Exception) -> Exception:
         """Return a `StorageError` for an error that says that the storage does not work."""
+        if isinstance(error, KeyError):
+            return _MissingError(f"storage {self._shown!r} has no such study; was it deleted?")
         if not is_of_storage(error):
             return error
         waited = f" after {self._patience:.0f} s" if self._given_up else ""
