@@ -310,6 +310,19 @@ def test_a_worker_whose_trial_was_failed_at_its_very_end_goes_on(
     assert "trial 0 was taken for dead by another worker; going on" in caplog.text
 
 
+def test_a_study_that_is_deleted_ends_its_run(broken: Breaking) -> None:
+    def run(trial: optuna.Trial, _: object) -> float:
+        broken.backend.delete_study(trial.study._study_id)
+        return 0.5
+
+    objective: Any = SimpleNamespace(
+        space=None, settings=RunSettings(), parking=Parking(None), run=run
+    )
+    study = optuna.create_study(storage=patient(broken))
+    with pytest.raises(StorageError, match="has no such study; was it deleted"):
+        run_study(study, objective, target=1)
+
+
 @pytest.mark.parametrize("what", ["vanished", "a file", "full"])
 def test_an_artifact_folder_that_cannot_be_written_to_ends_a_run(
     what: str, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
