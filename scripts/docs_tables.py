@@ -318,13 +318,14 @@ def soak() -> str:
     rows = []
     for run in result("soak")["runs"]:
         cells = [
-            f"{run[key][1]:.0f}, {run[key][-1]:.0f} {unit}"
+            f"{run[key][-9:][0]:.0f}, {run[key][-1]:.0f} {unit}"
             for key, unit in (("memory_mb", "MB"), ("decision_ms", "ms"), ("storage_cpu_ms", "ms"))
         ]
-        grow = [key.partition("_")[0] for key, said in run["verdict"].items() if "GROWS" in said]
+        verdict = run.get("verdict", {}).items()
+        grow = [key.partition("_")[0] for key, said in verdict if "GROWS" in said]
         rate = f"{run['trials_per_second']:.1f}"
         size = [STORAGES[run["kind"]], str(run["workers"]), str(run["trials"]), rate]
-        rows.append([*size, *cells, ", ".join(grow) or "nothing"])
+        rows.append([*size, *cells, ", ".join(grow) or ("nothing" if verdict else "")])
     head = ["storage", "workers", "trials", "a second", "memory", "decisions", "storage", "grows"]
     return markdown(head, rows)
 
