@@ -231,12 +231,12 @@ def test_a_lock_that_a_dead_worker_has_left_is_broken(
     lock = tmp_path / "s.log.lock"
     lock.symlink_to(f"{DEAD} x")
     study.ask()
-    monkeypatch.setattr("flatsearch.search.storage._LOCK_SECONDS", 0.5)
+    monkeypatch.setattr("flatsearch.search.journal_lock._LOCK_SECONDS", 0.5)
     for holder in ("elsewhere:1:1.00 x", str(tmp_path / "s.log")):  # Optuna's own says no more
         lock.symlink_to(holder)
         study.ask()
     lock.symlink_to(f"{this_process()} x")  # that lives
-    monkeypatch.setattr("flatsearch.search.storage._LOCK_SECONDS", 30.0)
+    monkeypatch.setattr("flatsearch.search.journal_lock._LOCK_SECONDS", 30.0)
     threading.Timer(0.3, lock.unlink).start()
     start = time.monotonic()
     study.ask()
