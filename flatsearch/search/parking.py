@@ -139,17 +139,19 @@ class Parking:
             fail_dead_trials(study)  # nobody else may be there to see that they are
         trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
         names = {number: TrialRecord(trial).checkpoint for number, trial in trials.items()}
-        enqueued = 0
+        wanted, enqueued = study.pruner.wanted(study), 0
         for promotion in study.pruner.next_promotions(study, ends=ends):
-            if self._has(names[promotion.trial]) and not _is_queued(study, promotion):
+            # One that is wanted and is not there is trained anew.
+            possible = promotion.trial in wanted or self._has(names[promotion.trial])
+            if possible and not _is_queued(study, promotion):
                 enqueued += 1
                 study.enqueue_trial(
                     trials[promotion.trial].params,
                     user_attrs={TrialRecord.promotion.key: promotion.to_dict()},
                 )
-        wanted = {names.get(number) for number in study.pruner.wanted(study)}
+        kept = {names.get(number) for number in wanted}
         for name in names.values():
-            if name is not None and name not in wanted:
+            if name is not None and name not in kept:
                 with self._going_on(f"what was kept as {name!r} could not be removed"):
                     self._checkpoints.drop(name)
         return enqueued

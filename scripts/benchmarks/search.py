@@ -244,8 +244,8 @@ def draw(space: SearchSpace, count: int, seed: int) -> list[dict[str, Any]]:
     return drawn
 
 
-def compare(options: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """Let every way train every candidate, in turns."""
+def compare(options: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]]:
+    """Let every way train every candidate, in turns; yield what is known after each candidate."""
     space = load_space(options.space)
     data, settings = prepare(options)
     objectives: dict[str, Any] = {
@@ -253,6 +253,7 @@ def compare(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         "tuned": plain(space, data, settings, options.device, tuned=True),
         "flatsearch": FlatnessObjective(space, data, settings=settings, device=options.device),
     }
+    objectives = {name: objectives[name] for name in ("plain", *options.beside)}
     studies = {
         name: optuna.create_study(
             storage=f"sqlite:///{folder}/{name}.db",
@@ -290,7 +291,7 @@ def compare(options: argparse.Namespace, folder: str) -> dict[str, Any]:
             rows.append(row)
             shown = (f"{name} {row[name]['processor']:.1f} s" for name in objectives)
             print(f"{turn:3d}  {', '.join(shown)}", flush=True)
-    return {"summary": summarise(rows, list(objectives), clock.seconds), "rows": rows}
+            yield {"summary": summarise(rows, list(objectives), clock.seconds), "rows": rows}
 
 
 def summarise(rows: list[dict[str, Any]], names: list[str], phases: Any) -> dict[str, Any]:
@@ -331,7 +332,9 @@ def main() -> None:
     parser.add_argument("--layers", help="flatsearch's setting; its default where not given")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="write the rows and the environment as JSON")
+    others = ["tuned", "flatsearch"]
+    parser.add_argument("--beside", nargs="+", choices=others, default=others, help="beside plain")
+    parser.add_argument("--out", type=Path, help="write rows and environment after each candidate")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -348,11 +351,12 @@ def main() -> None:
         "data": Path(options.data).name,
     }
     with tempfile.TemporaryDirectory() as folder:
-        result = {"environment": environment, **compare(options, folder)}
-    print(json.dumps(result["summary"], indent=1))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        for found in compare(options, folder):
+            if options.out is not None:
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                result = {"environment": environment, **found}
+                options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(found["summary"], indent=1))
 
 
 if __name__ == "__main__":

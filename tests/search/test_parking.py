@@ -33,6 +33,7 @@ from flatsearch.analysis.summary import summarise
 from flatsearch.record import Promotion, TrialRecord, read_trials
 from flatsearch.search.checkpoints import Checkpoint, Checkpoints
 from flatsearch.search.loop import run_study
+from flatsearch.search.parking import finish
 from flatsearch.search.sampler_view import seen
 from flatsearch.search.storage import open_storage
 from flatsearch.search.study import open_study
@@ -211,15 +212,16 @@ def test_of_two_that_promote_the_same_the_later_one_ends(
     assert finished_count(study) == 1
 
 
+@pytest.mark.parametrize("n_trials", [1, None])  # promoted before it is missing, or after
 def test_a_missing_checkpoint_is_trained_again(
-    digits: ImageData, store: FileSystemArtifactStore, tmp_path: Path
+    n_trials: int | None, digits: ImageData, store: FileSystemArtifactStore, tmp_path: Path
 ) -> None:
     made = make(digits, store)
-    study = study_of(made, OneRungPromoter(promote=1, n_trials=1, audit=0.0))
+    study = study_of(made, OneRungPromoter(promote=1, n_trials=n_trials, audit=0.0))
     study.optimize(made, n_trials=1)
     for name in checkpoints(tmp_path):
         store.remove(name)
-    study.optimize(made, n_trials=1)
+    finish(study, made)
     first, second = map(TrialRecord, study.trials)
     assert (first.parked, second.complete) == (1, True)
     assert numbers(second)[0] == numbers(first)[0]
