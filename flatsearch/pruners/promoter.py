@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -229,8 +229,11 @@ class Promoter(BasePruner):
             what the rule says.
         """
         board = self.board(study)
+        if ends:  # none of them is there any more, to be among the best
+            there = [n for n in board.networks if n.resumes is None or n.resumes.after]
+            board = replace(board, networks=there)
         cut_off = [n.resumes for n in board.networks if n.resumes is not None]
-        return [p for p in cut_off if p.after or not ends] + self.promotions(board, ends=ends)
+        return cut_off + self.promotions(board, ends=ends)
 
     def kept(self, n: int) -> int:  # noqa: ARG002 - as many whatever n is, here
         """Return of how many parked networks at a rung that n have reached the training is kept."""

@@ -72,6 +72,16 @@ def test_a_turn_is_over_unless_the_trial_is_among_the_best() -> None:
         assert rule.pauses(board, 9, 1) is over
 
 
+def test_what_was_cut_off_and_replaced_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = OneRungPromoter(promote=0.25)
+    lost = Network(9, {0: {"loss": 0.5}}, resumes=Promotion(9, 0, 0, "cut off"))
+    board = Board([lost, *(network(i, [1.0 + i]) for i in range(4))], 12, JUDGE)
+    monkeypatch.setattr(OneRungPromoter, "board", lambda *_: board)
+    study = optuna.create_study()
+    assert rule.next_promotions(study) == [lost.resumes]
+    assert rule.next_promotions(study, ends=True) == [Promotion(0, 1, 12)]
+
+
 def test_at_the_end_one_at_least_is_trained_to_the_end() -> None:
     rule = HalvingPromoter()
     networks = [network(0, [2.0]), network(1, [1.0]), network(2, [3.0, 1.0, 1.0])]
