@@ -101,13 +101,15 @@ class Plan:
         if self._timeout is None or whole <= self._timeout:
             return text
         share = self._timeout / whole
-        fits = [count_of(max(1, int(to_go * share)), "trial")]
+        # The time of an epoch is not known to a hundredth.
+        fits = [count_of(n, "trial")] if (n := int(to_go * share + 0.01)) else []
         fewer = [e for e in range(1, epochs) if seconds(e) <= self._timeout]
         if fewer:
             fits.append(f"`epochs` {fewer[-1]}")
         if (size := int(self._image_size * share**0.5)) >= _LEAST_SIZE:
             fits.append(f"`image_size` {size} in place of {self._image_size}")
-        return f"{text}; `timeout` {duration(self._timeout)} is enough for {', or for '.join(fits)}"
+        fit = f"is enough for {', or for '.join(fits)}" if fits else "is not enough for one"
+        return f"{text}; `timeout` {duration(self._timeout)} {fit}"
 
     def left(self) -> str:
         """Return how long the rest takes, by the trials that were finished since it began.

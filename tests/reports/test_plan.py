@@ -51,6 +51,7 @@ def began(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
             " `epochs` 4, or for `image_size` 45 in place of 64",
         ),
         (40, 1, "`timeout` 40 s is enough for 1 trial, or for `image_size` 14 in place of"),
+        (4, 1, "20 trials at most 13 min; `timeout` 4 s is not enough for one"),
     ],
 )
 def test_the_first_epoch_says_how_long_it_takes(
