@@ -7,8 +7,8 @@ a seed gives the same numbers again.
 AVX512-BF16 for networks with enough arithmetic. Weights, their updates, losses and the measure stay
 in float32.
 
-*Layout.* Convolutions of many channels read channels that lie side by side faster; those of few, or
-of one for each filter (depthwise), do not.
+*Layout.* Convolutions of many channels read channels that lie side by side faster; those of few do
+not, and may take three times as long (`scripts/benchmarks/layout.py`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = ["Computation", "choose_computation", "computes_bfloat16"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["contiguous", "channels_last"]
 
-# A convolution is wide from this many channels on, on both sides.
-_WIDE = 16
-# Least share of the multiply-adds that are in wide convolutions.
+# From this many channels on, on both sides, a convolution gains from bfloat16, and from the layout.
+_WIDE, _FAIRLY_WIDE = 16, 8
+# Least share of the multiply-adds that are in such convolutions.
 _MOSTLY = 0.5
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -83,6 +83,7 @@ class _Look(TorchFunctionMode):
     Attributes:
         multiply_adds: Those of all convolutions, for one image.
         wide: Those of wide ones.
+        fairly_wide: Those of wide and fairly wide ones.
         unsuited: Whether torch's gradients are wrong on a CPU where channels lie side by side
             (docs/torch-batch-norm.md): in batch norms of maps of one row or column, but for those
             of one position, and in instance norms.
@@ -90,7 +91,7 @@ class _Look(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.multiply_adds = self.wide = 0
+        self.multiply_adds = self.wide = self.fairly_wide = 0
         self.unsuited = False
 
     def __torch_function__(
@@ -102,8 +103,9 @@ class _Look(TorchFunctionMode):
             x, weight = args[:2]
             cost = weight.numel() * math.prod(result.shape[2:])
             self.multiply_adds += cost
-            if x.shape[1] == weight.shape[1] >= _WIDE <= weight.shape[0]:
-                self.wide += cost
+            channels = min(weight.shape[:2]) if x.shape[1] == weight.shape[1] else 0
+            self.wide += cost if channels >= _WIDE else 0
+            self.fairly_wide += cost if channels >= _FAIRLY_WIDE else 0
         elif function in {F.batch_norm, torch.batch_norm} and result.dim() == 4:
             rows, columns = result.shape[2:]
             self.unsuited |= min(rows, columns) == 1 < max(rows, columns)
@@ -149,15 +151,16 @@ def choose_computation(
     """
     device = next(model.parameters()).device
     seen = _look(model, in_channels, image_size)
-    wide = seen.wide >= _MOSTLY * max(1, seen.multiply_adds)
+    least = _MOSTLY * max(1, seen.multiply_adds)
     if precision == "auto":
         native = computes_bfloat16(device)
         if device.type == "cuda":
             precision = "bfloat16" if native else "float16"
         else:
-            precision = "bfloat16" if native and wide else "float32"
+            precision = "bfloat16" if native and seen.wide >= least else "float32"
     if memory_format == "auto":
-        memory_format = "channels_last" if wide or device.type == "cuda" else "contiguous"
+        side_by_side = seen.fairly_wide >= least or device.type == "cuda"
+        memory_format = "channels_last" if side_by_side else "contiguous"
     if device.type == "cpu" and seen.unsuited:
         memory_format = "contiguous"
     return Computation(precision, memory_format)  # type: ignore[arg-type]

@@ -165,7 +165,8 @@ class ParkedRound(Round):
                 != [round(t.params["x"], 9)] * EPOCHS
             ],
             "too_many_files": max(0, self.most_files - most),
-            "lost_files": max(0, min(KEEP, len(parked)) - kept),
+            # Of more networks the best now need not have been among the best before.
+            "lost_files": max(0, len(parked) - kept) if len(networks) <= KEEP else 0,
             "bad_exits": self.bad_exits,
         }
         return {
