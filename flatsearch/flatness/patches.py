@@ -53,11 +53,13 @@ class _Mark(NamedTuple):
         how: What a product with it is; empty for nothing special.
         base: What it was cut from.
         by: The product with a parameter that it is.
+        source: Stands for the patches that it is computed from, and from nothing else.
     """
 
     how: str = ""
     base: Tensor | None = None
     by: ByHand | None = None
+    source: object = None
 
 
 def unwrapped(value: Any) -> Any:
@@ -85,7 +87,15 @@ def _root(x: Tensor) -> Tensor:
 
 
 def _joined(result: Any, marks: list[tuple[Tensor, _Mark]]) -> _Mark:
-    """Return the mark of several marked tensors together: patches if they are slices of one."""
+    """Return the mark of several marked tensors together: patches if they are slices of one.
+
+    Patches combined with one another, a mean taken off for example, are patches.
+    """
+    source = marks[0][1].source
+    if source is not None and all(mark.source is source for _, mark in marks):
+        sizes = [part.numel() for part, mark in marks if mark.how]
+        kept = isinstance(result, Tensor) and bool(sizes) and result.numel() >= max(sizes)
+        return next(m for _, m in marks if m.how) if kept else _Mark(source=source)
     numbers = sum(part.numel() for part, _ in marks)
     if all(mark.base is None for _, mark in marks) or not (
         isinstance(result, Tensor) and result.numel() == numbers
@@ -147,7 +157,9 @@ class Patches:
             return _Mark(by=by)
         if "conv" in name and given[0] is by.weight and given[1] is marks[0][0]:
             self.found.append(by._replace(how="convolved with what depends on the images"))
-        return marks[0][1] if len(marks) == 1 and "add" in name else _Mark()
+        (_, mark), *others = marks
+        same = "add" in name or (mark.how and "norm" in name)
+        return mark if same and not others else _Mark()
 
     def _written(self, whole: Tensor, x: Tensor, mark: _Mark) -> _Mark:
         """Return the mark of what a marked tensor is written into."""
@@ -167,7 +179,7 @@ class Patches:
     def _moved(self, name: str, x: Tensor, mark: _Mark, result: Any) -> _Mark:
         """Return the mark of what one marked tensor is made into."""
         if _GATHERING.search(name):
-            return _Mark(_PATCHES.format(name.strip("_")))
+            return _Mark(_PATCHES.format(name.strip("_")), source=object())
         if mark.by is not None and _SCATTERING.search(name):
             self.found.append(mark.by._replace(how=_ADDED.format(name)))
             return _Mark()
@@ -182,6 +194,6 @@ class Patches:
             return mark if mark.how or cut else _Mark(base=x)
         if name == "pad":
             return _Mark(base=x)
-        kept = result.numel() >= x.numel() and "norm" not in name
+        kept = result.numel() >= x.numel() and (mark.how or "norm" not in name)
         real = x.is_complex() and not result.is_complex()
-        return mark if kept and not real else _Mark()
+        return mark if kept and not real else _Mark(source=mark.source)

@@ -46,6 +46,14 @@ def channels_last(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def leaky(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, 0.1 * x)
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(1, keepdim=True)
+
+
 def strided(x: Tensor) -> Tensor:
     n, c, rows, columns = x.shape
     strides = x.contiguous().stride()
@@ -148,6 +156,21 @@ BY_HAND: dict[str, tuple[Callable[[Tensor, Any], Tensor], Callable[[], Any], str
         lambda: (5, 36),
         UNFOLD,
     ),
+    "centred": (
+        lambda x, w: maps(w @ centred(F.unfold(x, 3)), x),
+        lambda: (5, 36),
+        UNFOLD,
+    ),
+    "activated": (
+        lambda x, w: maps(w @ leaky(F.unfold(x, 3)), x),
+        lambda: (5, 36),
+        UNFOLD,
+    ),
+    "normalised": (
+        lambda x, layers: maps(layers(F.unfold(x, 3).mT).mT, x),
+        lambda: nn.Sequential(nn.LayerNorm(36), nn.Linear(36, 5)),
+        UNFOLD,
+    ),
     "windows": (lambda x, w: torch.einsum(PATCHES, windows(x), w), lambda: FULL, UNFOLD),
     "strides": (
         lambda x, w: torch.einsum(PATCHES, strided(x), w),
@@ -209,19 +232,20 @@ def network(middle: nn.Module) -> nn.Sequential:
 @pytest.mark.parametrize("name", BY_HAND)
 def test_refused_by_name(name: str) -> None:
     torch.manual_seed(0)
-    function, own, why = BY_HAND[name]
-    model = network(By(function, own()))
+    function, make, why = BY_HAND[name]
+    model = network(By(function, make()))
     with pytest.raises(UnsupportedModelError) as caught:
         flatsearch.relative_flatness(model, images(), layers="all")
     assert why in str(caught.value)
-    assert "layer '2.own'" in str(caught.value)
+    own = "2.own.1" if name == "normalised" else "2.own"
+    assert f"layer '{own}'" in str(caught.value)
     if name != "no gradient":  # which the layer in front does not get, either
         # What is convolved behind a pooling is not of the main path.
         for layers in ("last", "main")[: 1 + (name != "swapped")]:
-            with pytest.raises(UnsupportedModelError, match=r"layer '2\.own'"):
+            with pytest.raises(UnsupportedModelError, match=f"layer '{own}'"):
                 flatsearch.relative_flatness(model, images(), layers=layers)
         found = flatsearch.relative_flatness(model, images(), "all", skip_unsupported=True)
-        assert (list(found.layers), list(found.skipped)) == (["0"], ["2.own"])
+        assert (list(found.layers), list(found.skipped)) == (["0"], [own])
 
 
 def test_the_first_layer_too() -> None:
