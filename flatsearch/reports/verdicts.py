@@ -122,10 +122,9 @@ def headlines(summary: StudySummary) -> list[str]:
     if summary.gain:
         found.append(f"Flatness: {_use(summary.gain[0])}")
     elif complete and any("flatness" in trial.metrics for trial in summary.trials):
-        found.append(
-            f"Flatness: {count_of(complete, 'trial')} trained to the end: too few to say of what"
-            f" use it is; it takes {MIN_TRIALS_GAIN}."
-        )
+        few = f"too few to say of what use it is; it takes {MIN_TRIALS_GAIN}"
+        why = few if complete < MIN_TRIALS_GAIN else "no epoch of theirs shows of what use it is"
+        found.append(f"Flatness: {count_of(complete, 'trial')} trained to the end: {why}.")
     return found
 
 
