@@ -29,6 +29,7 @@ _SPLITTING = re.compile("getitem|narrow|slice|select|split|chunk|unbind")
 _ADDED = "its products are added up by {}"
 _PATCHES = "multiplied with patches that {} gives"
 _SLICES = "multiplied with shifted slices"
+_NO_VALUES = re.compile("_like$|^new_")
 _PRODUCT = re.compile("mul|mm|einsum|linear|dot$|inner")
 
 
@@ -104,7 +105,8 @@ def _joined(result: Any, marks: list[tuple[Tensor, _Mark]]) -> _Mark:
     bases = [part if mark.base is None else mark.base for part, mark in marks]
     if any(base is not bases[0] for base in bases):  # each has been padded on its own
         bases = [_root(base) for base in bases]
-    overlapping = all(base is bases[0] for base in bases) and numbers > bases[0].numel()
+    # A map that is padded with a piece of its own is hardly larger.
+    overlapping = all(base is bases[0] for base in bases) and numbers >= 1.5 * bases[0].numel()
     return _Mark(_SLICES) if overlapping else _Mark()
 
 
@@ -130,6 +132,8 @@ class Patches:
         if not marks:
             return
         name = getattr(function, "__name__", "")
+        if _NO_VALUES.search(name):
+            return
         if name == "__setitem__":
             after, result = self._written(args[0], *marks[-1]), args[0]
         elif weights := [one for one in given if one.requires_grad and _mark(one) is None]:

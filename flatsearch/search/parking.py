@@ -121,6 +121,10 @@ class Parking:
         if name is None or self._checkpoints is None:
             return None
         found = self._checkpoints.load(name, device)
+        promotion = TrialRecord(trial).promotion
+        if found is None and promotion is not None and promotion.after:
+            message = f"the network of trial {promotion.trial} is not where it was kept"
+            warnings.warn(f"{message} ({name!r}); it is trained anew", stacklevel=2)
         return found if found is not None and found.network == network else None
 
     def promote(self, study: optuna.Study, *, ends: bool = False) -> int:

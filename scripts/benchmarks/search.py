@@ -60,7 +60,7 @@ PHASES = {
     "build": [
         "flatsearch.search.candidates.Candidates.build",
         "flatsearch.search.candidates.Candidates.key",
-        "flatsearch.search.objective.FlatnessObjective._cost",
+        "flatsearch.search.candidates.Candidates.cost",
     ],
     "train": ["flatsearch.training.trainer.Trainer.epoch"],
     "validate": ["flatsearch.training.trainer.validate"],

@@ -310,6 +310,10 @@ def tokens(x: Tensor, layer: nn.MultiheadAttention) -> Tensor:
 OTHERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "dense layers": (lambda: By(lambda x, f: channels_last(f, x), nn.Linear(4, 4)), []),
     "patch merging": (lambda: By(merged, nn.Linear(16, 5)), []),
+    "padded with its own": (
+        lambda: By(lambda x, f: channels_last(f, torch.cat([x[..., :1], x], 3)), nn.Linear(4, 4)),
+        [],
+    ),
     "sums of slices": (lambda: By(box, nn.Linear(4, 4)), []),
     "mixed tokens": (lambda: By(lambda x, f: maps(f(x.flatten(2)), x, 0), nn.Linear(36, 36)), []),
     "attention": (lambda: By(tokens, nn.MultiheadAttention(4, 1, batch_first=True)), []),
