@@ -46,6 +46,11 @@ def verdict(results: dict) -> str:
     if len(tested) < len(TITLES):
         return text + "Not answered: nothing is tested with fewer than 48 configurations of each."
     text += _first(tested) + " " + _second(tested) + " " + _third(tested)
+    ends = [
+        found["end"]["nu all"]["given all factors"] for found in results.values() if "end" in found
+    ]
+    if ends:
+        text += f" Given all ten factors of the design it is {', '.join(map(number, ends))}."
     for rival in next(iter(tested.values()))["rivals"]:
         better = [k for k, found in tested.items() if found["rivals"][rival][1] > 0]
         if better:
