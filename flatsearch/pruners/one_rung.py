@@ -64,14 +64,14 @@ class OneRungPromoter(Promoter):
 
     def share(self, n: int) -> float:
         """Return the share of n networks that is trained to the end."""
-        return (max(1, round(self._promote * n)) if self._promote < 1 else self._promote) / n
+        return self._count(n) / n
 
     def kept(self, n: int) -> int:
         """Return `keep`, or twice as many as would go on now: who does is decided at the end.
 
         The best of all are among the best of those that are there first, but not in order.
         """
-        return max(self._keep, 2 * round(self.share(n) * n) if n and not self._at_once else 0)
+        return max(self._keep, 0 if self._at_once else 2 * self._count(n))
 
     def pauses(self, board: Board, number: int, rung: int) -> bool:  # noqa: ARG002 - there is one
         """Return whether a trial's turn is over: every trial's, unless it may go on at once."""
@@ -95,8 +95,11 @@ class OneRungPromoter(Promoter):
     def _best(self, board: Board, *, ends: bool = False) -> list[Network]:
         """Return the best networks of the rung: one at least, so that a short run has a result."""
         there = board.judge.order(board.networks, self._rung)
-        count = int(self._promote)
-        if self._promote < 1:
-            share = self._promote * len(there)
-            count = max(1, round(share) if ends else int(share))
-        return there[:count]
+        return there[: self._count(len(there), ends=ends)]
+
+    def _count(self, n: int, *, ends: bool = True) -> int:
+        """Return how many of n networks are trained to the end; rounded down until it ends."""
+        if self._promote >= 1:
+            return int(self._promote)
+        share = self._promote * n
+        return max(1, round(share) if ends else int(share))

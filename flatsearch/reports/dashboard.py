@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import time
 from socketserver import ThreadingMixIn
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from flatsearch.record import StudyRecord, write_study
 from flatsearch.reports import tables
 from flatsearch.reports.figures import figures
 from flatsearch.reports.markdown import MARK, MOST_TRIALS, study_note, trial_note
-from flatsearch.search.storage import bracketed, open_storage
+from flatsearch.search.storage import address_family, bracketed, open_storage
 from flatsearch.search.study import load_study
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.address_family = address_family(address[0])
         super().__init__(address, handler)
 
 

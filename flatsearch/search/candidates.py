@@ -132,9 +132,9 @@ class Candidates:
         write_trial(trial, metrics=cost)
         over = excess(cost, settings.limits)
         write_constraints(trial, {f"{LIMIT}{name}": value for name, value in over.items()})
-        if known is not None or over_limit(cost, settings.limits):
-            return cost
         untrained = [name for name in settings.signals if PROXIES[name].first == "untrained"]
+        if known is not None or not untrained or over_limit(cost, settings.limits):
+            return cost
         known = {**cost, **measure(untrained, ProxyInput(model, *data.probe.tensors()))}
         write_trial(trial, metrics=known)
         return known

@@ -77,7 +77,7 @@ class Parking:
 
     def begin(self, trial: optuna.Trial) -> str:
         """Return the name of a trial's checkpoint, which is that of its network."""
-        name = TrialRecord(trial).checkpoint or _kept_as(trial) or f"parked-{uuid.uuid4().hex}"
+        name = _kept_as(trial) or f"parked-{uuid.uuid4().hex}"
         write_trial(trial, checkpoint=name)
         return name
 
@@ -117,7 +117,7 @@ class Parking:
             or of another network (the search space has changed): the training begins anew, with the
             same random numbers.
         """
-        name = TrialRecord(trial).checkpoint or _kept_as(trial)
+        name = _kept_as(trial)
         if name is None or self._checkpoints is None:
             return None
         found = self._checkpoints.load(name, device)
@@ -204,10 +204,11 @@ def no_result(study: optuna.Study) -> float | tuple[float, ...]:
 
 
 def _kept_as(trial: optuna.Trial) -> str | None:
-    """Return the name of the checkpoint of the network that a trial goes on with, if it has one."""
-    promotion = TrialRecord(trial).promotion
-    if promotion is None:
-        return None
+    """Return the name of a trial's checkpoint, or of that of the network that it goes on with."""
+    record = TrialRecord(trial)
+    promotion = record.promotion
+    if record.checkpoint is not None or promotion is None:
+        return record.checkpoint
     trials = trial.study.get_trials(deepcopy=False)
     return TrialRecord(next(t for t in trials if t.number == promotion.trial)).checkpoint
 

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
     from optuna.trial import TrialState
 
-__all__ = ["artifact_store", "artifacts_of", "bracketed", "open_storage", "serve_storage"]
+__all__ = [
+    "address_family",
+    "artifact_store",
+    "artifacts_of",
+    "bracketed",
+    "open_storage",
+    "serve_storage",
+]
 
 KINDS = (
     "sqlite:///FILE.db, postgresql://USER@HOST/DB, mysql://USER@HOST/DB, a journal FILE.log,"
@@ -212,9 +219,14 @@ def _address(url: str) -> SplitResult:
     return address
 
 
+def address_family(host: str) -> socket.AddressFamily:
+    """Return the kind of a host's address."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def bracketed(host: str) -> str:
     """Return a host as it is written before a port: an address of IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
+    return f"[{host}]" if address_family(host) == socket.AF_INET6 else host
 
 
 def _open_redis(url: str) -> optuna.storages.BaseStorage:
@@ -260,8 +272,7 @@ def serve_storage(url: str, host: str, port: int, say: Callable[[str], None]) ->
 
     try:
         # gRPC itself would share the port with whatever listens there.
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family):
+        with socket.create_server((host, port), family=address_family(host)):
             pass
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
