@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from flatsearch.data.images import resized
+from flatsearch.data.values import is_missing, plain
 from flatsearch.errors import DataError
 
-__all__ = ["ArrayImages", "as_images", "as_labels", "is_array", "is_missing"]
+__all__ = ["ArrayImages", "as_images", "as_labels", "is_array"]
 
 
 def is_array(images: Any) -> bool:
@@ -23,44 +24,55 @@ def is_array(images: Any) -> bool:
     )
 
 
-def is_missing(label: Any) -> bool:
-    """Return whether a cell of a table is empty: no text, None, NaN or pandas' NA."""
-    if label is None or type(label).__name__ == "NAType" or (isinstance(label, str) and not label):
-        return True
-    return isinstance(label, (float, np.floating)) and math.isnan(label)
-
-
 def as_labels(source: Any, where: str) -> np.ndarray[Any, Any]:
     """Return one label per image, (N,), of whatever type can be told apart and sorted."""
-    labels = np.asarray(source.detach().cpu() if isinstance(source, Tensor) else source)
+    labels = np.asarray(plain(source, f"{where}: labels"))
+    if isinstance(source, (list, tuple)) and labels.dtype.kind in "SU" and labels.ndim == 1:
+        labels = np.array(source, dtype=object)  # before NumPy made texts of None and NaN
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.dtype.kind == "O" and labels.ndim == 1:
+    if labels.dtype.kind in "OSU" and labels.ndim == 1:
         missing = sum(map(is_missing, labels))
         if missing:
             raise DataError(f"{where}: {missing} of {len(labels)} labels are missing")
         if all(isinstance(label, str) for label in labels):
             labels = labels.astype(str)
+        elif all(isinstance(label, bytes) for label in labels):
+            labels = np.asarray([label.decode(errors="backslashreplace") for label in labels])
         elif all(isinstance(label, (int, float, np.number)) for label in labels):
             labels = np.asarray(labels.tolist())
-    if labels.ndim != 1 or labels.dtype.kind not in "biufSU":
+    if labels.ndim != 1 or labels.dtype.kind not in "biufU":
         hint = "; of one-hot rows give labels.argmax(1)" if labels.ndim == 2 else ""
+        kinds = {type(label).__name__ for label in labels} if labels.ndim == 1 else ()
         raise DataError(
-            f"{where}: labels must be one number or string per image"
-            f" but have shape {labels.shape}, type {labels.dtype}{hint}"
+            f"{where}: labels must be one number or string per image but have shape"
+            f" {labels.shape}, type {' and '.join(sorted(kinds)) or labels.dtype}{hint}"
         )
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise DataError(f"{where}: {np.isnan(labels).sum()} of {len(labels)} labels are missing")
-    return labels
+    return _whole(labels, where) if labels.dtype.kind == "f" else labels
+
+
+def _whole(labels: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
+    """Return whole numbers as integers; fractions are values and no classes."""
+    missing = int((~np.isfinite(labels)).sum())
+    if missing:
+        raise DataError(f"{where}: {missing} of {len(labels)} labels are missing or infinite")
+    fractions = labels[labels != np.round(labels)]
+    if len(fractions):
+        raise DataError(
+            f"{where}: labels must be classes but {len(fractions)} of {len(labels)} are fractions"
+            f" ({fractions[0]:g}, ...); of classes that are called so give texts"
+        )
+    return labels.astype(np.int64)
 
 
 def as_images(source: Any, where: str, shape: tuple[int, ...] | None = None) -> Tensor:
     """Return images (N, C, H, W) in uint8 or float32; messages name the shape of all, if given."""
+    source = plain(source, f"{where}: images")
     if isinstance(source, Tensor):
-        images = source.detach().cpu()
+        images = source
     else:
         array = np.asarray(source)
-        if array.dtype.kind not in "uif":
+        if array.dtype.kind not in "buif":
             raise DataError(f"{where}: images must be numbers but are {array.dtype}")
         # torch takes neither negative strides nor another machine's byte order.
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -84,12 +96,12 @@ def as_images(source: Any, where: str, shape: tuple[int, ...] | None = None) -> 
             f"{where}: which of {shape} are the channels cannot be told; images of more than 4"
             " channels must be squares"
         )
-    if images.is_floating_point():
+    if images.dtype == torch.bool:  # black and white, as in a file of one bit a pixel
+        images = images.to(torch.uint8) * 255
+    if images.dtype != torch.uint8:
+        images = images.float()  # in which numbers of float64 may be infinite
         if not bool(images.isfinite().all()):
             raise DataError(f"{where}: images have NaN or infinite pixels")
-        return images.float().contiguous()
-    if images.dtype != torch.uint8:
-        images = images.float()
     return images.contiguous()
 
 

@@ -12,6 +12,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from flatsearch.data.values import plain
 from flatsearch.errors import DataError
 
 __all__ = [
@@ -144,7 +146,8 @@ def _all_read(read: Sequence[Any]) -> list[Any]:
 def headers(items: Sequence[Item]) -> list[Header]:
     """Return what is known of images; an error names every one that cannot be read."""
     with ThreadPoolExecutor(4) as pool:
-        return _all_read(list(pool.map(lambda item: _or_error(_header, item), items)))
+        numbers = range(len(items))
+        return _all_read(list(pool.map(partial(_or_error, _header), items, numbers)))
 
 
 def suffixes() -> set[str]:
@@ -163,13 +166,13 @@ def suffixes() -> set[str]:
     return {ending for ending, name in Image.registered_extensions().items() if name in read}
 
 
-def _header(item: Item) -> Header:
+def _header(item: Item, number: int) -> Header:
     """Return what is known of an image before its pixels are read.
 
     Raises:
         DataError: If it cannot be read; names it.
     """
-    with _opened(item) as (name, image):
+    with _opened(item, number) as (name, image):
         if isinstance(image, Tensor):
             return Header(name, (image.shape[1], image.shape[2]), len(image), "float32")
         width, height = image.size
@@ -281,9 +284,9 @@ def _pixels(image: Image.Image) -> str:
 
 
 @contextlib.contextmanager
-def _opened(item: Item) -> Iterator[tuple[str, Image.Image | Tensor]]:
+def _opened(item: Item, number: int | None = None) -> Iterator[tuple[str, Image.Image | Tensor]]:
     """Yield an image's name and the image; one that cannot be read, now or later, is named."""
-    name = name_of(item)
+    name = name_of(item, number)
     try:
         while callable(item):
             item = item()
@@ -295,7 +298,7 @@ def _opened(item: Item) -> Iterator[tuple[str, Image.Image | Tensor]]:
         elif isinstance(item, Image.Image):
             yield name, item
         else:
-            yield name, _array(item)
+            yield name, _array(item, name)
     except DataError:
         raise
     except Exception as error:  # a damaged file can fail in any way, a bomb in its own
@@ -305,15 +308,17 @@ def _opened(item: Item) -> Iterator[tuple[str, Image.Image | Tensor]]:
         raise DataError(f"image {name} cannot be read: {reason or type(error).__name__}") from None
 
 
-def _array(item: Any) -> Image.Image | Tensor:
+def _array(item: Any, name: str) -> Image.Image | Tensor:
     """Return an array (H, W), (H, W, C) or (C, H, W) as a Pillow image, or as (C, H, W)."""
-    values = np.asarray(item.detach().cpu() if isinstance(item, Tensor) else item)
+    values = np.asarray(plain(item, f"pixels of image {name}"))
+    if values.dtype == bool:  # black and white, as in a file of one bit a pixel
+        values = values.astype(np.uint8) * 255
     if values.ndim == 3 and values.shape[0] in {1, 3} and values.shape[2] not in {1, 3}:
         values = values.transpose(1, 2, 0)
-    if values.dtype.kind not in "buif" or values.ndim not in {2, 3} or values.size == 0:
+    if values.dtype.kind not in "uif" or values.ndim not in {2, 3} or values.size == 0:
         raise DataError(
-            "an image must be a file, its bytes, a Pillow image or an array (H, W), (H, W, C) or"
-            f" (C, H, W) of numbers but is {type(item).__name__} {values.shape} {values.dtype}"
+            f"image {name} must be a file, its bytes, a Pillow image or an array (H, W), (H, W, C)"
+            f" or (C, H, W) of numbers but is {type(item).__name__} {values.shape} {values.dtype}"
         )
     values = values.reshape(*values.shape[:2], -1)
     if values.dtype == np.uint8 and values.shape[2] in {1, 3, 4}:
@@ -323,14 +328,15 @@ def _array(item: Any) -> Image.Image | Tensor:
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
 
 
-def name_of(item: Item) -> str:
-    """Return what messages call an image."""
+def name_of(item: Item, number: int | None = None) -> str:
+    """Return what messages call an image; one of many that has no name has a number."""
     if isinstance(item, Mapping):
         item = item.get("path") or item.get("bytes") or b""
     if isinstance(item, (str, Path)):
         return repr(str(item))
     known = getattr(item, "filename", None) or getattr(item, "name", None)
-    return repr(str(known)) if known else f"({type(item).__name__})"
+    which = "" if number is None else f"{number} "
+    return repr(str(known)) if known else f"{which}({type(item).__name__})"
 
 
 def _size(item: Any) -> int | None:

@@ -14,6 +14,8 @@ from torch import Tensor
 from flatsearch.data.arrays import ArrayImages, as_labels, is_array
 from flatsearch.data.images import Form, ImageItems, headers
 from flatsearch.data.raw import LARGEST_DEFAULT_SIZE
+from flatsearch.data.tables import is_frame
+from flatsearch.data.values import plain
 from flatsearch.errors import IMAGE_SIZE, DataError
 
 if TYPE_CHECKING:
@@ -66,7 +68,9 @@ def prepare(raw: RawData, image_size: int | None, where: str) -> Prepared:
         there = f"{', '.join(raw.parts)} but no train" if raw.parts else "no images with labels"
         raise DataError(f"{where} has {there}")
     targets, names = _targets(raw, where)
-    sources = {split: raw.parts[split][0] for split in SPLITS if split in raw.parts}
+    sources = {
+        split: _countable(raw.parts[split][0], where) for split in SPLITS if split in raw.parts
+    }
     for split, source in sources.items():
         if len(source) != len(targets[split]):
             raise DataError(f"{where}: {len(source)} images but {len(targets[split])} labels")
@@ -77,6 +81,21 @@ def prepare(raw: RawData, image_size: int | None, where: str) -> Prepared:
         images, pixels, note = _of_items(sources, image_size, where, targets["train"], names)
     parts = {split: (images[split], targets[split]) for split in images}
     return Prepared(parts, names, pixels, note)
+
+
+def _countable(images: Any, where: str) -> Any:
+    """Return images that have a length, if they do; of a pandas table its only column."""
+    if is_frame(images):
+        if images.shape[1] != 1:
+            raise DataError(
+                f"{where}: images are a table of {images.shape}; of a pixel a column give"
+                " `table.to_numpy().reshape(-1, height, width)`"
+            )
+        return list(images.iloc[:, 0])
+    images = plain(images, f"{where}: images")
+    if not hasattr(images, "__len__") or getattr(images, "ndim", 1) == 0:
+        raise DataError(f"{where}: images must be an array or a list, not {type(images).__name__}")
+    return images
 
 
 def _targets(raw: RawData, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:

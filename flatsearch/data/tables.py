@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.data.arrays import is_missing
 from flatsearch.data.folder import split_named
 from flatsearch.data.images import suffixes
 from flatsearch.data.raw import RawData
+from flatsearch.data.values import is_missing
 from flatsearch.errors import DataError, UsageError, unknown_name
 
 if TYPE_CHECKING:

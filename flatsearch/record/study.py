@@ -79,6 +79,7 @@ class StudyRecord(Record):
             objective or the setting `min_accuracy` says it, and in studies of earlier versions.
         noted: Numbers of the trials whose notes say that they are on the front.
         told: The number of the first trial that has not been told why it is not.
+        told_least: What a trial had to have learnt when they were told.
         tests: Every look that was taken at the test split, oldest first.
     """
 
@@ -90,6 +91,7 @@ class StudyRecord(Record):
     )
     noted = Fact[list[int]](lambda _: [], stored=list)
     told = Fact[int](lambda _: 0)
+    told_least = Fact[float | None]()
     tests = Fact[tuple[FinalTest, ...]](lambda _: (), encode=list, decode=_tests, stored=list)
 
     def __init__(self, study: optuna.Study) -> None:

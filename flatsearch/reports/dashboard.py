@@ -66,15 +66,17 @@ def publish(study: optuna.Study, summary: StudySummary) -> None:
     known, noted = StudyRecord(study), summary.front[:MOST_TRIALS]
     # Those that were on the front at an earlier time are told that they no longer are.
     left = set(known.noted).difference(noted)
-    # The others are told once why they have no place: what has ended stays as it is.
+    # The others are told why they have no place: once, and again if the front asks for more.
     running = [trial.number for trial in summary.trials if trial.state in {"RUNNING", "WAITING"}]
-    told = max(known.told, len(summary.trials) - _MOST_TOLD)
+    told = known.told if summary.least_accuracy == known.told_least else 0
+    told = max(told, len(summary.trials) - _MOST_TOLD)
     for trial in summary.trials:
         ended = trial.number >= told and trial.number not in running
         if trial.number in {*noted, *left} or (ended and tables.reason(summary, trial)):
             note = trial_note(summary, trial, left=trial.number in left)
             _write_note(_handle(study, trial.number), note)
-    write_study(study, noted=noted, told=min([*running, len(summary.trials)]))
+    told = min([*running, len(summary.trials)])
+    write_study(study, noted=noted, told=told, told_least=summary.least_accuracy)
     for name, figure in drawn.items():
         save_plotly_graph_object(study, figure, graph_object_id=f"flatsearch-{name}")
 

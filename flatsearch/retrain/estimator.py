@@ -20,8 +20,10 @@ from tqdm.auto import tqdm
 
 from flatsearch.analysis.selection import Choice, choose_best
 from flatsearch.analysis.summary import require_complete, summarise
+from flatsearch.data.arrays import as_labels
 from flatsearch.data.loading import load_data
-from flatsearch.errors import UsageError
+from flatsearch.data.values import plain
+from flatsearch.errors import DataError, UsageError
 from flatsearch.export.card import ModelCard
 from flatsearch.export.classifier import Classifier
 from flatsearch.retrain.checkpoint import SeedTraining
@@ -32,7 +34,7 @@ from flatsearch.search.study import open_study
 from flatsearch.settings import RunSettings, how_to_prune_under
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -41,6 +43,14 @@ if TYPE_CHECKING:
 __all__ = ["FlatSearchClassifier"]
 
 _CHANNELS = (1, 2, 3, 4)
+
+
+def _checked(check: Callable[[Any, str], Any], given: Any, what: str) -> Any:
+    """Return what a check of data returns, whose errors are scikit-learn's here."""
+    try:
+        return check(given, what)
+    except DataError as error:
+        raise ValueError(str(error)) from None
 
 
 class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -138,6 +148,7 @@ class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             raise ValueError(
                 "FlatSearchClassifier requires y to be passed, but the target y is None"
             )
+        _checked(as_labels, y, "y")
         y = column_or_1d(y, warn=True)
         if len(images) != len(y):
             raise ValueError(f"Found {len(images)} images but {len(y)} labels")
@@ -204,7 +215,7 @@ class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     def _images(self, X: Any) -> np.ndarray[Any, Any]:
         """Return images (N, C, S, S), in bytes or float32."""
-        images = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
+        images = np.asarray(_checked(plain, X, "X"))
         if images.dtype.kind not in "buif":
             raise ValueError(f"X must be numbers but has type {images.dtype}")
         if images.ndim not in {2, 3, 4}:

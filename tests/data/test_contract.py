@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_matrix
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
@@ -318,15 +320,52 @@ def test_files_that_are_not_read_are_called_that(tmp_path: Path, name: str, mess
         (b"bytes", "data of type bytes are not read"),
         ((IMAGES, [None, *NAMES[1:]]), "1 of 24 labels are missing"),
         ((IMAGES, np.where(LABELS == 0, np.nan, 1.0)), "12 of 24 labels are missing"),
+        ((IMAGES, [float("nan"), *NAMES[1:]]), "1 of 24 labels are missing"),
+        ((IMAGES, np.where(LABELS == 0, " ", "cat")), "12 of 24 labels are missing"),
+        ((IMAGES, np.ma.masked_equal(LABELS, 0)), "labels have 12 of 24 values masked"),
+        ((np.ma.masked_less(IMAGES, 1), LABELS), "images have [0-9]+ of [0-9]+ values masked"),
+        (
+            ([np.ma.masked_less(i, 300) for i in IMAGES], LABELS),
+            r"pixels of image 0 \(Masked.* have",
+        ),
+        ((csr_matrix(IMAGES.reshape(24, -1)), LABELS), r"a sparse matrix; give `.toarray\(\)`"),
+        ((IMAGES, csr_matrix(LABELS[:, None])), "labels are a sparse matrix"),
+        ((torch.tensor(IMAGES).to_sparse(), LABELS), r"torch.sparse_coo; give `.to_dense\(\)`"),
+        ((torch.tensor(IMAGES).cfloat(), LABELS), "images must be numbers but are torch.complex64"),
+        ((torch.empty(24, 8, 8, device="meta"), LABELS), "without values"),
+        ((IMAGES * 1e300, LABELS), "NaN or infinite pixels"),
+        ((IMAGES, LABELS / 2), r"12 of 24 are fractions \(0.5, ...\)"),
+        ((IMAGES, np.where(LABELS == 0, np.inf, 1.0)), "12 of 24 labels are missing or infinite"),
+        ((IMAGES, [1, *NAMES[1:]]), "type int and str"),
+        ((iter(IMAGES), LABELS), "must be an array or a list, not"),
+        ((pandas.DataFrame(IMAGES.reshape(24, -1)), LABELS), "images are a table of"),
         ((IMAGES, np.eye(2)[LABELS]), r"of one-hot rows give labels.argmax\(1\)"),
         (([*IMAGES[1:], "absent.png"], NAMES), r"image 'absent.png' cannot be read"),
-        (([*IMAGES[1:], np.zeros(3)], NAMES), r"an image must be a file, its bytes, a Pillow"),
+        (
+            ([*IMAGES[1:], np.zeros(3)], NAMES),
+            r"image 23 \(ndarray\) must be a file, its bytes, a Pillow",
+        ),
         (([*IMAGES[1:], IMAGES[0] / 255], NAMES), "pixels of float32, but 23 other images"),
     ],
 )
 def test_python_objects_refused(given: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_data(given)
+
+
+def test_labels_are_called_as_they_are_meant() -> None:
+    """Whole numbers that a missing value, since left out, has made floats; texts from C."""
+    assert load_data((IMAGES, LABELS.astype(float))).class_names == ("0", "1")
+    assert load_data((IMAGES, np.asarray(NAMES, "S"))).class_names == ("cat", "dog")
+
+
+def test_images_of_one_bit_are_black_and_white() -> None:
+    """As files of one bit a pixel are, in whatever they are given."""
+    bits = IMAGES > 99
+    for given in (bits, torch.tensor(bits), list(bits)):
+        images = load_data((given, LABELS)).train.images
+        assert images.dtype == torch.uint8
+        assert images.unique().tolist() == [0, 255]
 
 
 class Twisted(Pairs):

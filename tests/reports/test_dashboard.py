@@ -108,6 +108,18 @@ def test_a_trial_that_leaves_the_front_is_told_so() -> None:
     assert "### flatsearch: on the Pareto front" in note_of(study, 6)
 
 
+def test_the_notes_of_trials_say_what_the_front_says() -> None:
+    """Also when a better trial has come since they ended."""
+    study = study_of("accuracy", "flatness")
+    record.write_study(study, least=record.LeastAccuracy(0.1))
+    for accuracy in (0.3, 0.5, 0.98):
+        add(study, [(accuracy, 1 / accuracy)])
+        publish(study, summarise(study))
+    limit = "accuracy below 0.892"
+    assert "below an accuracy of 0.892" in served(study)["note"]["body"]
+    assert all(limit in note_of(study, number) for number in (0, 1))
+
+
 def test_what_users_write_is_kept() -> None:
     study = small_study()
     optuna_dashboard.save_note(study, "my own words")
