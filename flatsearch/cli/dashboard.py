@@ -34,7 +34,7 @@ def _dashboard(options: _Options) -> None:
     study = options.load()
     folder = options.artifacts or artifacts_of(study)
     found = Path(folder).is_dir()
-    if options.artifacts is not None and not found:
+    if options.artifacts not in {None, "none"} and not found:
         raise UsageError(f"`artifacts` {folder!r} is not a folder")
     if not found and folder != "none":
         _note(f"the trials' files are not in {folder!r}; --artifacts DIR says where they are")

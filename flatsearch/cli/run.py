@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flatsearch.cli import worker
 from flatsearch.cli.command import Command
 from flatsearch.cli.shared import Printing, Reporting, make_console, print_json, storage_option
-from flatsearch.errors import hide_passwords
+from flatsearch.errors import UsageError, hide_passwords
 from flatsearch.settings import STORAGE_VARIABLE, RunOptions, RunSettings
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def _run(
     from flatsearch.search.workers import run_workers
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    if options.study_name.startswith("-"):  # no command could name it
+        raise UsageError(f"`study` must not begin with '-' but is {options.study_name!r}")
     progress = reporting.progress(settings)
     session = Session.start(settings, options, progress.epoch)
     study, objective = session.study, session.objective

@@ -7,9 +7,10 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.errors import hide_passwords
+from flatsearch.errors import UsageError, hide_passwords
 from flatsearch.settings import (
     DEFAULT_STORAGE,
     STORAGE_VARIABLE,
@@ -90,6 +91,10 @@ class Reporting(Quiet):
         """Return what shows the progress on standard error; `lines` also on a terminal."""
         from flatsearch.reports.progress import Progress
 
+        if self.log_file is not None:
+            file = Path(self.log_file).absolute()
+            if not os.access(file if file.exists() else file.parent, os.W_OK) or file.is_dir():
+                raise UsageError(f"`log_file` {self.log_file!r} is no file that can be written to")
         console = self.console(force_terminal=False if lines else None)
         return Progress(console, settings, log=self.log_file)
 

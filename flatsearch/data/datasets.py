@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,12 +174,25 @@ def read_saved(path: Path) -> RawData:
 def read_by_name(reference: str) -> RawData:
     """Read hf:NAME or hf:NAME:CONFIGURATION, downloaded or from the cache."""
     name, _, configuration = reference.removeprefix(HUGGING_FACE).partition(":")
+    if not name.strip("/ "):
+        raise DataError(f"data {reference!r} must be hf:NAME or hf:NAME:CONFIGURATION")
     datasets = _datasets()
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it tells of every attempt
     try:
         found = datasets.load_dataset(name, configuration or None)
     except Exception as error:  # anything between here and the hub can fail
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"data {reference!r} cannot be loaded: {reason}") from None
+        hint = ""
+        if isinstance(error, ConnectionError):
+            hint = (
+                "; without a network only what was loaded before can be, or a folder of"
+                " `save_to_disk`"
+            )
+        raise DataError(f"data {reference!r} cannot be loaded: {reason}{hint}") from None
+    finally:
+        log.setLevel(level)
     return read_hugging_face(found)
 
 

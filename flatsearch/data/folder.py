@@ -179,6 +179,14 @@ class _Layouts(Scan):
             self.understood.append(f"{name!r} is a class, as it holds no class folders")
         if any(deeper):
             self.understood.append("images in folders of class folders belong to the class")
+        for inner in inside:  # thumbnails, say, which would be in both training and test
+            own = {file.name for file in inner.images}
+            below = [f for deep in inner.folders.values() for f in deep.all_images()]
+            if copies := sum(file.name in own for file in below):
+                self.understood.append(
+                    f"{copies} images below {inner.name} are called like images in it: are they"
+                    " copies?"
+                )
         empty = [name for name, inner in folder.folders.items() if not inner.count]
         if empty:
             self.understood.append(f"no images in {', '.join(empty)}")

@@ -26,6 +26,8 @@ _TABLE = re.compile(r"(?P<file>.+\.(csv|tsv|parquet|pq))(:(?P<columns>[^:]+))?",
 _IMAGE = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "img")
 _LABEL = ("label", "class", "target", "category", "class_name", "y")
 _SPLIT = ("split", "subset", "partition", "fold")
+# "is_test", "training_image": a split that is written in another way.
+_OTHER_SPLIT = re.compile(r"(is|in)?[-_ ]?(train|test|valid)", re.IGNORECASE)
 
 
 def is_table(reference: str) -> bool:
@@ -72,7 +74,10 @@ def _read_csv(file: Path) -> dict[str, list[str]]:
             first = opened.readline()
             opened.seek(0)
             delimiter = max(",;\t|", key=first.count)
-            read = [row for row in csv.reader(opened, delimiter=delimiter) if row]
+            lines = csv.reader(opened, delimiter=delimiter, skipinitialspace=True)
+            read = [row for row in lines if row]
+    except UnicodeDecodeError:
+        raise DataError(f"table {str(file)!r} cannot be read: it must be in UTF-8") from None
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"table {str(file)!r} cannot be read: {error}") from None
     uneven = [n for n, row in enumerate(read, 1) if len(row) != len(read[0])]
@@ -161,7 +166,12 @@ def rows(
         )
     remarks = [f"left out: {unlabelled} rows without a label"] if unlabelled else []
     usual = {*_IMAGE, *_LABEL, *_SPLIT} - {"y"}  # which may be a place in an image
-    others = [n for n in columns if n.lower() in usual and n not in {image, label, *split}]
+    others = [
+        name
+        for name in columns
+        if (name.lower() in usual or (not split and _OTHER_SPLIT.match(name)))
+        and name not in {image, label, *split}
+    ]
     if others:
         remarks.append(f"labels are those of column {label!r}; not read: {', '.join(others)}")
     return RawData(_as_numbers(found), remarks=tuple(remarks))

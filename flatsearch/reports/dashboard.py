@@ -29,9 +29,19 @@ if TYPE_CHECKING:
 __all__ = ["Publisher", "is_available", "publish", "require", "serve"]
 
 _SECONDS = 30.0
-_STYLE = (
-    b"<style>main p.MuiTypography-body1 { white-space: normal; overflow-wrap: anywhere }</style>"
-)
+# Long names, values and commands are wrapped; on a phone nothing is beside anything.
+_STYLE = b"""<style>
+main { min-width: 0; overflow-wrap: anywhere }
+main p.MuiTypography-body1, main .MuiBox-root { white-space: normal }
+main :is(th, td:not(:last-child)) { overflow-wrap: normal }
+@media (max-width: 700px) {
+  main fieldset.MuiFormControl-root { flex-wrap: wrap }
+  main .MuiGrid-container > .MuiGrid-root { width: 100%; max-width: 100%; flex-basis: 100% }
+  main .MuiBox-root:has(> .MuiDivider-root + div) { flex-direction: column }
+  main .MuiBox-root:has(+ .MuiDivider-root) { width: auto; max-height: 9em }
+  main .MuiBox-root:has(> p + .MuiBox-root) { flex-wrap: wrap }
+}
+</style>"""
 # Notes on trials that are not on the front, at a time: each is an entry in the storage.
 _MOST_TOLD = 200
 # Publishing takes at most this share of the time.
@@ -136,9 +146,10 @@ class Publisher:
 
 
 def _wrapping(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """Return optuna-dashboard's application with pages on which long attributes are wrapped.
+    """Return optuna-dashboard's application with pages that are no wider than the screen.
 
-    It shows each in a line, and a trial's curves and architecture are thousands of pixels long.
+    It shows each attribute in a line, and a trial's curves and architecture are thousands of pixels
+    long; and its own pages are 771 to 1002 pixels wide on a phone.
     """
 
     def wrapped(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:

@@ -173,8 +173,9 @@ def _epochs(summary: StudySummary, own: Sequence[TrialRecord]) -> Figure | None:
                 **place,
             )
         kind = axis_type(metric, [y for _, ys in curves.values() for y in ys])
-        figure.update_xaxes(title_text="epoch", tick0=1, dtick=math.ceil(length / 12), **place)
+        figure.update_xaxes(tick0=1, dtick=math.ceil(length / 12), **place)
         figure.update_yaxes(type=kind, **place)
+    figure.update_xaxes(title_text="epoch", row=len(metrics), col=1)
     return figure
 
 

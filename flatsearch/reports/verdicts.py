@@ -77,8 +77,8 @@ def front_meaning(summary: StudySummary) -> str:
         article = "an" if summary.accuracy[0] == "a" else "a"
         said += (
             f"; trials below {article} {summary.accuracy} of {summary.least_accuracy:.3f}, which is"
-            f" {LeastAccuracy(0).share:.0%} of what the best one has learnt beyond guessing, are"
-            " left out"
+            f" {LeastAccuracy(0).share:.0%} of what the best one has learnt beyond the most that"
+            " guessing reaches by chance, are left out"
         )
         if set(names) & set(_MEANINGS):
             said += ", since networks that know little are flat for that alone"

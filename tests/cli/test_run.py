@@ -313,6 +313,10 @@ def test_a_start_that_fails_leaves_nothing_behind(empty_folder: Path) -> None:
     done = call("run", "--space", "resnet_small", "--data", "./photos", "--json", code=2)
     assert "error: data './photos' does not exist" in done.err
     assert json.loads(done.out)["error"] == "data './photos' does not exist"
+    err = call("run", "--space", "resnet_small", "--log-file", "no/folder.log", code=2).err
+    assert "--log-file 'no/folder.log' is no file that can be written to" in err
+    err = call("run", "--space", "resnet_small", "--study=-x", code=2).err
+    assert "--study must not begin with '-'" in err
     assert sorted(empty_folder.rglob("*")) == before
 
 

@@ -317,6 +317,7 @@ def test_files_that_are_not_read_are_called_that(tmp_path: Path, name: str, mess
             r"test labels \[2\] are not in the training",
         ),
         (42, "data of type int are not read; accepted: "),
+        ("hf:", "must be hf:NAME"),
         (b"bytes", "data of type bytes are not read"),
         ((IMAGES, [None, *NAMES[1:]]), "1 of 24 labels are missing"),
         ((IMAGES, np.where(LABELS == 0, np.nan, 1.0)), "12 of 24 labels are missing"),
@@ -446,6 +447,14 @@ def test_columns_are_found_by_their_usual_names(tmp_path: Path) -> None:
     others = [f"{row},1,{index}" for index, row in enumerate(listed())]
     said = "labels are those of column 'label'; not read: Class, fold"
     assert said in str(load_data(table(tmp_path, "filename,label,Class,fold", *others)))
+    marked = [f"{row},{index % 2}" for index, row in enumerate(listed())]
+    data = load_data(table(tmp_path, "filename,label,is_training_image", *marked))
+    assert "not read: is_training_image" in str(data)
+    quoted = [row.replace(",cat", ', "cat"') for row in listed()]
+    assert load_data(table(tmp_path, "filename,label", *quoted)).class_names == ("cat", "dog")
+    (tmp_path / "t.csv").write_bytes("filename,label\n00.png,k\xe4se\n".encode("latin-1"))
+    with pytest.raises(DataError, match="it must be in UTF-8"):
+        load_data(tmp_path / "t.csv")
 
 
 def test_whole_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:

@@ -372,6 +372,17 @@ def test_folders_that_must_not_be_read(plain_user: Path, name: str, metadata: bo
 # --- what is said of the images ---
 
 
+def test_copies_below_the_images_are_said(make: Maker) -> None:
+    """Thumbnails, which would be in the training of the images that they show."""
+    folder = make("cat", "dog")
+    small = folder / "cat" / "thumbnails"
+    small.mkdir()
+    for file in (folder / "cat").glob("*.png"):
+        image(0).save(small / file.name)
+    said = "6 images below cat are called like images in it: are they copies?"
+    assert said in str(load_data(folder))
+
+
 def test_the_size_is_the_median_of_the_images(make: Maker) -> None:
     """One thumbnail does not shrink the others."""
     make("cat", "dog", count=10, size=64)

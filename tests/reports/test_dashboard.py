@@ -256,6 +256,8 @@ def test_from_the_list_to_an_artifact(
     page.get_by_role("heading", name="flatsearch: on the Pareto front").wait_for()
     page.get_by_text("flatsearch:step:0", exact=False).first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") == 1400
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.querySelector('main').getBoundingClientRect().right") <= 390
     images = page.locator("img[src*='/artifacts/']")
     images.nth(1).wait_for()
     loaded = "i => i.complete && i.naturalWidth > 500"
