@@ -264,21 +264,43 @@ def _improvement(mean: Row, deviation: Row, best: Row) -> Row:
 
 
 class Several(Halving):
-    """With the objectives accuracy and flatness: by how many networks dominate one."""
+    """With the objectives accuracy and flatness.
+
+    Args:
+        rungs: Whose signals judge the accuracy.
+        by: "dominated", by how many networks dominate one, those of the same number by the sum of
+            both ranks; "ranks", by that sum alone; "accuracy", by the accuracy alone.
+        flatness: What judges the flatness, smaller is better.
+    """
+
+    def __init__(
+        self, rungs: tuple[Rung, ...], by: str = "dominated", flatness: str = "kappa_last"
+    ) -> None:
+        super().__init__(rungs)
+        self._by, self._flatness = by, flatness
+
+    def measured(self, epoch: int) -> float:
+        """Return what the signals of a rung cost, flatness of all convolutions among them."""
+        looks = self._by != "accuracy" and epoch in self.looks()
+        beyond = looks and self._flatness == "kappa_all"
+        return super().measured(epoch) + (cost("flatness_all", self.table.images) if beyond else 0)
 
     def keys(self, place: int, rows: Row) -> Row:
-        """Return what networks are ranked by: dominating ones, the sum of ranks."""
+        """Return what networks are ranked by."""
         own = self.studies.order[rows]  # the networks of each study only: this is the slow part
         there = np.take_along_axis(self.there[place][rows], own, 1)
         sums = np.take_along_axis(self.sums[place][rows], own, 1)
         epoch = max(1, self.rungs[place].epoch)
-        flatness = self.table.curves.column("kappa_last", epoch)[own]
         accuracy = self.table.curves.column("accuracy", epoch)[own]
-        guesses = accuracy <= GUESSING
-        lower = there[:, :, None] & (sums[:, :, None] < sums[:, None])
-        flatter = there[:, :, None] & (flatness[:, :, None] < flatness[:, None])
-        dominated = (lower & flatter).sum(1)
-        keys = dominated * 1e3 + lower.sum(1) + flatter.sum(1) + sums % 1e-3 + 1e6 * guesses
+        if self._by == "accuracy":
+            keys = sums + 1e6 * (accuracy <= GUESSING)
+        else:
+            flatness = self.table.curves.column(self._flatness, epoch)[own]
+            lower = there[:, :, None] & (sums[:, :, None] < sums[:, None])
+            flatter = there[:, :, None] & (flatness[:, :, None] < flatness[:, None])
+            keys = lower.sum(1) + flatter.sum(1) + sums % 1e-3 + 1e6 * (accuracy <= GUESSING)
+            if self._by == "dominated":
+                keys += 1e3 * (lower & flatter).sum(1)
         if self.table.least is not None:
             best = np.where(there, accuracy, 0.0).max(1)
             least = np.array([self.table.least.beside(value) for value in best])
