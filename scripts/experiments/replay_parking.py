@@ -74,6 +74,11 @@ halves of the tables (t), 100 studies each, is chosen; of those within .02 of it
 order of `several_rules`: what there was comes first. Judged on the other tables, 300 studies each,
 it becomes the default with several objectives if it takes at most .40 in their mean, or .05 less
 than the quarter that is the default.
+*In TPE's order.* Written before it was run: the whole tables once more, 40 studies each, with the
+networks in the order in which Optuna's TPE proposes them when it is told their final accuracies
+(`replay_samplers.py`), as in the study without pruning. A study that parks tells it less, so this
+says what a schedule is worth where the networks to come are better than those before; what parking
+does to proposals is measured elsewhere (`samplers_parked.py`). Nothing is chosen by it.
 *By time.* An epoch of a large network takes longer, and what goes on by its size is large. Written
 before it was run: everything on random halves once more with processor time in the place of epochs,
 as it was when the networks were recorded; the rule is chosen again by the same procedure (the grid
@@ -102,6 +107,7 @@ import optuna
 import replay
 import tables
 from replay_rules import Gain, Halving, Median, Rule, Rung, Several, Successive
+from replay_samplers import proposed
 from replay_studies import SIGNALS, Row, Table, one_epoch, simulate
 
 from flatsearch import FlatnessPruner
@@ -183,6 +189,7 @@ class Job:
     several: bool = False
     least: bool = False
     timed: bool = False
+    order: tuple[tuple[int, ...], ...] = ()  # the networks of every study; random where empty
 
 
 @cache
@@ -256,7 +263,7 @@ def calibrated(table: Table, order: Row, budget: float) -> tuple[Row, Row]:
 def run(job: Job) -> dict[str, Any]:
     """Run a job; return its regrets on the grid, and for the same trials."""
     table = known(job.table, job.several, job.least, job.timed)
-    order = orders(table, job.studies, half=job.half)
+    order = np.array(job.order) if job.order else orders(table, job.studies, half=job.half)
     unpruned = trials_of(table, half=job.half)
     budget = float(unpruned * table.epochs)
     if job.rule == CALIBRATED:
@@ -543,14 +550,22 @@ def main() -> None:
             for name in names:
                 several_counts = (40,) if workers > 1 else (20, 40, 100)
                 counts = (trials_of(known(name), half=half),) if half else several_counts
+                studies, proposals = args.studies, ()
+                if "sampler" in kind:
+                    studies = min(studies, OF_SAMPLER)
+                    asked = [
+                        (name, kind["sampler"], seed, known(name).n) for seed in range(studies)
+                    ]
+                    proposals = tuple(map(tuple, pool.starmap(proposed, asked, chunksize=1)))
                 jobs = [
                     Job(
                         name,
                         half,
                         rule,
-                        args.calibrated if rule == CALIBRATED else args.studies,
+                        args.calibrated if rule == CALIBRATED else studies,
                         workers,
                         () if "timed" in kind else counts,
+                        order=proposals,
                         **own,
                     )
                     for rule in looked_at(kind, chosen)
@@ -595,7 +610,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "halves, 2 objectives": {"half": True, "several": True},
     "halves, 2 objectives, least accuracy": {"half": True, "several": True, "least": True},
     "halves, by time": {"half": True, "timed": True},
+    "whole, in TPE's order": {"sampler": "tpe"},
 }
+OF_SAMPLER = 40  # studies: it takes seconds to propose a whole table
 # What is chosen by epochs, and by time.
 CHOSEN, GRIDS = ("chosen", "chosen by time"), ("grid", "grid by time")
 OF_SEVERAL, GRID_OF_SEVERAL = "chosen of two objectives", "grid of two objectives"

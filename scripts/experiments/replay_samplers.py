@@ -79,9 +79,15 @@ def distance(a: dict[str, Any], b: dict[str, Any], known: dict[str, Any]) -> flo
     return total
 
 
-def simulate(job) -> list[float]:
-    """Run one study; return its regret after the numbers of trials that are shown."""
-    name, sampler, seed = job
+def proposed(name: str, sampler: str, seed: int, trials: int) -> list[int]:
+    """Run one study; return the networks in the order in which they are trained.
+
+    Args:
+        name: Of the table.
+        sampler: Its command-line name.
+        seed: Its seed.
+        trials: The number of networks, if the table has so many.
+    """
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     curves = tables.load(name)
@@ -93,11 +99,10 @@ def simulate(job) -> list[float]:
         row = {k[2:]: v for k, v in rows[0].items() if k.startswith("p.") and v}
         row |= {f"recipe_{k[2:]}": v for k, v in rows[0].items() if k.startswith("r.") and v}
         pool.append({k: typed(v, known[k]) for k, v in row.items()})
-    validation, loss = curves.column("accuracy"), curves.column("loss")
-    test = curves.target()
+    validation = curves.column("accuracy")
     study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, seed))
-    left, taken, regrets = list(range(len(pool))), [], []
-    for _ in range(min(TRIALS, len(pool))):
+    left, taken = list(range(len(pool))), []
+    for _ in range(min(trials, len(pool))):
         trial = study.ask()
         space.suggest(trial)
         if recipe:
@@ -114,9 +119,18 @@ def simulate(job) -> list[float]:
                 value=float(validation[nearest]),
             )
         )
-        best = max(taken, key=lambda i: (validation[i], -loss[i]))
-        regrets.append(float(test.max() - test[best]))
-    return [regrets[min(n, len(regrets)) - 1] for n in SHOWN]
+    return taken
+
+
+def simulate(job: tuple[str, str, int]) -> list[float]:
+    """Run one study; return its regret after the numbers of trials that are shown."""
+    name, sampler, seed = job
+    taken, curves = proposed(name, sampler, seed, TRIALS), tables.load(name)
+    validation, loss, test = curves.column("accuracy"), curves.column("loss"), curves.target()
+    best = [
+        max(taken[: min(n, len(taken))], key=lambda i: (validation[i], -loss[i])) for n in SHOWN
+    ]
+    return [float(test.max() - test[i]) for i in best]
 
 
 def main() -> None:
