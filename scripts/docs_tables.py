@@ -459,6 +459,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "schedules time": schedule_shares("halves, by time"),
     "schedules whole": schedule_shares("whole"),
     "schedules workers": schedule_shares("whole, 4 workers"),
+    "schedules TPE": schedule_shares("whole, in TPE's order"),
     "schedules two objectives": schedule_shares("halves, 2 objectives"),
     "schedules least accuracy": schedule_shares("halves, 2 objectives, least accuracy"),
     "schedules trials": schedule_trials,

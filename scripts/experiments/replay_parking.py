@@ -106,7 +106,7 @@ import numpy as np
 import optuna
 import replay
 import tables
-from replay_rules import Gain, Halving, Median, Rule, Rung, Several, Successive
+from replay_rules import Gain, Halving, Median, Perfect, Rule, Rung, Several, Successive
 from replay_samplers import proposed
 from replay_studies import SIGNALS, Row, Table, one_epoch, simulate
 
@@ -156,6 +156,10 @@ SEVERAL_SUMS = (
     "loss+parameters", OWN, "loss", "accuracy+train_loss", "loss+train_loss+parameters",
 )  # fmt: skip
 SEVERAL_STUDIES = 100
+PERFECT: dict[str, Callable[[], Rule] | Rung] = {
+    f"1/{part} at once; with a perfect eye": partial(Perfect, (Rung(1, 1 / part, "loss"),))
+    for part in (4, 8)
+}
 
 
 def several_rules() -> dict[str, Callable[[], Rule]]:
@@ -274,7 +278,7 @@ def run(job: Job) -> dict[str, Any]:
             "grid": regrets(table, order, on_grid(spent, found, budget)),
             "same": {count: (spent[:, count - 1] / budget, *last)},
         }
-    made = (every_rule() | several_rules())[job.rule]
+    made = (every_rule() | several_rules() | PERFECT)[job.rule]
     if job.several and not isinstance(made, Rung) and type(rule := made()) is Halving:
         made = partial(Several, rule.rungs)
     result: dict[str, Any] = {"same": {}}
@@ -470,7 +474,7 @@ def chosen_of_several(grid: dict[str, Any]) -> str:
 def looked_at(kind: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
     """Return the rules that are compared closely on a kind of studies."""
     if "several" in kind:
-        return [*SEVERAL, *([chosen[OF_SEVERAL]] if "least" in kind else [])]
+        return [*SEVERAL, *([chosen[OF_SEVERAL], *PERFECT] if "least" in kind else [])]
     timed = "timed" in kind
     rules = compared(chosen[GRIDS[timed]], chosen[CHOSEN[timed]])
     if timed:

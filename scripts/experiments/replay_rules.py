@@ -308,3 +308,25 @@ class Several(Halving):
         found = np.full((len(rows), self.table.n), np.inf)
         np.put_along_axis(found, own, keys, 1)
         return found
+
+
+class Perfect(Halving):
+    """With both objectives, by their final values: the least that any ranking can take."""
+
+    def keys(self, place: int, rows: Row) -> Row:
+        """Return what networks are ranked by: dominating ones, better ones."""
+        own = self.studies.order[rows]
+        there = np.take_along_axis(self.there[place][rows], own, 1)
+        accuracy = self.table.validation[own]
+        flatness = self.table.curves.column("kappa_last")[own]
+        quality = self.table.quality[own]
+        better = there[:, :, None] & (quality[:, :, None] > quality[:, None])
+        flatter = there[:, :, None] & (flatness[:, :, None] < flatness[:, None])
+        keys = 1e3 * (better & flatter).sum(1) + better.sum(1)
+        if self.table.least is not None:
+            best = np.where(there, accuracy, 0.0).max(1)
+            least = np.array([self.table.least.beside(value) for value in best])
+            keys = np.where(accuracy < least[:, None], 1e6 + keys, keys)
+        found = np.full((len(rows), self.table.n), np.inf)
+        np.put_along_axis(found, own, keys, 1)
+        return found
