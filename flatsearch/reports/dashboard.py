@@ -40,6 +40,7 @@ main :is(th, td:not(:last-child)) { overflow-wrap: normal }
   main .MuiBox-root:has(> .MuiDivider-root + div) { flex-direction: column }
   main .MuiBox-root:has(+ .MuiDivider-root) { width: auto; max-height: 9em }
   main .MuiBox-root:has(> p + .MuiBox-root) { flex-wrap: wrap }
+  main table { display: block; overflow-x: auto }
 }
 </style>"""
 # Notes on trials that are not on the front, at a time: each is an entry in the storage.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flatsearch.record import TrialRecord
     from flatsearch.reports.tables import Table
 
-__all__ = ["MARK", "MOST_TRIALS", "plain", "section", "study_note", "trial_note"]
+__all__ = ["MARK", "MOST_TRIALS", "code", "plain", "section", "study_note", "trial_note"]
 
 # What our part of a note begins with; what somebody writes above it is theirs.
 MARK = "### flatsearch:"
@@ -41,6 +41,17 @@ def plain(text: str) -> str:
         a\_b\|\<i\>
     """
     return re.sub(r"([\\`*_{}\[\]<>#|~!])", r"\\\1", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """Return text as a code span, in which only as many backticks as around it mean something.
+
+    Example:
+        >>> print(code("a b"), code("a`b"))
+        `a b` ``a`b``
+    """
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks}{text}{ticks}"
 
 
 def section(table: Table) -> list[str]:
@@ -84,9 +95,8 @@ def trial_note(summary: StudySummary, trial: TrialRecord, *, left: bool = False)
         lines += [plain(short_form({**trial.architecture.values, **trial.recipe})), ""]
     lines += section(tables.trial_numbers(summary, trial))
     if trial.architecture is not None and trial.complete and trial.own:
-        # In a code span only a backtick means something.
-        name = shlex.quote(summary.name.replace("`", ""))
-        lines.append(f"Train it to the end: `flatsearch train {name} --trial {trial.number}`")
+        command = f"flatsearch train {shlex.quote(summary.name)} --trial {trial.number}"
+        lines.append(f"Train it to the end: {code(command)}")
     return "\n".join(lines)
 
 

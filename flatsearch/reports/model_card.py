@@ -221,10 +221,11 @@ def _accuracy(origin: Origin, names: Sequence[str]) -> list[str]:
         lines.append("Not on record.")
     lines = [line for text in lines for line in (text, "")]
     shown = origin.file_scores or origin.scores
-    return lines if shown is None else lines + section(_by_class(shown[0], names))
+    title = "This file, class by class" if origin.file_scores else ""
+    return lines if shown is None else lines + section(_by_class(title, shown[0], names))
 
 
-def _by_class(scores: Scores, names: Sequence[str]) -> Table:
+def _by_class(title: str, scores: Scores, names: Sequence[str]) -> Table:
     rows = []
     for i, counts in enumerate(scores.confusion[:_MOST_CLASSES]):
         total, others = sum(counts), [*counts]
@@ -234,7 +235,7 @@ def _by_class(scores: Scores, names: Sequence[str]) -> Table:
         taken = f"{names[worst]} ({others[worst]})" if others[worst] else "-"
         rows.append((names[i], str(total), right, taken))
     heads = ("class", "images", "of them right", "most often taken for")
-    return Table("", heads, tuple(rows), len(names) - len(rows))
+    return Table(title, heads, tuple(rows), len(names) - len(rows))
 
 
 def _costs(file: Path, network: nn.Module, card: ModelCard) -> list[str]:

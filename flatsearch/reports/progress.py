@@ -78,7 +78,9 @@ class Progress:
         if not study.get_trials(deepcopy=False):
             how = f"new study '{study.study_name}'"
         self.say(f"{how}: trials to go: {n_trials}")
-        self.say(f"{data}; on {device}")
+        changed = data.augmentation(self._settings.augment)
+        mirrored = "; mirrored at random in training (augment)" if changed and changed.flip else ""
+        self.say(f"{data}{mirrored}; on {device}")
 
     @contextlib.contextmanager
     def running(self, n_trials: int) -> Iterator[None]:

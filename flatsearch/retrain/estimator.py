@@ -58,7 +58,9 @@ class FlatSearchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     A fifth of the images is the validation split of the search (`settings.validation_fraction`);
     the chosen architecture is trained anew on all of them, as `flatsearch train` does. Nothing is
-    held out for a test: that is what `cross_val_score` and a split of your own are for.
+    held out for a test: that is what `cross_val_score` and a split of your own are for. Training
+    images are mirrored at random: where left and right matter, as in digits, give
+    `settings=RunSettings(augment="crop")`.
 
     Args:
         space: A search space, or its name.

@@ -65,7 +65,8 @@ class RunSettings(Limits):
         "auto",
         Choice("augmentation", ("auto", "none", "crop", "crop+flip")),
         "random changes of training images",
-        more="auto is what suits the data set",
+        more="auto is crop for digits and letters, crop+flip for all other images: give crop where"
+        " left and right matter",
         group=_TRAINING,
     )
     precision: str = setting(
