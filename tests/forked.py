@@ -41,7 +41,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     try:
         for _ in range(config.option.processes):
             end, other = fork.Pipe(duplex=False)
-            processes[end] = fork.Process(target=_work, args=(session, groups, taken, other))
+            told = session, groups, taken, other, [*processes, end]
+            processes[end] = fork.Process(target=_work, args=told)
             processes[end].start()
             other.close()
         while processes:
@@ -49,13 +50,18 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
                 if not _hear(session, ready, processes[ready]):
                     del processes[ready]
     finally:
-        for process in processes.values():
+        for end, process in processes.items():
             process.terminate()
+            end.close()  # a test may take a signal for its own
     return True
 
 
-def _work(session: pytest.Session, groups: Groups, taken: Any, end: Connection) -> None:
+def _work(
+    session: pytest.Session, groups: Groups, taken: Any, end: Connection, others: list[Connection]
+) -> None:
     """Run one group of tests after the other, as long as there is one that nobody has taken."""
+    for other in others:  # where they stay open, nobody is told that the first process is gone
+        other.close()
     plugins = session.config.pluginmanager
     plugins.unregister(name="terminalreporter")
     capture: Any = plugins.getplugin("capturemanager")
