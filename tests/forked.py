@@ -7,6 +7,8 @@ that takes a tenth of the time of all tests.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import multiprocessing
 import warnings
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     Groups = list[list[pytest.Item]]
 
 
+# More than anybody runs who changes one thing.
+_MANY = 2000
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--processes", type=int, default=1, help="how many processes run tests")
 
@@ -33,6 +39,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if config.option.processes < 2 or session.testsfailed or config.option.collectonly:
         return None
     config._tmp_path_factory.getbasetemp()  # one for all
+    if len(session.items) > _MANY:
+        _export()
     found = itertools.groupby(session.items, lambda item: (item.path, getattr(item, "cls", None)))
     groups: Groups = [list(items) for _, items in found]
     fork = multiprocessing.get_context("fork")
@@ -54,6 +62,26 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
             process.terminate()
             end.close()  # a test may take a signal for its own
     return True
+
+
+def _export() -> None:
+    """Write a network as ONNX: what torch imports for that is there for all processes.
+
+    It also reads every time what each of its operators is in ONNX, which takes as long as all the
+    rest, and is read here once for all tests.
+    """
+    import torch
+    import tqdm
+
+    from flatsearch.networks.onnx import to_onnx
+
+    tqdm.tqdm.monitor_interval = 0  # in a thread, which no forked process would have
+    with contextlib.suppress(ImportError, AttributeError):  # of some versions only
+        from torch.onnx._internal.exporter import _registration
+
+        registry: Any = _registration.ONNXRegistry
+        registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
+        to_onnx(torch.nn.Conv2d(1, 1, 1), torch.zeros(2, 1, 4, 4))
 
 
 def _work(

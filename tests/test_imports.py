@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -33,23 +34,21 @@ OUTSIDE = {"__init__", "__main__", "testing"}
 READING = "import flatsearch.analysis.summary, flatsearch.reports.dashboard"
 
 
+@functools.cache
 def imports(file: Path, *, typing: bool = False) -> set[str]:
     """Return the modules a file imports anywhere, without those for type checking only."""
-    tree = ast.parse(file.read_text())
-    skipped: set[ast.AST] = set()
-    if not typing:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-                skipped.update(child for part in node.body for child in ast.walk(part))
-    found = set()
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
+    found, to_do = set(), list[ast.AST](ast.parse(file.read_text()).body)
+    while to_do:
+        node = to_do.pop()
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and not typing and "TYPE_CHECKING" in ast.unparse(node.test):
+            to_do += node.orelse
+        elif not isinstance(node, ast.expr):
+            to_do += ast.iter_child_nodes(node)
     return found
 
 

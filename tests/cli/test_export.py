@@ -16,6 +16,8 @@ from PIL import Image
 from flatsearch import record
 from tests.fakes import call
 
+QUICK = ("--format", "state_dict")  # a program of torch's takes longer than everything else
+
 
 def test_without_a_final_training_the_searched_model_is_exported(learnt: Path) -> None:
     done = call("export", "--trial", "1")
@@ -50,7 +52,7 @@ def test_another_trials_model_is_not_exported_under_a_wrong_name(learnt: Path) -
     err = call("export", "--trial", "0", code=2).err
     assert "has another architecture than the trial" in err
     assert "train the trial with another --out, or name the file with --model" in err
-    assert "after its final training" in call("export", "--trial", "1").out
+    assert "after its final training" in call("export", "--trial", "1", *QUICK).out
 
 
 def test_what_was_trained_last_is_exported(learnt: Path) -> None:
@@ -60,10 +62,10 @@ def test_what_was_trained_last_is_exported(learnt: Path) -> None:
     for number in (1, 0):
         if number == 0:
             call("train", "--trial", "0", "--epochs", "2", "--force")
-        out = call("export", "--force").out
+        out = call("export", *QUICK, "--force").out
         assert f"trial {number} (trained last), after its final training" in out
-        assert f"written: s-trial-{number}.pt2" in out
-    assert "trial 1 (as asked for), after" in call("export", "--trial", "1", "--force").out
+        assert f"written: s-trial-{number}.pth" in out
+    assert "trial 1 (as asked for), after" in call("export", "--trial", "1", *QUICK, "--force").out
 
 
 def test_the_card_and_the_file_of_eight_bits(learnt: Path) -> None:
@@ -87,11 +89,11 @@ def test_the_card_and_the_file_of_eight_bits(learnt: Path) -> None:
 
 @pytest.fixture
 def model(learnt: Path) -> str:
-    call("export", "--trial", "1", "--out", "m.pt2")
+    call("export", "--trial", "1", "--out", "m.pth")
     (learnt / "new" / "more").mkdir(parents=True)
     for name in ("a.png", "more/b.PNG", "more/._b.png"):
         shutil.copy("five.png", learnt / "new" / name)
-    return "m.pt2"
+    return "m.pth"
 
 
 def test_folders_patterns_and_what_cannot_be_read(model: str) -> None:

@@ -97,12 +97,18 @@ def export(model: nn.Module, file: str, *, any_batch: bool = True) -> None:
     torch.export.save(torch.export.export(model.eval(), (x,), dynamic_shapes=dynamic), file)
 
 
-def test_an_exported_program() -> None:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, str]:
     torch.manual_seed(0)
-    model = Model()
-    export(model, "model.pt2")
+    model, file = Model(), str(tmp_path_factory.mktemp("exported") / "model.pt2")
+    export(model, file)
+    return model, file
+
+
+def test_an_exported_program(exported: tuple[Model, str]) -> None:
+    model, file = exported
     data = load_data("digits", probe_size=8).probe.tensors()
-    options = ("model.pt2", "--data", "digits", "--samples", "8", "--preprocessing", "standardised")
+    options = (file, "--data", "digits", "--samples", "8", "--preprocessing", "standardised")
     found = measured(*options, "--layers", "last")
     expected = relative_flatness(model, data)
     assert list(found["layers"]) == ["last"]
@@ -148,24 +154,22 @@ def test_how_images_of_others_are_prepared(digits: ImageData) -> None:
     assert wrong["note"].startswith("images: pixels from 0 to 1; ")
 
 
-def test_other_splits(digits: ImageData) -> None:
-    export(Model(), "model.pt2")
-    options = ("model.pt2", "--data=digits", "--samples=8", "--preprocessing=unit")
+def test_other_splits(digits: ImageData, exported: tuple[Model, str]) -> None:
+    options = (exported[1], "--data=digits", "--samples=8", "--preprocessing=unit")
     values = {s: measured(*options, "--split", s) for s in ("train", "validation", "test")}
     assert len({found["loss"] for found in values.values()}) == 3
     x, y = digits.test.images, digits.test.targets
     generator = torch.Generator().manual_seed(0)
     index = torch.randperm(len(y), generator=generator)[:8].sort().values
     with torch.no_grad():
-        loaded = torch.export.load("model.pt2").module()
+        loaded = torch.export.load(exported[1]).module()
         expected = F.cross_entropy(loaded(x[index] / 255), y[index])
     assert values["test"]["loss"] == pytest.approx(float(expected), rel=1e-4)
     assert "on test images, not on those" in call("measure", *options, "--split", "test").out
 
 
-def test_layers_that_are_not_covered() -> None:
-    export(Model(), "model.pt2")
-    options = ("model.pt2", "--data=digits", "--samples=8", "--layers=all", "--preprocessing=raw")
+def test_layers_that_are_not_covered(exported: tuple[Model, str]) -> None:
+    options = (exported[1], "--data=digits", "--samples=8", "--layers=all", "--preprocessing=raw")
     refused("layer 'twice': its kernel is used 2 times in one pass", *options)
     refused("--skip-unsupported measures the others", *options)
     out = call("measure", *options, "--skip-unsupported").out

@@ -71,8 +71,8 @@ def test_a_space_that_has_moved(learnt: Path) -> None:
     (learnt / "my_space.py").rename("moved.py")
     done = call("train", "--epochs", "1", "--space", "moved.py:Learns", "--trial", "0")
     assert "test accuracy" in done.out
-    assert "after its final training" in call("export", "--trial", "0").out
-    assert load("s-trial-0.pt2").card.space == "moved.py:Learns"
+    assert "after its final" in call("export", "--trial", "0", "--format", "state_dict").out
+    assert load("s-trial-0.pth").card.space == "moved.py:Learns"
 
 
 def test_a_space_that_is_gone(learnt: Path) -> None:
