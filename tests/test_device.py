@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from flatsearch import FlatnessMeter, FlatnessObjective, RunSettings, load_space, relative_flatness
 from flatsearch.analysis.selection import choose
@@ -61,7 +61,7 @@ def test_the_device_counts_and_refuses(gpu: FakeCuda) -> None:
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_measuring_again_waits_a_few_times(layers: str, gpu: FakeCuda) -> None:
     torch.manual_seed(0)
-    net = resnet18(num_classes=3).eval()
+    net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3).eval()
     x, y = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2])
     expected = relative_flatness(net, (x, y), layers)
     with gpu:

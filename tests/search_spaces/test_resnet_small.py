@@ -127,10 +127,10 @@ def test_random_architectures_build_and_learn(size: int) -> None:
 
 
 def check_backward(model: GapCnn, channels: int, size: int) -> None:
-    logits = model(torch.randn(4, channels, size, size))
-    assert logits.shape == (4, 4)
+    logits = model(torch.randn(2, channels, size, size))
+    assert logits.shape == (2, 4)
     assert bool(logits.isfinite().all())
-    F.cross_entropy(logits, torch.arange(4)).backward()
+    F.cross_entropy(logits, torch.arange(2)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
@@ -165,7 +165,7 @@ def test_no_stage_halves_below_the_smallest_map(size: int, maps: int) -> None:
 
 def test_the_last_convolution_of_the_branch_is_measured() -> None:
     shortcuts = set()
-    for index, (_, architecture) in enumerate(DRAWN[::3]):
+    for index, (_, architecture) in enumerate(DRAWN[::4]):
         channels, size = (1, 3)[index % 2], (8, 28)[index % 5 == 0]
         model = build(architecture, channels, size)
         x = torch.randn(4, channels, size, size)
