@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
@@ -33,8 +33,8 @@ WITHOUT = "delete window.DecompressionStream"
 class Opened:
     """A page without a network, and what it asked for and complained about."""
 
-    def __init__(self, browser: Browser, path: Path, before: str = "") -> None:
-        context = browser.new_context(offline=True)
+    def __init__(self, browser: Browser, path: Path, before: str = "", **options: Any) -> None:
+        context = browser.new_context(offline=True, **options)
         self.page: Page = context.new_page()
         self.requests: list[str] = []
         self.errors: list[str] = []
@@ -52,11 +52,17 @@ class Opened:
         return [url for url in self.requests if not url.startswith(("file:", "data:", "blob:"))]
 
 
-def test_every_figure_is_drawn_without_a_network(browser: Browser, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
+@pytest.fixture(scope="module")
+def on_a_phone(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    path = tmp_path_factory.mktemp("phone") / "page.html"
     write_page(summarise(large_study(60)), path)
-    opened = Opened(browser, path)
+    opened = Opened(browser, path, viewport={"width": 390, "height": 800}, color_scheme="dark")
     opened.page.wait_for_selector("body[data-drawn]", timeout=60_000)
+    return opened
+
+
+def test_every_figure_is_drawn_without_a_network(on_a_phone: Opened) -> None:
+    opened = on_a_phone
     drawn = opened.page.eval_on_selector_all(
         ".figure", "all => all.map(e => [e.id, e.querySelectorAll('.main-svg .trace').length > 0])"
     )
@@ -120,13 +126,8 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     assert path.stat().st_size < 3_000_000
 
 
-def test_nothing_is_wider_than_a_phone(browser: Browser, tmp_path: Path) -> None:
-    study = large_study(40)
-    path = tmp_path / "page.html"
-    write_page(summarise(study), path)
-    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
-    page.goto(path.as_uri())
-    page.wait_for_selector("body[data-drawn]", timeout=60_000)
+def test_nothing_is_wider_than_a_phone(on_a_phone: Opened) -> None:
+    page = on_a_phone.page
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
