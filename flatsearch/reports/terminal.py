@@ -38,9 +38,11 @@ _MOST_ROWS = 10
 _BAR_WIDTH = 24
 # Characters on a line with which there is room for bars.
 _WIDE = 110
-# Columns that a narrow terminal does without, until the words in the last one have so much room.
+# Columns that a narrow terminal does without, until the words in the last one have room enough;
+# where they have less than the least, rows become blocks.
 _OPTIONAL = ("flops", "time", "loss", "parameters")
-_LEAST_WORDS = 44
+_ENOUGH_WORDS = 44
+_LEAST_WORDS = 28
 # A measured layer that may be wrong by more gets a line of its own.
 _MOST_ROUNDING = 1e-3
 
@@ -51,7 +53,7 @@ def _empty(title: str, heads: Sequence[str]) -> Table:
         title_justify="left",
         title_style="bold",
         # A short title is not broken over a narrow table.
-        min_width=len(title) if len(title) < _LEAST_WORDS else None,
+        min_width=len(title) if len(title) < _ENOUGH_WORDS else None,
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -75,7 +77,7 @@ def _rendered(table: tables.Table, width: int) -> Table:
     kept, widths = list(range(len(table.heads))), _widths(table)
     for name in _OPTIONAL:
         room = width - sum(widths[i] for i in kept[:-1])
-        if room < min(_LEAST_WORDS, widths[-1]) and name in table.heads:
+        if room < min(_ENOUGH_WORDS, widths[-1]) and name in table.heads:
             kept.remove(table.heads.index(name))
     if sum(widths[i] for i in kept[:-1]) + min(_LEAST_WORDS, widths[-1]) > width:
         return _blocks(table)
@@ -90,7 +92,7 @@ def _blocks(table: tables.Table) -> Table:
     blocks.show_header = False
     for row in table.rows:
         for head, cell in zip(table.heads, row, strict=True):
-            if cell:
+            if cell not in {"", "-"}:
                 blocks.add_row(escape(head), escape(cell))
         blocks.add_section()
     return blocks

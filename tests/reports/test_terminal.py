@@ -15,7 +15,7 @@ from flatsearch import GapCnn, record, relative_flatness
 from flatsearch.analysis.summary import summarise
 from flatsearch.record.promotion import Promotion
 from flatsearch.reports.tables import all_trials, best_trials, confusions
-from flatsearch.reports.terminal import print_final, print_flatness
+from flatsearch.reports.terminal import print_final, print_flatness, print_summary
 from tests.cases import add, final_training, study_of
 
 
@@ -60,7 +60,7 @@ def test_a_measurement_is_not_cut() -> None:
 
 def test_which_trial_goes_on_with_which() -> None:
     study = study_of("accuracy", "flatness")
-    add(study, [(0.5, 4.0)])
+    add(study, [(0.5, 4.0)], words="3 " * 40)
     add(study, [(0.6, 4.0)])
     assert best_trials(summarise(study), 5).heads[1] == "accuracy"
     trial = study.ask()
@@ -70,6 +70,14 @@ def test_which_trial_goes_on_with_which() -> None:
     table = best_trials(summarise(study), 5)
     assert table.heads[:2] == ("trial", "begun as")
     assert [row[:2] for row in table.rows] == [("2", "1"), ("0", "")]
+    shown = {}
+    for width in (40, 80):
+        out = io.StringIO()
+        print_summary(summarise(study), Console(file=out, width=width))
+        shown[width] = [line.split() for line in out.getvalue().splitlines()]
+    heads = ["trial", "begun", "as", "accuracy", "flatness", "front", "architecture"]
+    assert heads in shown[80]
+    assert ["begun", "as", "1"] in shown[40]
 
 
 def test_a_parked_trial_says_so_once() -> None:
