@@ -100,6 +100,8 @@ class _Layouts(Scan):
                 named = any(other is inner for _, inner in group)
                 why = "which has no class folders" if named else "which is no split"
                 self.left_out[f"in {other.name}, {why}"] += other.count
+            empty = [name for name, inner in folder.folders.items() if not inner.count]
+            self.understood += [f"no images in {name}" for name in filter(split_named, empty)]
             self.leave_loose(folder)
             return splits
         return None

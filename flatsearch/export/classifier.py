@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatsearch.data.images import Form, ImageItems
+from flatsearch.data.values import plain
 from flatsearch.errors import UsageError
 from flatsearch.export.card import METADATA, STATE_DICT, ModelCard
 from flatsearch.export.checkpoint import build_from_card, load_model
@@ -78,8 +79,9 @@ class Classifier:
 
         Raises:
             UsageError: If the images have another shape than those trained on.
+            DataError: If some of their values are masked, say, or not numbers.
         """
-        x = torch.as_tensor(images).float()
+        x = torch.as_tensor(plain(images, "images")).float()
         card = self.card
         wanted = (card.in_channels, card.image_size, card.image_size)
         if x.ndim != 4 or tuple(x.shape[1:]) != wanted:

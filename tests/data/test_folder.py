@@ -192,6 +192,14 @@ def test_a_split_of_one_folder_that_is_no_class_has_no_labels(make: Maker, only:
     assert f"left out: 6 in test, whose only folder {only} is no class" in str(data)
 
 
+def test_an_empty_split_is_said(make: Maker) -> None:
+    folder = make("train/cat", "train/dog", "test/cat", "test/dog")
+    (folder / "val" / "cat").mkdir(parents=True)
+    data = load_data(folder)
+    assert data.drawn == ("validation",)
+    assert "no images in val" in str(data)
+
+
 def test_a_split_without_images_of_a_class(make: Maker) -> None:
     data = load_data(make("train/cat", "train/cow", "train/dog", "test/cat", "test/dog"))
     assert data.test.targets.unique().tolist() == [0, 2]
