@@ -42,7 +42,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if len(session.items) > _MANY:
         _export()
     found = itertools.groupby(session.items, lambda item: (item.path, getattr(item, "cls", None)))
-    groups: Groups = [list(items) for _, items in found]
+    # What is about everything, beside the folders, takes longest: nobody waits for it at the end.
+    groups: Groups = sorted(
+        (list(items) for _, items in found), key=lambda items: len(items[0].path.parts)
+    )
     fork = multiprocessing.get_context("fork")
     taken = fork.Value("i", 0)
     processes: dict[Any, BaseProcess] = {}
