@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Convolution", "find_convolutions", "leaf_users", "problem", "used_once"]
 
 _CONVOLUTION = "ConvolutionBackward0"
+_BACKWARD = "ConvolutionBackwardBackward0"
 # Operation and place of its operand.
 User = tuple[Any, int]
 
@@ -143,6 +144,8 @@ def _convolved(
         return []
     leaves = [previous for previous in inputs(node) if previous.name() == ACCUMULATE]
     kernels = [leaf for leaf in leaves if leaf.variable.ndim >= 3]
+    if node.name() == _BACKWARD:  # which takes what was convolved, too
+        kernels = [leaf for leaf in kernels if parameters.names(leaf.variable)]
     return [(leaf, _not_covered(parameters, leaf, node)) for leaf in kernels]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -12,6 +13,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from flatsearch.errors import UnsupportedModelError
 from flatsearch.flatness.forward import disagree
+from flatsearch.flatness.watch import address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["Parameters", "Settled"]
 
@@ -38,6 +43,33 @@ class Parameters:
     def names(self, parameter: Tensor) -> list[str]:
         """Return all names that a parameter has; none for a tensor that is not the model's."""
         return self._names.get(id(parameter), [])
+
+    def entangled(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, str]:
+        """Return why parameters are not alone that lie in the memory of others.
+
+        As after `a.weight.data = b.weight.data`: to a copy, and to autograd, they are two.
+
+        Args:
+            pairs: Parameters of what the model is a copy of, each with its copy.
+
+        Returns:
+            The end of a sentence that starts with the layer, by the parameter's name.
+        """
+        spans = []
+        for own, twin in pairs:
+            place = address(own)
+            if place and own.layout == torch.strided:
+                steps = zip(own.shape, own.stride(), strict=True)
+                last = sum((size - 1) * step for size, step in steps)
+                spans.append((place, place + own.itemsize * (last + 1), self.names(twin)[0]))
+        found: dict[str, str] = {}
+        furthest = (0, 0, "")
+        for start, end, name in sorted(spans):
+            if start < furthest[1]:
+                for one, other in ((name, furthest[2]), (furthest[2], name)):
+                    found[one] = f"its kernel lies in the memory of {other!r}, which is used too"
+            furthest = max(furthest, (start, end, name), key=lambda span: span[1])
+        return found
 
     def owner(self, name: str) -> tuple[str, nn.Module]:
         """Return the name of the module that a parameter belongs to, and the module."""

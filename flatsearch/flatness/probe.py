@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,13 +86,20 @@ class Probe:
         match_layouts(self.nodes)
         if not all(self.parameters.names(leaf.variable) for leaf in leaf_users(self.nodes)):
             self.watch.cut = True  # a tensor made anew of what has been computed
-        self.convolutions = find_convolutions(
+        recorded = find_convolutions(
             self.nodes,
             self.parameters,
             len(x),
             self.watch.convolutions,
             self.watch.patches.found,
         )
+        used = {id(leaf.variable) for leaf in leaf_users(self.nodes)}
+        pairs = zip(model.parameters(), self.model.parameters(), strict=True)
+        self._entangled = self.parameters.entangled(pair for pair in pairs if id(pair[1]) in used)
+        self.convolutions = [
+            replace(one, problem=one.problem or self._entangled.get(one.kernel, ""))
+            for one in recorded
+        ]
         self.classifier = self.classifier_kernel = None
         self._head: Any = None
         found = classifier_input(self.logits)
@@ -143,8 +151,10 @@ class Probe:
 
     def prove_head(self) -> None:
         """Refuse a classifier whose kernel something else uses, too."""
-        if not used_once(self.nodes, self._head):
-            raise UnsupportedModelError(f"layer {self.classifier!r}: {USED_ELSEWHERE}")
+        entangled = self._entangled.get(self.classifier_kernel or "")
+        if entangled or not used_once(self.nodes, self._head):
+            why = entangled or USED_ELSEWHERE
+            raise UnsupportedModelError(f"layer {self.classifier!r}: {why}")
 
     def untrue(self, convolutions: Sequence[Convolution]) -> dict[str, str]:
         """Return those whose derivatives cannot be had, or are not autograd's, with the reasons.
@@ -322,8 +332,10 @@ def explained(model: nn.Module, error: ForwardError) -> Exception:
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
     reason = " ".join(str(cause).split()) or type(cause).__name__
     if _fails(replicate(model, None), error.x.to(own)):
-        return cause
-    if _fails(replicate(model, dtype), error.x):
+        if _fails(replicate(model, None), error.x.to(own), recorded=True):
+            return cause
+        why = "run under torch.no_grad"
+    elif _fails(replicate(model, dtype), error.x):
         why = f"computed in {dtype}, to which it does not convert all of its tensors"
     elif _fails(replicate(model, dtype), error.x, recorded=True):
         why = "recorded by autograd"

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from flatsearch.flatness.forward import Network
     from flatsearch.flatness.watch import Arguments, Named
 
-__all__ = ["CHANGING", "MIXED", "contrasting", "is_samplewise", "refuse_mixed_samples", "two_alone"]
+__all__ = [
+    "CHANGING",
+    "MIXED",
+    "changes",
+    "contrasting",
+    "is_samplewise",
+    "refuse_mixed_samples",
+    "two_alone",
+]
 
 MIXED = (
     "the model mixes samples: the logits of one depend on others of its batch, or are computed in"
@@ -104,6 +112,14 @@ def _proves(network: Network, images: Tensor) -> bool:
     return not seen.cut and keep_samples(logits, get_gradient_edge(images).node)
 
 
+def changes(network: Network, x: Tensor, passes: int) -> bool:
+    """Return whether the logits of some images are others in another pass."""
+    x = x[:_PROBED]
+    with network.recording(), torch.no_grad():
+        logits = call(network.model, x)
+        return any(bool(disagree(call(network.model, x), logits)) for _ in range(passes))
+
+
 def refuse_mixed_samples(network: Network, x: Tensor, logits: Tensor | None = None) -> None:
     """Check that a sample's logits are the same in another batch, with the others elsewhere.
 
@@ -122,5 +138,4 @@ def refuse_mixed_samples(network: Network, x: Tensor, logits: Tensor | None = No
         places = [len(x) - 1, 0, 0]
         others = call(network.model, x[places])
         if bool(disagree(others, logits[places])):
-            changing = bool(disagree(call(network.model, x), logits))
-            raise UnsupportedModelError(CHANGING if changing else MIXED)
+            raise UnsupportedModelError(CHANGING if changes(network, x, passes=8) else MIXED)

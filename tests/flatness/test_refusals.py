@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -76,6 +77,12 @@ class TiedTwin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.b(F.relu(self.a(self.stem(x)))))
+
+
+class OneMemory(TiedTwin):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b.weight = nn.Parameter(self.a.weight.data)
 
 
 class Parallel(nn.Module):
@@ -210,6 +217,20 @@ class Slope(nn.Module):
         return torch.func.grad(lambda z: z.pow(3).sum())(x)
 
 
+class OwnGradient(nn.Module):
+    """Adds a gradient in the images to what it gives, as energy-based models do."""
+
+    def __init__(self, *, kept: bool) -> None:
+        super().__init__()
+        self.conv, self.kept = nn.Conv2d(2, 4, 3, padding=1), kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad() if self.kept else contextlib.nullcontext():
+            z = x.detach().requires_grad_()
+            energy = F.softplus(self.conv(z)).sum()
+            return torch.cat([x, torch.autograd.grad(energy, z, create_graph=True)[0]], 1)
+
+
 REFUSED = {
     "layer '0.conv': its kernel is used 2 times": lambda: nn.Sequential(OnceMore(), *head()),
     "layer 'conv': its kernel is not used as one plain convolution, but also by Sub": Penalised,
@@ -226,6 +247,7 @@ REFUSED = {
     "used 2 times in one pass, shared by 0.a.weight and 0.b.weight": lambda: nn.Sequential(
         TiedTwin(), *head()
     ),
+    "its kernel lies in the memory of '0.": lambda: nn.Sequential(OneMemory(), *head()),
     "layer '0': its kernel is not used as one plain": lambda: nn.Sequential(
         StandardisedConv(2, 4, 3), nn.ReLU(), *head()
     ),
@@ -263,6 +285,16 @@ def test_refused_with_a_reason(message: str, layers: str) -> None:
         flatsearch.relative_flatness(REFUSED[message](), images(), layers=layers)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_gradient_in_the_forward_pass() -> None:
+    model = nn.Sequential(OwnGradient(kept=True), nn.Conv2d(4, 4, 1), *head())
+    result = flatsearch.relative_flatness(model, images(), layers="all", skip_unsupported=True)
+    assert list(result.layers) == ["1"]
+    assert "but also by ConvolutionBackward" in result.skipped["0.conv"]
+    model[0] = OwnGradient(kept=False)
+    with pytest.raises(UnsupportedModelError, match="cannot be run under torch.no_grad"):
+        flatsearch.relative_flatness(model, images())
 
 
 # Beyond the closed form: a backward pass per class.
@@ -670,7 +702,11 @@ def test_random_models_are_refused() -> None:
             self.calls += 1
             return x * self.calls
 
-    for changing in (AlwaysDropout(), Counting()):
+    class Rarely(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.bernoulli(torch.full((len(x), 1, 1, 1), 0.95).to(x))
+
+    for changing in (AlwaysDropout(), Counting(), *[Rarely()] * 3):
         model = nn.Sequential(conv(), nn.ReLU(), changing, *head())
         with pytest.raises(UnsupportedModelError, match="different logits for the same images"):
             flatsearch.relative_flatness(model, images())

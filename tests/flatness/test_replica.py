@@ -331,6 +331,42 @@ def test_no_storage_is_shared() -> None:
     assert all(a.data_ptr() != b.data_ptr() for a, b in pairs)
 
 
+class Scaled(Tensor):
+    """Integers times a scale, without memory of its own, as quantised weights are."""
+
+    parts: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def __new__(cls, whole: Tensor, scale: Tensor) -> Scaled:
+        make: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        wrapper: Scaled = make(cls, whole.shape, dtype=scale.dtype)
+        wrapper.parts = whole, scale
+        return wrapper
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in (torch.ops.aten.detach.default, torch.ops.aten.clone.default):
+            return cls(*args[0].parts)
+        plain = lambda x: x.parts[0] * x.parts[1] if isinstance(x, cls) else x  # noqa: E731
+        return function(*map(plain, args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layers", ["last", "head"])
+def test_weights_without_memory_of_their_own(layers: str) -> None:
+    torch.manual_seed(0)
+    model = network(nn.BatchNorm2d(4))
+    expected = flatsearch.relative_flatness(model, images(), layers=layers)
+    for layer in model:
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            whole, half = (2 * layer.weight.data), torch.tensor(0.5)
+            layer.weight = nn.Parameter(Scaled(whole, half), requires_grad=False)
+    result = flatsearch.relative_flatness(model, images(), layers=layers)
+    assert result.relative_flatness == pytest.approx(expected.relative_flatness)
+    assert result.nu == pytest.approx(expected.nu)
+
+
 class Renormalised(nn.Module):
     """Scales its weight down in place where it is too large."""
 
