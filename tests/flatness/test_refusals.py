@@ -217,6 +217,11 @@ class Slope(nn.Module):
         return torch.func.grad(lambda z: z.pow(3).sum())(x)
 
 
+class Heaviside(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.heaviside(x, x.new_ones(()))
+
+
 class OwnGradient(nn.Module):
     """Adds a gradient in the images to what it gives, as energy-based models do."""
 
@@ -267,6 +272,9 @@ REFUSED = {
     "logits of shape (N, K)": lambda: nn.Sequential(conv(), nn.ReLU()),
     "no parameters": lambda: GapByMean(),
     "on a meta device": lambda: nn.Sequential(conv(), *head()).to("meta"),
+    "behind the measured layers has no derivative": lambda: nn.Sequential(
+        conv(), Heaviside(), *head()
+    ),
     "no derivative in autograd": lambda: nn.Sequential(conv(), GapByMean(), Dynamic(4, 3)),
     "computes in torch.float16 behind": lambda: nn.Sequential(conv(), *head(), Halved()),
     "no parameter of the model, but of something": lambda: nn.Sequential(
@@ -293,7 +301,7 @@ def test_a_gradient_in_the_forward_pass() -> None:
     assert list(result.layers) == ["1"]
     assert "but also by ConvolutionBackward" in result.skipped["0.conv"]
     model[0] = OwnGradient(kept=False)
-    with pytest.raises(UnsupportedModelError, match="cannot be run under torch.no_grad"):
+    with pytest.raises(UnsupportedModelError, match="cannot be run under torch"):
         flatsearch.relative_flatness(model, images())
 
 
