@@ -30,13 +30,13 @@ if __name__ == "__main__":
     # Beside the tests, which leave a core idle now and then; what it says is shown after them.
     mypy = environment.path_of(programs, "mypy")
     types = Popen([mypy], cwd=environment.ROOT, stdout=PIPE, stderr=STDOUT, text=True)
-    # A test process for each core, which computes on one thread, and two more for the time in
+    # A test process for each core, which computes on one thread, and one more for the time in
     # which others wait for what they have started.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # What tests write need not reach a disk: databases take a quarter less time in memory.
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * 2**30:
         os.environ.setdefault("TMPDIR", str(MEMORY))
-    count = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) + 2
+    count = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) + 1
     processes = [f"--numprocesses={count}", "--dist=worksteal"]
     if sys.platform == "linux":
         processes = ["-p", "tests.forked", f"--processes={count}"]

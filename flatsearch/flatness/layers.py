@@ -276,7 +276,7 @@ def _locate(
     network = _network(model, dtype, probe, found, every=layers == "all", copies=copies, head=head)
     logits, graph = _memory(network, x, found, probe.classifier)
     # Few passes of few images do not show what is dropped one time in ten.
-    rarely = random.drawn and changes(network, every, passes=32)
+    rarely = random.draws and changes(network, every, passes=32)
     if rarely or bool(disagree(logits, probe.logits.detach())):
         raise UnsupportedModelError(CHANGING)
     refuse_mixed_samples(network, x, logits)

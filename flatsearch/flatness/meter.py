@@ -284,7 +284,7 @@ class _Run:
         measured = self._accumulate(watched, found, first, source, dtype, batch_size)
         if all(followed) and self._now is not None:
             prepared = _prepare(network, found, self._now, programs)
-            if prepared is not None and not self._random.drawn:
+            if prepared is not None and not self._random.draws:
                 meter._prepared[layers, dtype] = prepared
         return measured
 

@@ -79,7 +79,7 @@ class Probe:
         self.watch = Watch(random)
         self.watch.patches.begin(x)
         first = _next_place()
-        with self._network.recording(), self.watch:
+        with self._network.recording(), self.watch, random.watching_others():
             self.logits = call(self.model, x)
         self.nodes = ordered(self.logits.grad_fn)
         _refuse_threads(self.nodes, range(first, _next_place()))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
@@ -101,10 +103,12 @@ class RandomState:
     """The states of the generators of random numbers that a model may draw from.
 
     They are the process's, so they are set back only if the model is seen to draw: other threads
-    draw too.
+    draw too. Those of Python's `random` and of NumPy are not set back: who has drawn is not seen.
 
     Attributes:
         drawn: Whether it has been seen to.
+        elsewhere: Whether something may have been drawn from `random`, NumPy or a generator of the
+            model's own.
 
     Args:
         device: The model's.
@@ -113,7 +117,7 @@ class RandomState:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._first = self.current()
-        self.drawn = False
+        self.drawn = self.elsewhere = False
 
     def current(self) -> list[Tensor]:
         """Return the states."""
@@ -126,6 +130,23 @@ class RandomState:
         """Note whether something has been drawn since."""
         pairs = zip(before, self.current(), strict=True)
         self.drawn = self.drawn or not all(torch.equal(a, b) for a, b in pairs)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model may draw random numbers, from whatever generator."""
+        return self.drawn or self.elsewhere
+
+    @contextlib.contextmanager
+    def watching_others(self) -> Iterator[None]:
+        """Note whether something is drawn from `random` or NumPy inside."""
+
+        def states() -> tuple[object, ...]:
+            _, keys, place, *_ = np.random.get_state(legacy=True)  # noqa: NPY002
+            return random.getstate(), np.asarray(keys).tobytes(), place
+
+        before = states()
+        yield
+        self.elsewhere = self.elsewhere or states() != before
 
     def restore(self) -> None:
         """Set the states back to those of the beginning, if the model has drawn."""
@@ -179,12 +200,12 @@ class Watch(without_hooks):
         patches: Which convolutions are written as something else.
 
     Args:
-        random: Told of the operations that draw random numbers.
+        random_state: Told of the operations that draw random numbers.
     """
 
-    def __init__(self, random: RandomState) -> None:
+    def __init__(self, random_state: RandomState) -> None:
         super().__init__()
-        self._random = random
+        self._random = random_state
         self.cut = False
         self.largest = 0
         self._hooks: Any = None
@@ -199,8 +220,9 @@ class Watch(without_hooks):
 
     def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""
-        random = _RANDOM.search(getattr(function, "__name__", ""))
-        before = self._random.current() if random else None
+        may_draw = _RANDOM.search(getattr(function, "__name__", ""))
+        before = self._random.current() if may_draw else None
+        self._random.elsewhere |= kwargs.get("generator") is not None
         result = super().call(function, args, kwargs)
         self.patches.see(function, args, kwargs, result)
         if before is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flatsearch.pareto import is_best
+from flatsearch.pruners.per_study import is_due
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +89,7 @@ class Audit:
         """Take note of a trial that was run to the end."""
         self._ended.append(trial)
         self._new += 1
-        if self._new > len(self._ended) // 100:  # as often as the predictor learns
+        if is_due(self._new, len(self._ended)):
             self._suspends, self._new = None, 0
 
     def suspends(self) -> bool:

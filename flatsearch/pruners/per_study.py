@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import optuna
 
-__all__ = ["NewlyFinished", "PerStudy"]
+__all__ = ["NewlyFinished", "PerStudy", "is_due"]
 
 T = TypeVar("T")
 
@@ -40,14 +40,27 @@ class NewlyFinished:
     """The finished trials of a study, complete or pruned, each of them handed out once."""
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
+        self._begun = 0
+        self._running: set[int] = set()
 
     def take(self, study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
         """Return the trials that have finished since the last time."""
-        finished = study.get_trials(deepcopy=False, states=FINISHED)
-        # A finished trial stays one: where there are as many as before, none is new.
-        if len(finished) == len(self._seen):
-            return []
-        new = [trial for trial in finished if trial.number not in self._seen]
-        self._seen.update(trial.number for trial in new)
-        return new
+        trials = study.get_trials(deepcopy=False)  # the place of each is its number
+        self._running.update(range(self._begun, len(trials)))
+        self._begun = len(trials)
+        ended = [trials[n] for n in sorted(self._running) if trials[n].state.is_finished()]
+        self._running.difference_update(trial.number for trial in ended)
+        return [trial for trial in ended if trial.state in FINISHED]
+
+
+def is_due(new: int, seen: int) -> bool:
+    """Return whether to learn anew, some trials having been seen since the last time.
+
+    Up to a hundred every trial counts, and beyond them a tenth of the others at a time: what a
+    decision takes on average does not grow with the study, whatever the number of its workers.
+
+    Args:
+        new: The number of trials since the last time.
+        seen: The number of all.
+    """
+    return new > max(0, seen - 100) // 10

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import special
 
 from flatsearch.pareto import front_of
+from flatsearch.pruners.per_study import is_due
 from flatsearch.pruners.regression import Posterior, Prior, Reference, fit
 
 if TYPE_CHECKING:
@@ -130,8 +131,7 @@ class Predictor:
         rows = {step: observation.signals(step, self._names) for step in observation.curve}
         self._seen[object() if network is None else network] = observation, rows
         self._new += 1
-        # Of many trials one more changes nothing; so a decision costs no more than among a hundred.
-        if self._new > len(self._seen) // 100:
+        if is_due(self._new, len(self._seen)):
             self._models.clear()
             self._new = 0
 

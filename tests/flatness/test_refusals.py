@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,9 @@ import flatsearch
 from flatsearch import NonFiniteError, UnsupportedModelError
 from tests.flatness import oracle
 from tests.flatness.nets import CASES, GapByMean, images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def head(channels: int = 4) -> list[nn.Module]:
@@ -714,7 +720,22 @@ def test_random_models_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * torch.bernoulli(torch.full((len(x), 1, 1, 1), 0.95).to(x))
 
-    for changing in (AlwaysDropout(), Counting(), *[Rarely()] * 3):
+    class Elsewhere(nn.Module):
+        def __init__(self, draw: Callable[[], float]) -> None:
+            super().__init__()
+            self.draw = draw
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (self.draw() < 0.6)
+
+    own = torch.Generator().manual_seed(0)
+    draws: list[Callable[[], float]] = [
+        random.random,
+        lambda: float(np.random.rand()),  # noqa: NPY002 - as in older code
+        lambda: float(torch.rand((), generator=own)),
+    ]
+    rare = [*[Rarely()] * 3, *map(Elsewhere, 3 * draws)]
+    for changing in (AlwaysDropout(), Counting(), *rare):
         model = nn.Sequential(conv(), nn.ReLU(), changing, *head())
         with pytest.raises(UnsupportedModelError, match="different logits for the same images"):
             flatsearch.relative_flatness(model, images())

@@ -170,5 +170,5 @@ def test_a_decision_among_many_trials_costs_no_more_than_among_a_hundred(
         predictor.add(Observation({0: {"accuracy": i % 7}}, final=(i % 7,)))
         predictor.ask(Observation({0: {"accuracy": 3.0}}), 0)
     assert fits[:99] == list(range(1, 100))
-    assert fits[-1] >= 396
-    assert len(fits) < 250
+    assert fits[-1] >= 370
+    assert len(fits) < 140
