@@ -340,13 +340,13 @@ class Round:
             while self.keep() or events:
                 time.sleep(0.1)
                 done = self.done(study)
-                for count in [count for count in events if done >= count]:
-                    events.pop(count)()
                 if done >= next_kill and events and self.workers:
                     next_kill += plan.kill_every
                     self.killed += 1
                     time.sleep(self.random.random() * plan.seconds)  # at any moment
                     self.random.choice(self.workers).kill()
+                for count in [count for count in events if done >= count]:
+                    events.pop(count)()
                 if not self.workers and events:  # too quick for them all
                     break
             found = self.check(study)

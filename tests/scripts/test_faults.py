@@ -50,7 +50,7 @@ def test_nothing_is_lost_and_nothing_done_twice(faults: ModuleType, kind: str, t
 def test_a_killed_worker_costs_an_epoch_where_trials_are_parked(faults: ModuleType) -> None:
     import parked_faults
 
-    plan = faults.Plan(trials=8, seconds=0.1, kill_every=2)
+    plan = faults.Plan(trials=8, seconds=0.3, kill_every=2)
     with tempfile.TemporaryDirectory() as folder:
         found = parked_faults.ParkedRound("sqlite", plan, Path(folder)).run()
     assert found["faults"] == {}
