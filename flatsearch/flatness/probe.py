@@ -84,7 +84,9 @@ class Probe:
         self.nodes = ordered(self.logits.grad_fn)
         _refuse_threads(self.nodes, range(first, _next_place()))
         match_layouts(self.nodes)
-        if not all(self.parameters.names(leaf.variable) for leaf in leaf_users(self.nodes)):
+        leaves = [leaf.variable for leaf in leaf_users(self.nodes)]
+        self._used = set(map(id, leaves))
+        if not all(map(self.parameters.names, leaves)):
             self.watch.cut = True  # a tensor made anew of what has been computed
         recorded = find_convolutions(
             self.nodes,
@@ -93,9 +95,10 @@ class Probe:
             self.watch.convolutions,
             self.watch.patches.found,
         )
-        used = {id(leaf.variable) for leaf in leaf_users(self.nodes)}
         pairs = zip(model.parameters(), self.model.parameters(), strict=True)
-        self._entangled = self.parameters.entangled(pair for pair in pairs if id(pair[1]) in used)
+        self._entangled = self.parameters.entangled(
+            (own, twin) for own, twin in pairs if id(twin) in self._used
+        )
         self.convolutions = [
             replace(one, problem=one.problem or self._entangled.get(one.kernel, ""))
             for one in recorded
@@ -110,11 +113,10 @@ class Probe:
 
     def unseen(self) -> dict[str, Tensor]:
         """Return the kernels that no recorded operation uses, by the parameter's name."""
-        seen = {id(node.variable) for node in leaf_users(self.nodes)}
         return {
             name: parameter
             for name, parameter in self.model.named_parameters()
-            if id(parameter) not in seen and self._is_kernel(name, parameter)
+            if id(parameter) not in self._used and self._is_kernel(name, parameter)
         }
 
     def _is_kernel(self, name: str, parameter: Tensor) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flatsearch.pareto import is_best
-from flatsearch.pruners.per_study import is_due
+from flatsearch.pruners.per_study import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,14 +83,13 @@ class Audit:
         self._best = best
         self._ended: list[Ended] = []
         self._suspends: bool | None = False
-        self._new = 0
+        self._pace = Pace()
 
     def add(self, trial: Ended) -> None:
         """Take note of a trial that was run to the end."""
         self._ended.append(trial)
-        self._new += 1
-        if is_due(self._new, len(self._ended)):
-            self._suspends, self._new = None, 0
+        if self._pace.add(len(self._ended)):
+            self._suspends = None
 
     def suspends(self) -> bool:
         """Return whether more audited trials were good than the stated probabilities allow."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import optuna
 
-__all__ = ["NewlyFinished", "PerStudy", "is_due"]
+__all__ = ["NewlyFinished", "Pace", "PerStudy"]
 
 T = TypeVar("T")
 
@@ -53,14 +53,20 @@ class NewlyFinished:
         return [trial for trial in ended if trial.state in FINISHED]
 
 
-def is_due(new: int, seen: int) -> bool:
-    """Return whether to learn anew, some trials having been seen since the last time.
+class Pace:
+    """Says when to learn anew from trials that come one by one.
 
-    Up to a hundred every trial counts, and beyond them a tenth of the others at a time: what a
+    Up to a hundred with every trial, and beyond them with a tenth of the others at a time: what a
     decision takes on average does not grow with the study, whatever the number of its workers.
-
-    Args:
-        new: The number of trials since the last time.
-        seen: The number of all.
     """
-    return new > max(0, seen - 100) // 10
+
+    def __init__(self) -> None:
+        self._new = 0
+
+    def add(self, seen: int) -> bool:
+        """Note one more trial; return whether to learn anew from all that were seen, `seen`."""
+        self._new += 1
+        if self._new <= max(0, seen - 100) // 10:
+            return False
+        self._new = 0
+        return True

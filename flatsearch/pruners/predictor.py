@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from flatsearch.pareto import front_of
-from flatsearch.pruners.per_study import is_due
+from flatsearch.pruners.per_study import Pace
 from flatsearch.pruners.regression import Posterior, Prior, Reference, fit
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Predictor:
         # With the signals of every step as a row of a table.
         self._seen: dict[object, tuple[Observation, dict[int, list[float]]]] = {}
         self._models: dict[int, _Model] = {}
-        self._new = 0
+        self._pace = Pace()
 
     def add(self, observation: Observation, network: int | None = None) -> None:
         """Learn from a trial that has ended, at the last step or before it.
@@ -130,10 +130,8 @@ class Predictor:
         """
         rows = {step: observation.signals(step, self._names) for step in observation.curve}
         self._seen[object() if network is None else network] = observation, rows
-        self._new += 1
-        if is_due(self._new, len(self._seen)):
+        if self._pace.add(len(self._seen)):
             self._models.clear()
-            self._new = 0
 
     def ask(self, running: Observation, step: int) -> Estimate:
         """Return the probability that a running trial ends among the best.

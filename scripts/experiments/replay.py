@@ -322,7 +322,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     results: dict[str, dict] = {}
-    names = args.tables or [n for n in tables.names() if "nasbench201" not in n]
+    names = args.tables or tables.trained()
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for objectives in args.objectives:
             several = "," in objectives

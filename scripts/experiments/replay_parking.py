@@ -433,8 +433,7 @@ def try_all(
         name: {rule: math.inf if v is None else v for rule, v in by_rule.items()}
         for name, by_rule in before.items()
     }
-    tuned = [n for n in tables.names() if n in tables.TUNING and "nasbench201" not in n]
-    for name in [name for name in tuned if name not in grid]:
+    for name in [name for name in tables.trained(tuning=True) if name not in grid]:
         jobs = [Job(name, True, rule, studies, timed=timed) for rule in every_rule()]
         results = dict(zip(every_rule(), pool.map(run, jobs, chunksize=4), strict=True))
         unpruned = results["nothing stopped"]
@@ -448,9 +447,8 @@ def try_all(
 def try_several(pool: Any, before: dict[str, Any]) -> dict[str, Any]:
     """Return the share of every rule with two objectives on the tables to choose on."""
     grid = dict(before)
-    tuned = [n for n in tables.names() if n in tables.TUNING and "nasbench201" not in n]
     rules = ["nothing stopped", *several_rules()]
-    for name in [name for name in tuned if name not in grid]:
+    for name in [name for name in tables.trained(tuning=True) if name not in grid]:
         jobs = [Job(name, True, rule, SEVERAL_STUDIES, several=True, least=True) for rule in rules]
         results = dict(zip(rules, pool.map(run, jobs, chunksize=1), strict=True))
         unpruned = results[rules[0]]
@@ -525,7 +523,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    names = [name for name in tables.names() if "nasbench201" not in name]
+    names = tables.trained()
     started = time.perf_counter()
     before: dict[str, Any] = {}
     if args.out and args.out.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -263,8 +264,30 @@ def _improvement(mean: Row, deviation: Row, best: Row) -> Row:
     return deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
 
 
-class Several(Halving):
-    """With the objectives accuracy and flatness.
+class _TwoObjectives(Halving):
+    """With the objectives accuracy and flatness: networks are ranked among those of their study."""
+
+    def keys(self, place: int, rows: Row) -> Row:
+        """Return what networks are ranked by; those that know too little for the front are last."""
+        own = self.studies.order[rows]  # the networks of each study only: this is the slow part
+        there = np.take_along_axis(self.there[place][rows], own, 1)
+        sums = np.take_along_axis(self.sums[place][rows], own, 1)
+        accuracy, keys, last = self._ranked(max(1, self.rungs[place].epoch), own, there, sums)
+        if self.table.least is not None:
+            best = np.where(there, accuracy, 0.0).max(1)
+            least = np.array([self.table.least.beside(value) for value in best])
+            keys = np.where(accuracy < least[:, None], 1e6 + last, keys)
+        found = np.full((len(rows), self.table.n), np.inf)
+        np.put_along_axis(found, own, keys, 1)
+        return found
+
+    @abstractmethod
+    def _ranked(self, epoch: int, own: Row, there: Row, sums: Row) -> tuple[Row, Row, Row]:
+        """Return the accuracies, what networks are ranked by, and what those that are last are."""
+
+
+class Several(_TwoObjectives):
+    """By what is known after an epoch.
 
     Args:
         rungs: Whose signals judge the accuracy.
@@ -285,48 +308,29 @@ class Several(Halving):
         beyond = looks and self._flatness == "kappa_all"
         return super().measured(epoch) + (cost("flatness_all", self.table.images) if beyond else 0)
 
-    def keys(self, place: int, rows: Row) -> Row:
-        """Return what networks are ranked by."""
-        own = self.studies.order[rows]  # the networks of each study only: this is the slow part
-        there = np.take_along_axis(self.there[place][rows], own, 1)
-        sums = np.take_along_axis(self.sums[place][rows], own, 1)
-        epoch = max(1, self.rungs[place].epoch)
+    def _ranked(self, epoch: int, own: Row, there: Row, sums: Row) -> tuple[Row, Row, Row]:
         accuracy = self.table.curves.column("accuracy", epoch)[own]
+        guessing = 1e6 * (accuracy <= GUESSING)
         if self._by == "accuracy":
-            keys = sums + 1e6 * (accuracy <= GUESSING)
-        else:
-            flatness = self.table.curves.column(self._flatness, epoch)[own]
-            lower = there[:, :, None] & (sums[:, :, None] < sums[:, None])
-            flatter = there[:, :, None] & (flatness[:, :, None] < flatness[:, None])
-            keys = lower.sum(1) + flatter.sum(1) + sums % 1e-3 + 1e6 * (accuracy <= GUESSING)
-            if self._by == "dominated":
-                keys += 1e3 * (lower & flatter).sum(1)
-        if self.table.least is not None:
-            best = np.where(there, accuracy, 0.0).max(1)
-            least = np.array([self.table.least.beside(value) for value in best])
-            keys = np.where(accuracy < least[:, None], 1e6 + sums, keys)
-        found = np.full((len(rows), self.table.n), np.inf)
-        np.put_along_axis(found, own, keys, 1)
-        return found
+            return accuracy, sums + guessing, sums
+        lower = _better(there, sums)
+        flatter = _better(there, self.table.curves.column(self._flatness, epoch)[own])
+        keys = lower.sum(1) + flatter.sum(1) + sums % 1e-3 + guessing
+        if self._by == "dominated":
+            keys += 1e3 * (lower & flatter).sum(1)
+        return accuracy, keys, sums
 
 
-class Perfect(Halving):
-    """With both objectives, by their final values: the least that any ranking can take."""
+class Perfect(_TwoObjectives):
+    """By the final values: the least that any ranking can take."""
 
-    def keys(self, place: int, rows: Row) -> Row:
-        """Return what networks are ranked by: dominating ones, better ones."""
-        own = self.studies.order[rows]
-        there = np.take_along_axis(self.there[place][rows], own, 1)
-        accuracy = self.table.validation[own]
-        flatness = self.table.curves.column("kappa_last")[own]
-        quality = self.table.quality[own]
-        better = there[:, :, None] & (quality[:, :, None] > quality[:, None])
-        flatter = there[:, :, None] & (flatness[:, :, None] < flatness[:, None])
+    def _ranked(self, epoch: int, own: Row, there: Row, sums: Row) -> tuple[Row, Row, Row]:  # noqa: ARG002
+        better = _better(there, -self.table.quality[own])
+        flatter = _better(there, self.table.curves.column("kappa_last")[own])
         keys = 1e3 * (better & flatter).sum(1) + better.sum(1)
-        if self.table.least is not None:
-            best = np.where(there, accuracy, 0.0).max(1)
-            least = np.array([self.table.least.beside(value) for value in best])
-            keys = np.where(accuracy < least[:, None], 1e6 + keys, keys)
-        found = np.full((len(rows), self.table.n), np.inf)
-        np.put_along_axis(found, own, keys, 1)
-        return found
+        return self.table.validation[own], keys, keys
+
+
+def _better(there: Row, values: Row) -> Row:
+    """Return which networks that are there (the second axis) have a smaller value than others."""
+    return there[:, :, None] & (values[:, :, None] < values[:, None])

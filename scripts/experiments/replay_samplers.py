@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    names = args.tables or [n for n in tables.names() if "nasbench201" not in n]
+    names = args.tables or tables.trained()
     results: dict[str, Any] = {}
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for name in names:

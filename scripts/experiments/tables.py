@@ -161,6 +161,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.csv"))
 
 
+def trained(*, tuning: bool = False) -> list[str]:
+    """Return those of networks that were trained for them, `tuning`: that rules are chosen on."""
+    return [n for n in names() if "nasbench201" not in n and (n in TUNING or not tuning)]
+
+
 def load(name: str) -> Curves:
     """Read a table."""
     networks: dict[int, list[dict[str, str]]] = {}
