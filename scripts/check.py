@@ -37,10 +37,8 @@ if __name__ == "__main__":
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * 2**30:
         os.environ.setdefault("TMPDIR", str(MEMORY))
     count = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) + 1
-    processes = [f"--numprocesses={count}", "--dist=worksteal"]
-    if sys.platform == "linux":
-        processes = ["-p", "tests.forked", f"--processes={count}"]
-    check("tests and doctests", "python", "-m", "pytest", *processes, *sys.argv[1:])
+    processes = (f"--numprocesses={count}", "--dist=worksteal")
+    check("tests and doctests", "pytest", *processes, *sys.argv[1:])
     print("== types", flush=True)
     print(types.communicate()[0], end="", flush=True)
     if types.returncode:
