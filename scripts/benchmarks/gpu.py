@@ -8,27 +8,36 @@ Parts, each of which can be chosen by --parts:
 *numbers*   what only a real device shows: the measure is that of the CPU in float64, whatever is
             allowed of TF32, of the same kind (so the proof knows the device's operations), and the
             same again; a seed gives the same training again.
+*spaces*    the same for candidates of every search space, and whether steps that are replayed as
+            CUDA graphs train them as plain steps do.
+*program*   the commands: a search by two workers, its report, a final training, the export.
 *step*      images a second in training, without and with CUDA graphs, by precision and layout.
 *measure*   relative flatness, first and again (`FlatnessMeter`), over a forward pass, beside
             torch.func and BackPACK.
-*search*    candidates an hour beside plain loops: `search.py`.
+*search*    candidates an hour beside plain loops, and seconds by phase: `search.py`.
 *workers*   candidates an hour with one process and with several.
 *accuracy*  a good resnet_small candidate to 90% on the images of --data, and how long that takes.
 
-Nothing it prints is a claim about another device.
+`utilisation` is the mean, over a part, of the share of the time in which the device was computing
+anything, as its driver says. Nothing that is printed is a claim about another device.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import json
+import math
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +49,13 @@ import torch
 from peers import METHODS
 
 from flatsearch import FlatnessMeter, RunSettings, load_data, load_space, relative_flatness
+from flatsearch.signals.table import PROXIES
+from flatsearch.spaces.registry import space_names
+from flatsearch.spaces.space import build_model
 from flatsearch.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
@@ -51,7 +63,7 @@ if TYPE_CHECKING:
 
 # A good one of a search on CIFAR-10, wide enough for the accuracy that is asked for.
 GOOD = {
-    "stem_width": 32, "stages": 3, "blocks_1": 2, "blocks_2": 2, "widen_2": 2.0, "blocks_3": 2,
+    "stem_width": 32, "stages": 3, "blocks_1": 3, "blocks_2": 3, "widen_2": 2.0, "blocks_3": 3,
     "widen_3": 2.0, "block": "basic", "kernel": 3, "activation": "relu", "pre_activation": True,
     "squeeze_excitation": False,
 }  # fmt: skip
@@ -76,6 +88,28 @@ def seconds(call: Callable[[], object], device: str, repeats: int = 3) -> float:
         wait(device)
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+@contextlib.contextmanager
+def watched(device: str) -> Iterator[list[float]]:
+    """Yield a list that fills with the device's utilisation, five times a second."""
+    samples: list[float] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        with contextlib.suppress(Exception):  # the driver's library may be missing
+            while not ended.wait(0.2):
+                samples.append(torch.cuda.utilization() / 100)
+
+    thread = threading.Thread(target=sample)
+    if device != "cpu":
+        thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        if device != "cpu":
+            thread.join()
 
 
 def images(options: argparse.Namespace) -> ImageData:
@@ -118,6 +152,72 @@ def numbers(options: argparse.Namespace) -> dict[str, Any]:
         )
         losses.append(trainer.epoch()[0])
     found["same_seed_same_loss"] = losses[0] == losses[1]
+    return found
+
+
+def spaces(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the measure and the training of candidates of every space with the plain ones."""
+    data, rows = images(options), []
+    few = tuple(part[:16] for part in data.probe.tensors())
+    there = [part.to(options.device) for part in few]
+    short = search.shortened(data, 256, 64).to(options.device)
+    for name in space_names():
+        space = load_space(name)
+        architecture = space.suggest(
+            optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+        )
+
+        def build() -> nn.Module:
+            torch.manual_seed(0)
+            return build_model(
+                space,  # noqa: B023
+                architecture,  # noqa: B023
+                in_channels=data.in_channels,
+                num_classes=data.num_classes,
+                image_size=data.image_size,
+            )
+
+        net = build()
+        exact = relative_flatness(copy.deepcopy(net).double(), few, "all", dtype=torch.float64)
+        found = relative_flatness(net.to(options.device), tuple(there), "all")
+        row: dict[str, Any] = {"space": name, "layers": len(found.layers)}
+        row["relative_error"] = abs(found.relative_flatness / exact.relative_flatness - 1)
+        row["same_kind"] = found.kind == exact.kind
+        for graphs in (False, True):
+            settings = RunSettings(
+                epochs=2, batch_size=32, lr=0.01, precision="float32", cuda_graphs=graphs
+            )
+            trainer = Trainer(build().to(options.device), short, settings, seed=0)
+            row[f"loss, {'graphs' if graphs else 'plain'}"] = [trainer.epoch()[0] for _ in "12"]
+            if trainer.graph is not None:
+                row |= {"replays": trainer.graph.replays, "failure": trainer.graph.failure}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return {"rows": rows, "worst": max(row["relative_error"] for row in rows)}
+
+
+def program(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the commands on the device as a user would."""
+    found: dict[str, Any] = {}
+    run = ["run", "--space", "resnet_small", "--device", options.device, "--workers", 2]
+    run += ["--trials", 2 if options.quick else 4, "--epochs", 1 if options.quick else 2]
+    run += ["--signals", ",".join(PROXIES), "--cuda-graphs"]
+    train = ["train", "--trial", "best", "--device", options.device, "--epochs", 1]
+    with tempfile.TemporaryDirectory() as folder:
+        for arguments in (run, ["report"], train, ["export", "--format", "pt2"]):
+            started = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-m", "flatsearch", *map(str, arguments)],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            row: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 1)}
+            row["exit_code"] = done.returncode
+            if done.returncode:
+                row["said"] = (done.stdout + done.stderr)[-2000:]
+            found[str(arguments[0])] = row
     return found
 
 
@@ -190,34 +290,50 @@ def run_search(options: argparse.Namespace) -> dict[str, Any]:
         data=options.data or "digits",
         data_root="data",
         image_size=None if options.data else 16,
-        images=128 if options.quick else 10_000,
-        validation=128 if options.quick else 2_000,
-        candidates=1 if options.quick else 6,
-        epochs=1 if options.quick else 4,
-        batch_size=64,
+        images=128 if options.quick else 40_000 if options.data else None,
+        validation=128 if options.quick else 5_000,
+        candidates=1 if options.quick else 5,
+        epochs=1 if options.quick else 2,
+        batch_size=64 if options.quick else 128,
         layers=None,
         device=options.device,
+        loaders=1 if options.quick else 8,
+        cuda_graphs=True,
+        beside=["tuned", "flatsearch"],
     )
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        summary: dict[str, Any] = search.compare(given, folder)["summary"]
-        return summary
+        for found in search.compare(given, folder):
+            print(json.dumps(found["rows"][-1]), flush=True)
+    return found | {"given": {k: v for k, v in vars(given).items() if k not in {"data", "device"}}}
 
 
 def workers(options: argparse.Namespace) -> dict[str, Any]:
     """Time `flatsearch run` with one process and with several."""
     found = {}
-    for count in (1, 2 if options.quick else 8):
-        trials = 2 if options.quick else 16
+    data = ["--data", options.data] if options.data else ["--image-size", 16]
+    for count in (1, 2) if options.quick else (1, 8):
+        trials = 2 if options.quick else 2 * count + 6
         with tempfile.TemporaryDirectory() as folder:
             command = [
-                sys.executable, "-m", "flatsearch", "run", "--space", "plain_cnn",
+                sys.executable, "-m", "flatsearch", "run", "--space", "resnet_small", *data,
                 "--device", options.device, "--workers", count, "--trials", trials,
-                "--epochs", 1 if options.quick else 8, "--sampler", "random", "--pruner", "none",
+                "--epochs", 1 if options.quick else 2, "--sampler", "random", "--pruner", "none",
+                "--cuda-graphs",
             ]  # fmt: skip
             started = time.perf_counter()
             subprocess.run(list(map(str, command)), cwd=folder, check=True, capture_output=True)
-            found[count] = 3600 * trials / (time.perf_counter() - started)
-    return {"candidates_per_hour": found}
+            whole = time.perf_counter() - started
+            storage = f"sqlite:///{folder}/flatsearch.db"
+            study = optuna.load_study(study_name=None, storage=storage)
+        times = [(t.datetime_start, t.datetime_complete) for t in study.trials if t.values]
+        searching = (max(b for _, b in times) - min(a for a, _ in times)).total_seconds()  # type: ignore[operator, type-var]
+        found[count] = {
+            "candidates": len(times),
+            "candidates_per_hour": 3600 * len(times) / searching,
+            "seconds_besides": whole - searching,
+        }
+    return {"by_workers": found}
 
 
 def accuracy(options: argparse.Namespace) -> dict[str, Any]:
@@ -246,6 +362,8 @@ def accuracy(options: argparse.Namespace) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "numbers": numbers,
+    "spaces": spaces,
+    "program": program,
     "step": step,
     "measure": time_measure,
     "search": run_search,
@@ -279,8 +397,11 @@ def main() -> None:
     for part in options.parts.split(","):
         started = time.perf_counter()
         try:
-            found[part] = PARTS[part](options)
+            with watched(options.device) as samples:
+                found[part] = PARTS[part](options)
+            found[part]["utilisation"] = statistics.fmean(samples) if samples else math.nan
         except Exception as error:
+            traceback.print_exc()
             found[part], failed = {"error": f"{type(error).__name__}: {error}"}, True
         found[part]["part_seconds"] = round(time.perf_counter() - started, 1)
         print(part, json.dumps(found[part], indent=1), flush=True)

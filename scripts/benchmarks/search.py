@@ -91,7 +91,13 @@ class Images(Dataset[tuple["Tensor", int]]):
 
 
 def plain(
-    space: SearchSpace, data: ImageData, settings: RunSettings, device: str, *, tuned: bool
+    space: SearchSpace,
+    data: ImageData,
+    settings: RunSettings,
+    device: str,
+    *,
+    tuned: bool,
+    loaders: int = 1,
 ) -> Callable[[optuna.Trial], float]:
     """Return the objective that a user writes: a data loader, an eager loop."""
     augmentation = data.augmentation(settings.augment)
@@ -106,7 +112,7 @@ def plain(
         random += [v2.RandomHorizontalFlip()] if augmentation.flip else []
     options: dict[str, Any] = {"batch_size": settings.batch_size}
     if tuned:
-        options |= {"num_workers": 1, "persistent_workers": True}
+        options |= {"num_workers": loaders, "persistent_workers": True}
         options |= {"pin_memory": device != "cpu"}
     training = Images(data.train, v2.Compose([*random, *always]))
     validation = Images(data.validation, v2.Compose(always))
@@ -167,9 +173,14 @@ def plain(
 
 
 class Clock:
-    """Seconds by phase; those of a phase inside of another one count for the inner one only."""
+    """Seconds by phase; those of a phase inside of another one count for the inner one only.
 
-    def __init__(self) -> None:
+    Args:
+        now: The clock: of the processor, or, where that waits for a device, of the wall.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self.seconds: dict[str, float] = defaultdict(float)
         self._inner = [0.0]
 
@@ -177,12 +188,12 @@ class Clock:
         """Return a function that is timed."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.process_time()
+            started = self._now()
             self._inner.append(0.0)
             try:
                 return function(*args, **kwargs)
             finally:
-                spent = time.process_time() - started
+                spent = self._now() - started
                 self.seconds[phase] += spent - self._inner.pop()
                 self._inner[-1] += spent
 
@@ -211,6 +222,7 @@ def prepare(options: argparse.Namespace) -> tuple[ImageData, RunSettings]:
         batch_size=options.batch_size,
         image_size=options.image_size,
         duplicates="retrain",
+        cuda_graphs=options.cuda_graphs,
         **({"layers": options.layers} if options.layers else {}),
     )
     data = load_data(options.data, **settings.data_options(), root=options.data_root)
@@ -250,7 +262,7 @@ def compare(options: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]
     data, settings = prepare(options)
     objectives: dict[str, Any] = {
         "plain": plain(space, data, settings, options.device, tuned=False),
-        "tuned": plain(space, data, settings, options.device, tuned=True),
+        "tuned": plain(space, data, settings, options.device, tuned=True, loaders=options.loaders),
         "flatsearch": FlatnessObjective(space, data, settings=settings, device=options.device),
     }
     objectives = {name: objectives[name] for name in ("plain", *options.beside)}
@@ -263,7 +275,8 @@ def compare(options: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]
         )
         for name, objective in objectives.items()
     }
-    clock = Clock()
+    on_cpu = options.device == "cpu"
+    clock = Clock(time.process_time if on_cpu else time.perf_counter)
     rows: list[dict[str, Any]] = []
     for turn, parameters in enumerate([*draw(space, 1, 1), *draw(space, options.candidates, 0)]):
         row: dict[str, Any] = {"parameters": parameters}
@@ -281,7 +294,7 @@ def compare(options: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]
                     patch.stop()
             else:
                 study.optimize(objective, n_trials=1)
-            if options.device != "cpu":
+            if not on_cpu:
                 torch.cuda.synchronize()
             wall, processor = (b - a for a, b in zip(before, spent(), strict=True))
             trial = study.get_trials(deepcopy=False)[-1]
@@ -291,10 +304,13 @@ def compare(options: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]
             rows.append(row)
             shown = (f"{name} {row[name]['processor']:.1f} s" for name in objectives)
             print(f"{turn:3d}  {', '.join(shown)}", flush=True)
-            yield {"summary": summarise(rows, list(objectives), clock.seconds), "rows": rows}
+            summary = summarise(rows, list(objectives), clock.seconds, on_cpu=on_cpu)
+            yield {"summary": summary, "rows": rows}
 
 
-def summarise(rows: list[dict[str, Any]], names: list[str], phases: Any) -> dict[str, Any]:
+def summarise(
+    rows: list[dict[str, Any]], names: list[str], phases: Any, *, on_cpu: bool
+) -> dict[str, Any]:
     """Return candidates per hour, accuracies, and the seconds of each phase."""
     n, summary = len(rows), dict[str, Any]()
     for name in names:
@@ -311,7 +327,7 @@ def summarise(rows: list[dict[str, Any]], names: list[str], phases: Any) -> dict
             "accuracy_minus_plain": statistics.fmean(difference),
             "standard_error": error,
         }
-    own = sum(row["flatsearch"]["processor"] for row in rows)
+    own = sum(row["flatsearch"]["processor" if on_cpu else "wall"] for row in rows)
     seconds = {phase: phases[phase] / n for phase in PHASES}
     summary["phases"] = {**seconds, "rest": own / n - sum(seconds.values())}
     return summary
@@ -331,7 +347,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--layers", help="flatsearch's setting; its default where not given")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--loaders", type=int, default=1, help="workers of the tuned data loader")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cuda-graphs", action="store_true", help="flatsearch's setting")
     others = ["tuned", "flatsearch"]
     parser.add_argument("--beside", nargs="+", choices=others, default=others, help="beside plain")
     parser.add_argument("--out", type=Path, help="write rows and environment after each candidate")

@@ -1,0 +1,132 @@
+"""What only a real CUDA device shows; skipped where there is none."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import pytest
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from flatsearch import FlatnessMeter, FlatnessObjective, RunSettings, relative_flatness
+from flatsearch.analysis.selection import choose
+from flatsearch.analysis.summary import summarise
+from flatsearch.record import TrialRecord
+from flatsearch.retrain.training import retrain
+from flatsearch.training.trainer import Trainer
+from tests.fakes import Tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flatsearch import ImageData
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    ).to("cuda")
+
+
+def _trainer(data: ImageData, **settings: Any) -> Trainer:
+    chosen = RunSettings(epochs=3, batch_size=32, precision="float32", **settings)
+    return Trainer(_net(), data, chosen, seed=0)
+
+
+def test_replayed_steps_are_the_plain_steps(few_digits: ImageData) -> None:
+    data = few_digits.to("cuda")
+    plain, replayed = (_trainer(data, cuda_graphs=graphs) for graphs in (False, True))
+    steps = 3 * (len(data.train) // 32)
+    for epoch in range(3):
+        torch.manual_seed(epoch)  # of the dropout
+        expected = plain.epoch()
+        torch.manual_seed(epoch)
+        # Dropout draws other numbers in a graph, so the two are close, not the same.
+        assert replayed.epoch() == pytest.approx(expected, rel=0.1)
+    assert replayed.graph is not None
+    assert not replayed.graph.failure
+    assert replayed.graph.replays == steps - 3
+
+
+def test_a_training_that_goes_on_replays_again(few_digits: ImageData) -> None:
+    data = few_digits.to("cuda")
+    whole = _trainer(data, cuda_graphs=True)
+    first, second = (_trainer(data, cuda_graphs=True) for _ in range(2))
+    for trainer in (whole, first, second):
+        trainer._model[3].p = 0.0  # type: ignore[index]
+    losses = [whole.epoch()[0] for _ in range(3)]
+    assert first.epoch()[0] == pytest.approx(losses[0], rel=1e-4)
+    second._model.load_state_dict(first._model.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert [second.epoch()[0] for _ in range(2)] == pytest.approx(losses[1:], rel=1e-3)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_measure_is_that_of_the_cpu_whatever_is_allowed(
+    allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    torch.manual_seed(0)
+    net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3).eval()
+    x, y = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    exact = relative_flatness(copy.deepcopy(net).double(), (x, y), "all", dtype=torch.float64)
+    meter = FlatnessMeter(net.to("cuda"), "all")
+    images = x.to("cuda"), y.to("cuda")
+    first, again = meter(images), meter(images)
+    assert meter.proofs == 1
+    assert first.kind == exact.kind
+    assert first.relative_flatness == pytest.approx(exact.relative_flatness, rel=1e-5)
+    assert again.relative_flatness == pytest.approx(first.relative_flatness, rel=1e-6)
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_a_search_and_a_final_training(few_digits: ImageData, tmp_path: Path) -> None:
+    space: Any = Tiny()
+    settings = RunSettings(epochs=2, cuda_graphs=True)
+    objective = FlatnessObjective(space, few_digits, settings=settings, device="cuda")
+    study = optuna.create_study(
+        directions=objective.directions, sampler=optuna.samplers.RandomSampler(seed=0)
+    )
+    study.optimize(objective, n_trials=2)
+    assert all("flatness" in dict(TrialRecord(trial).metrics) for trial in study.trials)
+    data = few_digits.to("cuda")
+    final = retrain(
+        study, choose(summarise(study), "0"), data, tmp_path, epochs=1, space="tests.fakes:Tiny"
+    )
+    assert 0 <= final.accuracy <= 1
+
+
+def test_memory_that_is_used_up_and_comes_back(few_digits: ImageData) -> None:
+    class Large(Tiny):
+        def build(self, architecture: Any, in_channels: int, num_classes: int) -> nn.Module:
+            layers: list[nn.Module] = [nn.Conv2d(in_channels, 512, 3), nn.ReLU()]
+            layers += [nn.Conv2d(512, 512, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+            return nn.Sequential(*layers, nn.Linear(512, num_classes))
+
+    def objective(space: Any) -> FlatnessObjective:
+        return FlatnessObjective(space, few_digits, settings=RunSettings(epochs=1), device="cuda")
+
+    study = optuna.create_study(directions=["maximize"])
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2e7) / total)
+    try:
+        study.optimize(objective(Large()), n_trials=1, catch=RuntimeError)
+        study.optimize(objective(Tiny()), n_trials=1)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+    assert "out of memory" in str(TrialRecord(study.trials[0]).retried)
