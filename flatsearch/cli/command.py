@@ -105,8 +105,8 @@ class Command:
         words = [self.name]
         for name, value in values.items():
             known = self.settings[name]
-            if value is True:
-                words.append(known.option(name))
+            if isinstance(value, bool):
+                words.append(known.option(name) if value else _no(known.option(name)))
             elif value is not None:
                 words += [str(value)] if known.positional else [known.option(name), str(value)]
         return words
@@ -132,10 +132,17 @@ def _add(group: Any, name: str, known: Setting) -> argparse.Action:
     option = known.option(name)
     if not isinstance(known.accepts, Switch):
         return group.add_argument(option, dest=name, metavar=known.metavar, **facts)
+    if known.default:
+        return group.add_argument(option, dest=name, action=argparse.BooleanOptionalAction, **facts)
     # A configuration file may have switched it on.
     off = {"action": "store_false", "dest": name, "help": argparse.SUPPRESS}
-    group.add_argument(f"--no-{option[2:]}", **off)
+    group.add_argument(_no(option), **off)
     return group.add_argument(option, dest=name, action="store_true", **facts)
+
+
+def _no(option: str) -> str:
+    """Return the option that switches another one off."""
+    return f"--no-{option[2:]}"
 
 
 def _complete(action: argparse.Action, known: Setting) -> None:

@@ -116,9 +116,10 @@ def device_and_dtype(
         UnsupportedModelError: If nothing can be computed with the model where it is.
         ValueError: If the precision is no such.
     """
-    parameter = next(model.parameters(), None)
-    if parameter is None:
+    parameters = list(model.parameters())
+    if not parameters:
         raise UnsupportedModelError("the model has no parameters; quantised weights are none")
+    parameter = parameters[0]
     if parameter.is_meta:
         raise UnsupportedModelError("the model is on a meta device: its weights have no values")
     if is_fake(parameter):
@@ -132,15 +133,16 @@ def device_and_dtype(
             "nothing can be measured inside of torch.func transforms, or of modes that compute"
             " without values (FakeTensorMode, tracing)"
         )
-    if any(hasattr(p, "full_tensor") for p in model.parameters()) or any(
+    if any(hasattr(p, "full_tensor") for p in parameters) or any(
         hasattr(module, "_fsdp_wrapped_module") for module in model.modules()
     ):
         raise UnsupportedModelError(
             "the model's weights are sharded (FSDP); measure a copy whose weights are whole"
         )
-    devices = sorted({str(p.device) for p in model.parameters()})
+    devices = {p.device for p in parameters}
     if len(devices) > 1:
-        raise UnsupportedModelError(f"the model is spread over several devices: {devices}")
+        names = sorted(map(str, devices))
+        raise UnsupportedModelError(f"the model is spread over several devices: {names}")
     if dtype is None:
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     if dtype not in {torch.float32, torch.float64}:

@@ -36,6 +36,7 @@ from flatsearch.errors import UnsupportedModelError
 __all__ = [
     "CONSTANTS",
     "DEEP",
+    "SIMPLE",
     "attributes",
     "changed",
     "global_names",
@@ -49,6 +50,8 @@ __all__ = [
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _HOOKS_ON_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")
 CONSTANTS = (type(None), bool, int, float, str, type, enum.Enum, types.ModuleType, torch.dtype)
+# What most of a module's attributes are, and names.
+SIMPLE = {type(None), bool, int, float, str}
 DEEP = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
 _OFTEN_EMPTY = (dict, OrderedDict, list, set)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
@@ -171,7 +174,7 @@ class _Copier:
         self._copies: dict[int, tuple[Any, Any]] = {}  # with the originals, to keep them alive
 
     def __call__(self, value: Any) -> Any:
-        if isinstance(value, CONSTANTS):
+        if type(value) in SIMPLE or isinstance(value, CONSTANTS):
             return value
         if id(value) in self._copies:
             return self._copies[id(value)][1]

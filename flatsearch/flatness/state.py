@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from flatsearch.flatness.replica import (
     CONSTANTS,
     DEEP,
+    SIMPLE,
     attributes,
     global_names,
     has_hooks,
@@ -36,6 +37,7 @@ __all__ = ["State"]
 _PLAIN = {Tensor, nn.Parameter, nn.Buffer}
 _ITEMS = (dict, list, set, deque, tuple)
 _ITEMS_ALONE = {*_ITEMS, OrderedDict}
+_OFTEN_EMPTY = {*_ITEMS_ALONE} - {deque}  # which has a limit, too
 _OF_PYTHON = 1 << 9  # among the flags of a class
 _WITHOUT_MORE = {object, types.SimpleNamespace}
 
@@ -160,8 +162,15 @@ class State:
 
     def _named(self, values: Mapping[Any, Any], *, shared: bool) -> None:
         for name, value in values.items():
-            self._add(name, shared=shared)
-            self._add(value, shared=shared)
+            for one in (name, value):
+                # What nearly all are, without the calls that tell them from others.
+                kind = type(one)
+                if kind in SIMPLE:
+                    self._parts += (kind, one)
+                elif kind in _OFTEN_EMPTY and not one:
+                    self._parts += (kind, None)
+                else:
+                    self._add(one, shared=shared)
 
     def _module(self, module: nn.Module) -> None:
         if "_orig_mod" in module._modules:  # what torch.compile wraps

@@ -83,8 +83,9 @@ class TrialRecord(Record):
         measured: The name of the convolution whose flatness was measured after every epoch.
         layers: The relative flatness of every convolution by name, in order of execution, where it
             was measured last.
-        computation: The precision and the memory format that it was trained with; empty where that
-            is not on record.
+        computation: The precision and the memory format that it was trained with, and why its steps
+            were not replayed as a CUDA graph where they should have been; empty where that is not
+            on record.
         schedule: On how many images and after which epochs flatness was measured, and at what share
             of the training; empty where that is not on record.
         artifact: The identifier of the saved model in the artifact store, if any.

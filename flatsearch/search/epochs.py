@@ -166,13 +166,13 @@ class Epochs:
                 return Trained(model, metrics, reason)
         began = trainer.epochs_done + 1
         facts: dict[str, Any] = {"schedule": self._schedule.to_dict()}
-        if self._train_function is None:
-            facts["computation"] = trainer.computation.to_dict()
         for epoch, flatness, every, metrics in self._measured(start, trainer, initial):
             if every is not None:
                 facts["layers"] = {n: one.relative_flatness for n, one in every.layers.items()}
             if epoch.epoch == began:
                 facts["measured"] = next(iter(flatness.layers))
+                if self._train_function is None:
+                    facts["computation"] = trainer.facts()
             if facts:
                 write_trial(trial, **facts)
                 facts = {}

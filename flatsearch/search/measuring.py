@@ -5,17 +5,18 @@ every candidate of a study, so all are measured alike, and a seed gives the same
 N training and V validation images, E epochs and K classes
 
     training                   E (3 N + V)
-    one convolution, n images  100 + 1.3 n                beside its forward pass little is computed
-    all convolutions           100 + (1.3 + 3 (K - 1)) n  a backward pass and a product per class
-    either the first time      700                        what is proved of the network
+    one convolution, n images  c + 1.3 n                beside its forward pass little is computed
+    all convolutions           c + (1.3 + 3 (K - 1)) n  a backward pass and a product per class
+    either the first time      p                        what is proved of the network
 
-The fixed costs are those of small networks on a CPU (`resnet_small`, 8x8 and 32x32): the proof, and
+The fixed costs c and p are those of small networks (`resnet_small`, 8x8 and 32x32): the proof, and
 the look at the network before every measurement, are work of Python's, whatever the images, and
-most of the cost where there are few. A share of the training is spent. One convolution is measured
-after every epoch, on at least 32 images, whatever that costs, and with half of the share: pruners
-compare it. The rest goes to all convolutions: in the first epoch, where that says most about the
-final accuracy, then in the last one, then in the second, and so on, on as many images as fit, at
-least `LEAST`. Objectives are measured whatever they cost.
+most of the cost where there are few: 100 and 700 images' on a CPU, and many more on a GPU, which
+passes images so much faster (`scripts/results/gpu.json`). A share of the training is spent. One
+convolution is measured after every epoch, on at least 32 images, whatever that costs, and with half
+of the share: pruners compare it. The rest goes to all convolutions: in the first epoch, where that
+says most about the final accuracy, then in the last one, then in the second, and so on, on as many
+images as fit, at least `LEAST`. Objectives are measured whatever they cost.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ LEAST = 16
 _LEAST_OF_ONE = 32
 # All convolutions together: this many images times classes, fewer where the share is less.
 _IMAGES_BY_CLASSES = 1280
-_CALL = 100
-_PROOF = 700
+# By the kind of device: of a measurement, and of the proof.
+_FIXED = {"cpu": (100, 700), "cuda": (4_000, 16_000)}
 _ONE = 1.3
 _PER_CLASS = 3.0
 
@@ -81,11 +82,12 @@ class Schedule:
         budget = settings.flatness_share * training
         whole = len(data.probe)
         share_of_one = 0.5 if settings.layers == "all" else 1.0
-        fixed = _PROOF + epochs * _CALL
+        call, proof = _FIXED.get(data.probe.targets.device.type, _FIXED["cpu"])
+        fixed = proof + epochs * call
         images = (share_of_one * budget - fixed) / (_ONE * epochs)
         images = int(min(whole, max(_LEAST_OF_ONE, images)))
         cost = fixed + epochs * _ONE * images
-        left = budget - cost - _PROOF
+        left = budget - cost - proof
         each = _ONE + _PER_CLASS * (data.num_classes - 1)
         most = min(whole, max(LEAST, _IMAGES_BY_CLASSES // data.num_classes))
         wanted = [epoch for epoch in range(1, epochs + 1) if settings.measures_all(epoch)]
@@ -94,9 +96,9 @@ class Schedule:
         else:
             # The last epoch comes second.
             order = sorted(wanted, key=lambda epoch: (epoch > 1, epoch != epochs, epoch))
-            fits = int(left // (_CALL + each * min(LEAST, whole)))
+            fits = int(left // (call + each * min(LEAST, whole)))
             chosen = sorted(order[: max(0, fits)])
-            many = int(min(most, (left / max(1, len(chosen)) - _CALL) / each))
+            many = int(min(most, (left / max(1, len(chosen)) - call) / each))
         if chosen:
-            cost += _PROOF + len(chosen) * (_CALL + each * many)
+            cost += proof + len(chosen) * (call + each * many)
         return cls(images, many if chosen else 0, tuple(chosen), round(cost / training, 4))

@@ -80,6 +80,8 @@ class Setting:
             return self.unset
         if self.default is REQUIRED or self.default is False or self.many:
             return ""
+        if self.default is True:
+            return "on"
         if isinstance(self.default, tuple):
             return ",".join(self.default)
         return str(self.default)

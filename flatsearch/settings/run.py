@@ -85,9 +85,10 @@ class RunSettings(Limits):
         group=_TRAINING,
     )
     cuda_graphs: bool = setting(
-        False,
+        True,
         Switch(),
-        "replay every training step as one CUDA graph, or as before where it cannot be captured",
+        "on a GPU, replay every training step as one CUDA graph",
+        more="A step that cannot be captured is taken as it is written, and the trial says why",
         group=_TRAINING,
     )
     flatness_share: float = setting(

@@ -3,18 +3,26 @@
 Small networks are limited by how fast Python can launch kernels; a graph replays all those of a
 step (forward, backward, update) in one launch. The first steps of a training are plain ones, which
 warm up; what cannot be captured, or has another shape, is a plain step as well.
+
+A replay is what the kernels were when they were captured, so a network whose steps are not all
+alike must not be captured: one that draws numbers on the host (layers that are left out at random
+by Python), or counts its own passes. The last of the first steps shows that.
 """
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+
+from flatsearch.flatness.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = ["GraphedStep"]
 
@@ -30,6 +38,7 @@ class GraphedStep:
     Args:
         step: Takes images and targets; everything else that it reads or writes stays where it is in
             memory.
+        model: What is trained.
         undo: Called where a recording has failed, to take back what Python has noted of the step.
 
     Attributes:
@@ -38,9 +47,12 @@ class GraphedStep:
     """
 
     def __init__(
-        self, step: Callable[[Tensor, Tensor], None], undo: Callable[[], None] = lambda: None
+        self,
+        step: Callable[[Tensor, Tensor], None],
+        model: nn.Module,
+        undo: Callable[[], None] = lambda: None,
     ) -> None:
-        self._step, self._undo = step, undo
+        self._step, self._model, self._undo = step, model, undo
         self._graph: torch.cuda.CUDAGraph | None = None
         self._given: tuple[Tensor, Tensor] | None = None
         self._shape: torch.Size | None = None
@@ -69,16 +81,20 @@ class GraphedStep:
             self.failure = _reason(error)
             self._step(x, y)
             return
+        before = _OnHost(self._model) if self._warm == _WARM_UP else None
         stream.wait_stream(main)
         with torch.cuda.stream(stream):
             self._step(x, y)
         main.wait_stream(stream)
+        if before is not None:
+            self.failure = before.difference(_OnHost(self._model))
 
     def _capture(self, x: Tensor, y: Tensor) -> None:
         given = torch.empty_like(x), torch.empty_like(y)
         try:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step(*given)
         except _NO_GRAPHS as error:
             self.failure = _reason(error)
@@ -94,6 +110,24 @@ class GraphedStep:
         self._given[1].copy_(y)
         self._graph.replay()
         self.replays += 1
+
+
+class _OnHost:
+    """What a step can change on the host, where a graph does not see it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        _, keys, place, *_ = np.random.get_state(legacy=True)  # noqa: NPY002
+        numpy = np.asarray(keys).tobytes(), place
+        self._drawn = random.getstate(), numpy, torch.get_rng_state().numpy().tobytes()
+        self._model = State(model)
+
+    def difference(self, after: _OnHost) -> str:
+        """Return why steps are not all alike; empty if they may be."""
+        if self._drawn != after._drawn:
+            return "a step draws random numbers on the host"
+        if not self._model.same(after._model):
+            return "a step changes more of the network than its weights and buffers"
+        return ""
 
 
 def _reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +187,9 @@ class Trainer:
         self.epochs_done = 0
 
     def _new_graph(self) -> GraphedStep:
-        return GraphedStep(self._step, self._forget_step)
+        # Not a reference to itself: what a graph holds of the device is free at once in the end.
+        own = weakref.proxy(self)
+        return GraphedStep(lambda x, y: own._step(x, y), self._model, lambda: own._forget_step())
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         half = self.computation.precision == "float16"
@@ -259,6 +262,11 @@ class Trainer:
             batch_size = EVALUATION_BATCH // self._accumulate
             validated = validate(self._model, self._validation, batch_size, self.computation)
             yield epoch_result(self.epochs_done, trained, validated, started)
+
+    def facts(self) -> dict[str, str]:
+        """Return how the network is computed, and why its steps are not replayed as a graph."""
+        failure = self.graph.failure if self.graph is not None else ""
+        return self.computation.to_dict() | ({"plain_steps": failure} if failure else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model that is needed to go on after this epoch."""

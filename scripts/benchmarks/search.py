@@ -222,7 +222,6 @@ def prepare(options: argparse.Namespace) -> tuple[ImageData, RunSettings]:
         batch_size=options.batch_size,
         image_size=options.image_size,
         duplicates="retrain",
-        cuda_graphs=options.cuda_graphs,
         **({"layers": options.layers} if options.layers else {}),
     )
     data = load_data(options.data, **settings.data_options(), root=options.data_root)
@@ -349,7 +348,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--loaders", type=int, default=1, help="workers of the tuned data loader")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cuda-graphs", action="store_true", help="flatsearch's setting")
     others = ["tuned", "flatsearch"]
     parser.add_argument("--beside", nargs="+", choices=others, default=others, help="beside plain")
     parser.add_argument("--out", type=Path, help="write rows and environment after each candidate")

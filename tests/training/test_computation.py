@@ -108,7 +108,7 @@ def test_a_recording_that_fails_midway_changes_nothing(
     for fails in (False, True):
         model = net(8)
         trainer = Trainer(model, few_digits, RunSettings(epochs=1), seed=0)
-        graphed = GraphedStep(trainer._step, trainer._forget_step)
+        graphed = GraphedStep(trainer._step, model, trainer._forget_step)
         graphed._warm = 3 if fails else 0
         for x, y in few_digits.train.batches(32):
             with monkeypatch.context() as once:
@@ -134,7 +134,7 @@ class Steps:
 
 def test_without_graphs_every_step_is_a_plain_one() -> None:
     steps = Steps()
-    graphed = GraphedStep(steps)
+    graphed = GraphedStep(steps, nn.Identity())
     sizes = [4, 4, 4, 4, 4, 2, 4]
     for size in sizes:
         graphed(torch.zeros(size, 1), torch.zeros(size))

@@ -168,7 +168,7 @@ def log_path_norm(net: nn.Module, channels: int, size: int) -> float:
         if isinstance(module, nn.BatchNorm2d):
             module.weight.copy_(module.weight.square() / (module.running_var + module.eps))
             module.bias.zero_(), module.running_mean.zero_(), module.running_var.fill_(1)
-            module.eps = 0.0
+            module.eps = torch.finfo(torch.float64).tiny  # 0 is refused by some versions
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
             module.weight.square_()
             if module.bias is not None:
