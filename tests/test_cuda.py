@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import random
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from flatsearch.analysis.selection import choose
 from flatsearch.analysis.summary import summarise
 from flatsearch.record import TrialRecord
 from flatsearch.retrain.training import retrain
+from flatsearch.training.graphs import GraphedStep
 from flatsearch.training.trainer import Trainer
 from tests.fakes import Tiny
 
@@ -132,13 +132,40 @@ def test_a_graph_is_freed_with_its_trainer(few_digits: ImageData) -> None:
     assert reserved[-1] == reserved[2]
 
 
-def test_threads_train_beside_a_capture(few_digits: ImageData) -> None:
+def test_after_a_capture_that_fails_everything_is_as_before(few_digits: ImageData) -> None:
     data = few_digits.to("cuda")
-    with ThreadPoolExecutor(4) as pool:
-        trainers = [_trainer(data) for _ in range(8)]
-        losses = list(pool.map(lambda trainer: trainer.epoch()[0], trainers))
-    assert all(loss == loss for loss in losses)
-    assert all(trainer.graph is not None and trainer.graph.replays for trainer in trainers)
+    trainer = _trainer(data, cuda_graphs=True)
+    assert trainer.graph is not None
+    stream, state = torch.cuda.current_stream(), torch.cuda.get_rng_state()
+    x, y = next(iter(data.train.batches(32)))
+
+    def step(images: torch.Tensor, targets: torch.Tensor) -> None:
+        assert float(images.mean()) == float(targets.double().mean())  # a wait: cannot be captured
+
+    failing = GraphedStep(step, nn.Identity())
+    failing._capture(x, y)
+    assert failing.failure
+    assert torch.cuda.current_stream() == stream
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    torch.rand(3, device="cuda")
+    trainer.epoch()  # with dropout, in plain steps and in a graph
+    assert trainer.graph.replays
+
+
+def test_threads_take_turns(few_digits: ImageData) -> None:
+    class Drops(Tiny):
+        def build(self, architecture: Any, in_channels: int, num_classes: int) -> nn.Module:
+            net = super().build(architecture, in_channels, num_classes)
+            return nn.Sequential(nn.Dropout(0.1), net)
+
+    space: Any = Drops()
+    settings = RunSettings(epochs=2, batch_size=16)
+    objective = FlatnessObjective(space, few_digits, settings=settings, device="cuda")
+    study = optuna.create_study(directions=objective.directions, pruner=optuna.pruners.NopPruner())
+    study.optimize(objective, n_trials=8, n_jobs=4)
+    records = [TrialRecord(trial) for trial in study.trials]
+    assert [record.failure for record in records] == [None] * 8
+    assert not any("plain_steps" in record.computation for record in records)
 
 
 def test_a_training_that_goes_on_replays_again(few_digits: ImageData) -> None:
@@ -201,14 +228,15 @@ def test_memory_that_is_used_up_and_comes_back(few_digits: ImageData) -> None:
     def objective(space: Any) -> FlatnessObjective:
         return FlatnessObjective(space, few_digits, settings=RunSettings(epochs=1), device="cuda")
 
-    study = optuna.create_study(directions=objective(Tiny()).directions)
+    directions = objective(Tiny()).directions
+    studies = [optuna.create_study(directions=directions) for _ in range(2)]
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2e7) / total)
     try:
-        study.optimize(objective(Large()), n_trials=1, catch=RuntimeError)
-        study.optimize(objective(Tiny()), n_trials=1)
+        studies[0].optimize(objective(Large()), n_trials=1, catch=RuntimeError)
+        studies[1].optimize(objective(Tiny()), n_trials=1)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
-    assert "out of memory" in str(TrialRecord(study.trials[0]).retried)
+    assert [study.trials[0].state.name for study in studies] == ["FAIL", "COMPLETE"]
+    assert "out of memory" in str(TrialRecord(studies[0].trials[0]).retried)

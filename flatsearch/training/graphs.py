@@ -6,12 +6,15 @@ warm up; what cannot be captured, or has another shape, is a plain step as well.
 
 A replay is what the kernels were when they were captured, so a network whose steps are not all
 alike must not be captured: one that draws numbers on the host (layers that are left out at random
-by Python), or counts its own passes. The last of the first steps shows that.
+by Python), counts its own passes, or waits for the device to decide on. The last of the first steps
+shows that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +23,7 @@ import torch
 from flatsearch.flatness.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
@@ -81,20 +84,27 @@ class GraphedStep:
             self.failure = _reason(error)
             self._step(x, y)
             return
-        before = _OnHost(self._model) if self._warm == _WARM_UP else None
         stream.wait_stream(main)
         with torch.cuda.stream(stream):
-            self._step(x, y)
+            if self._warm < _WARM_UP:
+                self._step(x, y)
+            else:
+                self._watch(x, y)
         main.wait_stream(stream)
-        if before is not None:
-            self.failure = before.difference(_OnHost(self._model))
+
+    def _watch(self, x: Tensor, y: Tensor) -> None:
+        """Take a plain step, and note whether steps may not all be alike."""
+        before = _OnHost(self._model)
+        with _waits() as waits:
+            self._step(x, y)
+        self.failure = before.difference(_OnHost(self._model))
+        if waits and not self.failure:
+            self.failure = "a step waits for the device"
 
     def _capture(self, x: Tensor, y: Tensor) -> None:
         given = torch.empty_like(x), torch.empty_like(y)
         try:
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may use the device meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with _capture(x.device) as graph:
                 self._step(*given)
         except _NO_GRAPHS as error:
             self.failure = _reason(error)
@@ -110,6 +120,46 @@ class GraphedStep:
         self._given[1].copy_(y)
         self._graph.replay()
         self.replays += 1
+
+
+@contextlib.contextmanager
+def _capture(device: torch.device) -> Iterator[torch.cuda.CUDAGraph]:
+    """Capture what is launched inside; where that fails, leave torch as it was."""
+    main, drawn = torch.cuda.current_stream(device), torch.cuda.get_rng_state(device)
+    graph = torch.cuda.CUDAGraph()
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    try:
+        # Other threads may use the device meanwhile.
+        with (
+            torch.cuda.device(device),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
+            yield graph
+    except BaseException:
+        # It would go on on that stream, and draw random numbers for a graph only.
+        torch.cuda.set_stream(main)
+        fresh = torch.Generator(device).set_state(drawn).graphsafe_get_state()
+        torch.cuda.default_generators[device.index or 0].graphsafe_set_state(fresh)
+        raise
+
+
+@contextlib.contextmanager
+def _waits() -> Iterator[list[str]]:
+    """Yield a list of the times that the host waits for the device inside, filled at the end."""
+    found: list[str] = []
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for one in caught:
+        if "synchronizing CUDA operation" in str(one.message):
+            found.append(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 class _OnHost:
