@@ -443,6 +443,54 @@ def search_phases() -> str:
     return markdown(["data", "a candidate", *names], rows)
 
 
+def gpu_search() -> str:
+    """Return the candidates that plain loops and flatsearch train in an hour on a GPU."""
+    summary = result("gpu")["search"]["summary"]
+    rows = [
+        [
+            WAYS[way],
+            f"{found['candidates_per_hour']:.0f}",
+            f"{found['over_plain_wall']:.1f}",
+            f"{summary['flatsearch']['candidates_per_hour'] / found['candidates_per_hour']:.1f}",
+            f"{100 * found['accuracy']:.1f}",
+        ]
+        for way, found in summary.items()
+    ]
+    return markdown(["loop", "an hour", "over plain", "flatsearch over it", "accuracy"], rows)
+
+
+def gpu_steps() -> str:
+    """Return the images a second in training, with and without graphs."""
+    found = result("gpu")["step"]["rows"]
+    by_way: dict[tuple[str, str, bool], dict[str, float]] = {}
+    for row in found:
+        way = (row["precision"], row["memory_format"], row["graphs"])
+        by_way.setdefault(way, {})[row["candidate"]] = row["images_per_second"]
+    rows = [
+        [precision, layout, "yes" if graphs else "no", f"{r['good']:,.0f}", f"{r['drawn']:,.0f}"]
+        for (precision, layout, graphs), r in by_way.items()
+    ]
+    return markdown(["precision", "layout", "graphs", "a wide candidate", "a narrow one"], rows)
+
+
+def gpu_measure() -> str:
+    """Return what the measure takes on a GPU, in forward passes, beside its peers."""
+    rows = []
+    for row in result("gpu")["measure"]["rows"]:
+        peers = [row["torch.func vmap(jacrev)"], row["BackPACK DiagGGNExact"]]
+        rows.append([
+            row["net"],
+            row["layers"],
+            f"{1000 * row['forward_seconds']:.1f} ms",
+            f"{row['floor']:.2f}",
+            f"{row['first']:.0f}",
+            f"{row['again']:.1f}",
+            *("" if isinstance(peer, str) else f"{peer:,.0f}" for peer in peers),
+        ])
+    head = ["network", "layers", "forward", "floor", "first", "again", "torch.func", "BackPACK"]
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "trial columns": trial_columns,
     "fronts guessing": fronts("guessing"),
@@ -469,6 +517,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "samplers": samplers,
     "equal time": equal_time,
     "search speed": search_speed,
+    "gpu search": gpu_search,
+    "gpu steps": gpu_steps,
+    "gpu measure": gpu_measure,
     "search phases": search_phases,
     "parked faults": parked_faults,
 }
