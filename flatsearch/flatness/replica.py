@@ -220,7 +220,15 @@ class _Copier:
         twin = self._keep(module, object.__new__(type(module)))
         attributes = dict(module.__dict__)
         attributes["_compiled_call_impl"] = None
-        twin.__dict__.update({name: self(value) for name, value in attributes.items()})
+        copies, twins = self._copies, twin.__dict__
+        for name, value in attributes.items():
+            # What nearly all are, without the calls that tell them from others.
+            if type(value) in SIMPLE:
+                twins[name] = value
+            elif type(value) in _OFTEN_EMPTY and not value and id(value) not in copies:
+                twins[name] = self._container(value)
+            else:
+                twins[name] = self(value)
         if not self._gradient_hooks:
             for hooks in _HOOKS_ON_GRADIENTS:
                 setattr(twin, hooks, OrderedDict())

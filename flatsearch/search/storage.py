@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import re
 import socket
+import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -120,6 +120,8 @@ def open_storage(
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
         extra = _EXTRAS.get(scheme)
         how = f"; pip install 'flatsearch[{extra}]'" if extra else f"; accepted: {KINDS}"
+        if "+" in given.partition("://")[0] and extra:  # another driver than the extra's
+            how = f"; write {scheme}:// for that of 'flatsearch[{extra}]'"
         raise StorageError(f"storage {given!r} needs a driver: {reason(error)}{how}") from None
     except Exception as error:
         raise StorageError(f"storage {given!r} cannot be opened: {reason(error)}") from None
@@ -321,8 +323,11 @@ def artifact_store(name: str) -> FileSystemArtifactStore | None:
         return None
     folder = Path(name)
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise UsageError(f"`artifacts` {name!r} is not a folder that can be written to")
+    try:  # rights alone do not tell: nobody makes a folder in /proc
+        with tempfile.TemporaryDirectory(dir=nearest):
+            pass
+    except OSError:
+        raise UsageError(f"`artifacts` {name!r} is not a folder that can be written to") from None
     return _ArtifactFolder(folder)
 
 

@@ -320,7 +320,7 @@ def test_a_start_that_fails_leaves_nothing_behind(empty_folder: Path) -> None:
     assert sorted(empty_folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("place", ["my_space.py", "my_space.py/inside"])
+@pytest.mark.parametrize("place", ["my_space.py", "my_space.py/inside", "/proc/x"])
 def test_artifacts_that_cannot_be_kept(place: str) -> None:
     err = run("--artifacts", place, code=2).err
     assert f"--artifacts {place!r} is not a folder that can be written to" in err

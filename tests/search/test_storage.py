@@ -145,7 +145,8 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
         ("nonsense", "did you mean 'sqlite:///nonsense'?"),
         ("sqlite:////no/such/folder/s.db", "no folder '/no/such/folder'"),
         ("nosuchdb://localhost/x", "needs a driver"),
-        ("mysql+nosuchdriver://localhost/x", "needs a driver"),
+        ("mysql+nosuchdriver://localhost/x", "; write mysql:// for that of 'flatsearch[mysql]'"),
+        ("postgresql+asyncpg://me:secret@localhost/x", "; write postgresql:// for that of"),
         ("postgresql+pg8000://me:secret@localhost:1/x", ""),
     ],
 )  # fmt: skip
