@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -140,3 +142,39 @@ def test_without_graphs_every_step_is_a_plain_one() -> None:
     assert steps.taken == sizes
     assert graphed.failure
     assert graphed.replays == 0
+
+
+class Unlike(nn.Module):
+    """Does something else in every pass, which only Python knows."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.passes, self.norm = how, 0, nn.BatchNorm1d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "counts":
+            self.passes += 1
+        elif self.how == "python":
+            x = x * random.random()
+        elif self.how == "numpy":
+            x = x * np.random.rand()  # noqa: NPY002
+        elif self.how == "torch":
+            x = x * float(torch.rand(()))
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("nothing", ""),
+        ("counts", "a step changes more of the network than its weights and buffers"),
+        ("python", "a step draws random numbers on the host"),
+        ("numpy", "a step draws random numbers on the host"),
+        ("torch", "a step draws random numbers on the host"),
+    ],
+)
+def test_steps_that_are_not_all_alike_are_noticed(how: str, said: str) -> None:
+    model = Unlike(how).train()
+    before = graphs._OnHost(model)
+    model(torch.randn(4, 2, generator=torch.Generator().manual_seed(0))).sum().backward()
+    assert before.difference(graphs._OnHost(model)) == said
