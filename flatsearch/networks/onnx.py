@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import logging
 import math
 import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import numpy as np
     from torch import Tensor, nn
 
@@ -20,6 +25,8 @@ __all__ = ["count_onnx_memory", "open_session", "quantise", "to_onnx"]
 
 # Images at a time when it is seen what ranges the numbers in a network have.
 _BATCH = 64
+# What reads a table of operators, and keeps it.
+_READ: dict[Any, Callable[..., Any]] = {}
 
 
 def to_onnx(model: nn.Module, images: Tensor) -> Any:
@@ -36,7 +43,7 @@ def to_onnx(model: nn.Module, images: Tensor) -> Any:
     level = log.level
     log.setLevel(logging.ERROR)  # it tells how it goes about it
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _known_operators():
             warnings.simplefilter("ignore")  # torch's own deprecations
             exported: Any = torch.onnx.export(
                 copy.deepcopy(model).cpu().eval(),
@@ -50,6 +57,23 @@ def to_onnx(model: nn.Module, images: Tensor) -> Any:
     finally:
         log.setLevel(level)
     return exported.model_proto
+
+
+@contextlib.contextmanager
+def _known_operators() -> Iterator[None]:
+    """Let torch's exporter use the table of operators that it has read before.
+
+    It reads the source of all of them for every network, which takes as long as the rest.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, AttributeError):  # versions differ
+            from torch.onnx._internal.exporter import _registration
+
+            registry: Any = _registration.ONNXRegistry
+            _READ.setdefault(registry, functools.cache(registry.from_torchlib))
+            known = staticmethod(_READ[registry])
+            stack.enter_context(mock.patch.object(registry, "from_torchlib", known))
+        yield
 
 
 def quantise(model: Any, images: np.ndarray[Any, Any]) -> Any:

@@ -26,6 +26,8 @@ from flatsearch import (
 )
 from flatsearch.errors import DataError, FlatsearchError
 from flatsearch.export.formats import FORMATS, export_model, random_images
+from flatsearch.networks import onnx
+from flatsearch.networks.onnx import to_onnx
 from flatsearch.training.trainer import train
 from tests.fakes import Smallest
 
@@ -345,3 +347,12 @@ def test_dark_images_are_exported_too(tmp_path: Path, digits: ImageData) -> None
     images = random_images(dark, 50)
     assert float(images.min()) >= 0
     assert torch.equal(images, images.round())
+
+
+def test_the_table_of_operators_is_read_once() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    first, second = (to_onnx(net, torch.ones(2, 1, 2, 2)) for _ in range(2))
+    assert first.SerializeToString() == second.SerializeToString()
+    (read,) = onnx._READ.values()
+    assert read.cache_info().misses == 1  # type: ignore[attr-defined]
