@@ -64,6 +64,15 @@ def _tests(stored: list[tuple[int, float, str]]) -> tuple[FinalTest, ...]:
     return tuple(FinalTest(*test) for test in stored)
 
 
+# Settings that change how fast a trial is computed, and none of its numbers.
+_SAME_NUMBERS = {"cuda_graphs"}
+# What is said of those that are known by a hash.
+_HASHED = {
+    "space_file": "the search space's file has been changed since",
+    "data_fingerprint": "the images are others",
+}
+
+
 class StudyRecord(Record):
     """What is stored of a study.
 
@@ -140,7 +149,9 @@ class StudyRecord(Record):
         stored = {**RunSettings().to_dict(), **(self.settings or {})}
         # A training loop of the user's is there, or it is not.
         wanted = {"train": None, **wanted}
-        different = [key for key in wanted if stored.get(key) != wanted[key]]
+        different = [
+            key for key in wanted if stored.get(key) != wanted[key] and key not in _SAME_NUMBERS
+        ]
         # The same images may be somewhere else.
         if "data" in different and "data_fingerprint" not in different:
             different.remove("data")
@@ -149,7 +160,8 @@ class StudyRecord(Record):
             different.remove("data_fingerprint")
         if different:
             listing = ", ".join(
-                f"{key}={_plain(stored.get(key))} (not {_plain(wanted[key])})" for key in different
+                _HASHED.get(key) or f"{key}={_plain(stored.get(key))} (not {_plain(wanted[key])})"
+                for key in different
             )
             raise SettingsError(
                 f"{self.owner} exists with other settings: {listing};"

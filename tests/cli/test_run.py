@@ -305,7 +305,8 @@ def test_an_edited_space_file_is_another_space(tiny: Path) -> None:
     elsewhere = f"{tiny / 'my_space.py'}:MySpace"  # another way to write the same file
     call("run", "--space", elsewhere, *QUICK, "--trials", "1")
     change("2, 8", "2, 16")
-    assert "exists with other settings: space_file=" in run(code=2).err
+    said = "exists with other settings: the search space's file has been changed since; give"
+    assert said in run(code=2).err
 
 
 def test_a_start_that_fails_leaves_nothing_behind(empty_folder: Path) -> None:

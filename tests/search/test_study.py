@@ -19,7 +19,7 @@ from flatsearch import (
     SettingsError,
     StorageError,
 )
-from flatsearch.record import write_study
+from flatsearch.record import StudyRecord, write_study
 from flatsearch.search.factories import make_pruner, make_sampler
 from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.loop import run_study
@@ -104,6 +104,15 @@ def test_other_settings_are_refused_by_the_objective_too(digits: ImageData) -> N
         FlatnessObjective(Tiny(), digits, epochs=1, settings=RunSettings(lr=0.2))(study.ask())
 
 
+def test_how_fast_it_is_computed_is_no_other_study() -> None:
+    study = optuna.create_study()
+    settings = RunSettings().to_dict()
+    write_study(study, settings={**settings, "cuda_graphs": False})
+    StudyRecord(study).check_settings(settings)
+    with pytest.raises(SettingsError, match="precision=auto"):
+        StudyRecord(study).check_settings({**settings, "precision": "float32"})
+
+
 def test_other_images_under_the_same_name_are_refused(
     digits: ImageData, storage: optuna.storages.BaseStorage
 ) -> None:
@@ -113,7 +122,7 @@ def test_other_images_under_the_same_name_are_refused(
     other = dataclasses.replace(
         digits, train=dataclasses.replace(digits.train, images=255 - digits.train.images)
     )
-    with pytest.raises(SettingsError, match="data_fingerprint"):
+    with pytest.raises(SettingsError, match="the images are others"):
         open_study("s", storage, quick(other))
 
 
