@@ -44,18 +44,19 @@ _CALIBRATION = 256
 class Deployed(nn.Module):
     """A network with the normalisation of its images, as on its card, in front."""
 
-    mean: Tensor
-    std: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, network: nn.Module, card: ModelCard) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1))
+        # Some versions of torch's ONNX exporter call the result of an operation "mean", too.
+        self.register_buffer("pixel_mean", torch.tensor(card.mean).view(1, -1, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(card.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N, num_classes) of pixel values (N, C, H, W), float32."""
-        logits: Tensor = self.network((images - self.mean) / self.std)
+        logits: Tensor = self.network((images - self.pixel_mean) / self.pixel_std)
         return logits
 
 
