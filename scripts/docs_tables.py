@@ -474,21 +474,21 @@ def gpu_steps() -> str:
 
 
 def gpu_measure() -> str:
-    """Return what the measure takes on a GPU, in forward passes, beside its peers."""
+    """Return what the measure takes on a GPU, beside its peers."""
     rows = []
     for row in result("gpu")["measure"]["rows"]:
+        forward = row["forward_seconds"]
+        times = (forward, row["floor"] * forward, row["first"] * forward, row["again"] * forward)
         peers = [row["torch.func vmap(jacrev)"], row["BackPACK DiagGGNExact"]]
         rows.append([
             row["net"],
             row["layers"],
-            f"{1000 * row['forward_seconds']:.1f} ms",
-            f"{row['floor']:.2f}",
-            f"{row['first']:.0f}",
-            f"{row['again']:.1f}",
-            *("" if isinstance(peer, str) else f"{peer:,.0f}" for peer in peers),
+            *(f"{1000 * seconds:.3g}" for seconds in times),
+            *("" if isinstance(peer, str) else f"{1000 * peer['seconds']:.3g}" for peer in peers),
         ])
-    head = ["network", "layers", "forward", "floor", "first", "again", "torch.func", "BackPACK"]
-    return markdown(head, rows)
+    images = max(peer["images"] for peer in peers if not isinstance(peer, str))
+    others = (f"{name}, {images} images" for name in ("torch.func", "BackPACK"))
+    return markdown(["network", "layers", "forward", "floor", "first", "again", *others], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -69,6 +69,7 @@ GOOD = {
 }  # fmt: skip
 # The same with less of everything, to see that it runs.
 SMALL = GOOD | {"stem_width": 16, "stages": 1, "blocks_1": 1}
+PEER_BATCH = 32
 PEERS = ("torch.func vmap(jacrev)", "BackPACK DiagGGNExact")
 
 
@@ -279,9 +280,8 @@ def time_measure(options: argparse.Namespace) -> dict[str, Any]:
             again = seconds(lambda: meter((x, y)), options.device)  # noqa: B023
             row |= {"first": first / forward, "again": again / forward, "proofs": meter.proofs}
             row["floor"] = measure.floor(net, measure.NETS[name].size, layers)
-            few = [(x[:8], y[:8])]
-            each = forward * len(few[0][0]) / len(x)
-            rows.append(row | {p: time_peer(p, net, layers, few, options, each) for p in PEERS})
+            batches = list(zip(x.split(PEER_BATCH), y.split(PEER_BATCH), strict=True))
+            rows.append(row | {p: time_peer(p, net, layers, batches, options) for p in PEERS})
     return {"rows": rows}
 
 
@@ -289,16 +289,16 @@ def time_peer(
     peer: str,
     net: nn.Sequential,
     layers: str,
-    data: list[tuple[Tensor, Tensor]],
+    batches: list[tuple[Tensor, Tensor]],
     options: argparse.Namespace,
-    forward: float,
-) -> float | str:
-    """Return how many forward passes a peer takes, or why it does not."""
+) -> dict[str, float] | str:
+    """Return the time that a peer takes, and for how many images; or why it does not."""
     try:
         problem = measure.pose(net, layers)
-        return seconds(lambda: METHODS[peer](problem, data), options.device, 2) / forward
+        took = seconds(lambda: METHODS[peer](problem, batches), options.device, 2)
     except Exception as error:  # it may not be installed, or have no memory
         return f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    return {"seconds": took, "images": sum(len(x) for x, _ in batches)}
 
 
 def run_search(options: argparse.Namespace) -> dict[str, Any]:
