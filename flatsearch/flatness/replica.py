@@ -36,6 +36,7 @@ from flatsearch.errors import UnsupportedModelError
 __all__ = [
     "CONSTANTS",
     "DEEP",
+    "OFTEN_EMPTY",
     "SIMPLE",
     "attributes",
     "changed",
@@ -53,7 +54,7 @@ CONSTANTS = (type(None), bool, int, float, str, type, enum.Enum, types.ModuleTyp
 # What most of a module's attributes are, and names.
 SIMPLE = {type(None), bool, int, float, str}
 DEEP = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
-_OFTEN_EMPTY = (dict, OrderedDict, list, set)
+OFTEN_EMPTY = (dict, OrderedDict, list, set)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _FOREIGN = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
@@ -220,15 +221,7 @@ class _Copier:
         twin = self._keep(module, object.__new__(type(module)))
         attributes = dict(module.__dict__)
         attributes["_compiled_call_impl"] = None
-        copies, twins = self._copies, twin.__dict__
-        for name, value in attributes.items():
-            # What nearly all are, without the calls that tell them from others.
-            if type(value) in SIMPLE:
-                twins[name] = value
-            elif type(value) in _OFTEN_EMPTY and not value and id(value) not in copies:
-                twins[name] = self._container(value)
-            else:
-                twins[name] = self(value)
+        twin.__dict__.update({name: self(value) for name, value in attributes.items()})
         if not self._gradient_hooks:
             for hooks in _HOOKS_ON_GRADIENTS:
                 setattr(twin, hooks, OrderedDict())
@@ -257,7 +250,7 @@ class _Copier:
             named = hasattr(value, "_fields")
             return self._keep(value, type(value)(*items) if named else type(value)(items))
         kind = type(value)
-        if not value and kind in _OFTEN_EMPTY and not getattr(value, "__dict__", None):
+        if not value and kind in OFTEN_EMPTY and not getattr(value, "__dict__", None):
             return self._keep(value, kind())  # a module has a dozen, mostly of hooks
         twin = self._keep(value, copy.copy(value))
         if isinstance(value, dict):

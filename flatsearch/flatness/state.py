@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from flatsearch.flatness.replica import (
     CONSTANTS,
     DEEP,
+    OFTEN_EMPTY,
     SIMPLE,
     attributes,
     global_names,
@@ -37,7 +38,6 @@ __all__ = ["State"]
 _PLAIN = {Tensor, nn.Parameter, nn.Buffer}
 _ITEMS = (dict, list, set, deque, tuple)
 _ITEMS_ALONE = {*_ITEMS, OrderedDict}
-_OFTEN_EMPTY = {*_ITEMS_ALONE} - {deque}  # which has a limit, too
 _OF_PYTHON = 1 << 9  # among the flags of a class
 _WITHOUT_MORE = {object, types.SimpleNamespace}
 
@@ -167,7 +167,7 @@ class State:
                 kind = type(one)
                 if kind in SIMPLE:
                     self._parts += (kind, one)
-                elif kind in _OFTEN_EMPTY and not one:
+                elif kind in OFTEN_EMPTY and not one:
                     self._parts += (kind, None)
                 else:
                     self._add(one, shared=shared)

@@ -33,6 +33,7 @@ __all__ = [
     "is_differentiable",
     "keep_random_state",
     "kernel_of",
+    "other_generators",
     "weight_of",
     "without_hooks",
 ]
@@ -99,6 +100,12 @@ class without_hooks(Calls):  # noqa: N801 - a context
         return super().call(function, args, kwargs)
 
 
+def other_generators() -> tuple[object, ...]:
+    """Return the states of Python's and NumPy's generators of random numbers, to be compared."""
+    _, keys, place, *_ = np.random.get_state(legacy=True)  # noqa: NPY002
+    return random.getstate(), np.asarray(keys).tobytes(), place
+
+
 class RandomState:
     """The states of the generators of random numbers that a model may draw from.
 
@@ -139,14 +146,9 @@ class RandomState:
     @contextlib.contextmanager
     def watching_others(self) -> Iterator[None]:
         """Note whether something is drawn from `random` or NumPy inside."""
-
-        def states() -> tuple[object, ...]:
-            _, keys, place, *_ = np.random.get_state(legacy=True)  # noqa: NPY002
-            return random.getstate(), np.asarray(keys).tobytes(), place
-
-        before = states()
+        before = other_generators()
         yield
-        self.elsewhere = self.elsewhere or states() != before
+        self.elsewhere = self.elsewhere or other_generators() != before
 
     def restore(self) -> None:
         """Set the states back to those of the beginning, if the model has drawn."""

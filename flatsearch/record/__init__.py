@@ -5,6 +5,7 @@ from flatsearch.record.decisions import Decision, write_decision
 from flatsearch.record.networks import Network, least_accuracy, networks_of, read_trials
 from flatsearch.record.promotion import Promotion
 from flatsearch.record.study import (
+    HASHED,
     FinalTest,
     LeastAccuracy,
     StudyRecord,
@@ -16,6 +17,7 @@ from flatsearch.record.writing import clear_steps, write_step, write_trial
 
 __all__ = [
     "FINISHED",
+    "HASHED",
     "Decision",
     "FinalTest",
     "LeastAccuracy",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from flatsearch.data.splits import ImageData
 
-__all__ = ["FinalTest", "LeastAccuracy", "StudyRecord", "name_objectives", "write_study"]
+__all__ = ["HASHED", "FinalTest", "LeastAccuracy", "StudyRecord", "name_objectives", "write_study"]
 
 
 class LeastAccuracy(NamedTuple):
@@ -64,10 +64,8 @@ def _tests(stored: list[tuple[int, float, str]]) -> tuple[FinalTest, ...]:
     return tuple(FinalTest(*test) for test in stored)
 
 
-# Settings that change how fast a trial is computed, and none of its numbers.
-_SAME_NUMBERS = {"cuda_graphs"}
-# What is said of those that are known by a hash.
-_HASHED = {
+# Settings that are known by a hash, which nobody reads, and what is said where it is another one.
+HASHED = {
     "space_file": "the search space's file has been changed since",
     "data_fingerprint": "the images are others",
 }
@@ -149,9 +147,8 @@ class StudyRecord(Record):
         stored = {**RunSettings().to_dict(), **(self.settings or {})}
         # A training loop of the user's is there, or it is not.
         wanted = {"train": None, **wanted}
-        different = [
-            key for key in wanted if stored.get(key) != wanted[key] and key not in _SAME_NUMBERS
-        ]
+        alike = {name for name, known in RunSettings.settings().items() if not known.compared}
+        different = [k for k in wanted if k not in alike and stored.get(k) != wanted[k]]
         # The same images may be somewhere else.
         if "data" in different and "data_fingerprint" not in different:
             different.remove("data")
@@ -160,7 +157,7 @@ class StudyRecord(Record):
             different.remove("data_fingerprint")
         if different:
             listing = ", ".join(
-                _HASHED.get(key) or f"{key}={_plain(stored.get(key))} (not {_plain(wanted[key])})"
+                HASHED.get(key) or f"{key}={_plain(stored.get(key))} (not {_plain(wanted[key])})"
                 for key in different
             )
             raise SettingsError(

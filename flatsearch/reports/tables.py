@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from flatsearch.record import HASHED
 from flatsearch.reports.text import duration, setting, value
 from flatsearch.settings import RunSettings
 
@@ -33,8 +34,6 @@ __all__ = [
 
 # What is shown of a trial beside its objectives, where it is recorded.
 _SIZES = ("loss", "parameters", "flops")
-# What tells two data sets and two files apart; nobody reads it.
-_HASHES = ("space_file", "data_fingerprint")
 # A confusion matrix of more classes does not fit.
 _MOST_CLASSES = 12
 _MOST_CONFUSIONS = 10
@@ -208,7 +207,7 @@ def settings(summary: StudySummary) -> tuple[Table, Table]:
     """
     defaults = RunSettings().to_dict()
     known = summary.settings or {}
-    own = {k: v for k, v in known.items() if v != defaults.get(k) and k not in _HASHES}
+    own = {k: v for k, v in known.items() if v != defaults.get(k) and k not in HASHED}
     rest = {k: v for k, v in known.items() if k not in own}
     heads = ("setting", "value")
     return (

@@ -43,6 +43,7 @@ class Setting:
         many: Whether it is a tuple, one argument for each.
         hidden: Whether the help is silent about it.
         joined: Whether workers that join the run take it over.
+        compared: Whether trials under other values are another study's: their numbers are others.
         environment: The variable of the environment that may hold it, if one may.
     """
 
@@ -58,6 +59,7 @@ class Setting:
     many: bool = False
     hidden: bool = False
     joined: bool = False
+    compared: bool = True
     environment: str = ""
 
     def check(self, name: str, value: object) -> None:

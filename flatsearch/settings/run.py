@@ -89,6 +89,7 @@ class RunSettings(Limits):
         Switch(),
         "on a GPU, replay every training step as one CUDA graph",
         more="A step that cannot be captured is taken as it is written, and the trial says why",
+        compared=False,
         group=_TRAINING,
     )
     flatness_share: float = setting(

@@ -13,14 +13,13 @@ shows that.
 from __future__ import annotations
 
 import contextlib
-import random
 import warnings
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from flatsearch.flatness.state import State
+from flatsearch.flatness.watch import other_generators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,9 +165,7 @@ class _OnHost:
     """What a step can change on the host, where a graph does not see it."""
 
     def __init__(self, model: nn.Module) -> None:
-        _, keys, place, *_ = np.random.get_state(legacy=True)  # noqa: NPY002
-        numpy = np.asarray(keys).tobytes(), place
-        self._drawn = random.getstate(), numpy, torch.get_rng_state().numpy().tobytes()
+        self._drawn = *other_generators(), torch.get_rng_state().numpy().tobytes()
         self._model = State(model)
 
     def difference(self, after: _OnHost) -> str:

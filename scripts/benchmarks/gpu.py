@@ -197,7 +197,7 @@ def spaces(options: argparse.Namespace) -> dict[str, Any]:
                 epochs=2, batch_size=32, lr=0.01, precision="float32", cuda_graphs=graphs
             )
             trainer = Trainer(build().to(options.device), short, settings, seed=0)
-            torch.manual_seed(1)  # of dropout, which draws other numbers in a graph
+            torch.manual_seed(1)  # of dropout
             row[f"loss, {'graphs' if graphs else 'plain'}"] = [trainer.epoch()[0] for _ in "12"]
             if trainer.graph is not None:
                 row |= {"replays": trainer.graph.replays, "failure": trainer.graph.failure}

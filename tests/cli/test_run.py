@@ -180,8 +180,8 @@ BROKEN = {
     ),
     "an exception in suggest": (
         'trial.suggest_int("width", 2, 8)',
-        'trial.suggest_int("width", 8, 2)',
-        "MySpace.suggest failed: ValueError: ",
+        'trial.suggest_int("width", 2, int("eight"))',
+        "MySpace.suggest failed: ValueError: invalid literal for int() with base 10: 'eight'",
     ),
     "no architecture": (
         'Architecture("mine", {"width": width,',
