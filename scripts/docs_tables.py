@@ -411,23 +411,36 @@ WAYS = {
 }
 
 
+# How the files of the search benchmark's results call a processor.
+PROCESSORS = {"avx2": "AVX2", "avx512": "AVX-512, bfloat16"}
+
+
+def search_runs() -> list[tuple[list[str], dict[str, Any]]]:
+    """Return data and processor of every run of the search benchmark on a CPU, and its summary."""
+    runs = []
+    for processor, words in PROCESSORS.items():
+        for file in sorted(RESULTS.glob(f"search-*-{processor}.json")):
+            data = file.stem.split("-")[1]
+            runs.append(([data, words], json.loads(file.read_text())["summary"]))
+    return runs
+
+
 def search_speed() -> str:
     """Return how many candidates plain loops and flatsearch train in the same processor time."""
     rows = []
-    for file in sorted(RESULTS.glob("search-*-cpu.json")):
-        summary = json.loads(file.read_text())["summary"]
+    for where, summary in search_runs():
         for way in [way for way in WAYS if way in summary]:
             found, words = summary[way], WAYS[way]
             more, error = found["accuracy_minus_plain"], found["standard_error"]
             rows.append([
-                file.stem.split("-")[1],
+                *where,
                 words,
                 f"{found['candidates_per_processor_hour']:.0f}",
                 f"{found['over_plain']:.2f}",
                 f"{100 * found['accuracy']:.1f}",
                 "" if way == "plain" else f"{100 * more:+.1f} ± {100 * error:.1f}",
             ])
-    head = ["data", "loop", "an hour", "over plain", "accuracy", "less plain's"]
+    head = ["data", "processor", "loop", "an hour", "over plain", "accuracy", "less plain's"]
     return markdown(head, rows)
 
 
@@ -435,12 +448,12 @@ def search_phases() -> str:
     """Return where the processor time of a candidate of flatsearch goes."""
     rows = []
     names = ["build", "train", "validate", "measure", "storage", "rest"]
-    for file in sorted(RESULTS.glob("search-*-cpu.json")):
-        phases = json.loads(file.read_text())["summary"]["phases"]
+    for where, summary in search_runs():
+        phases = summary["phases"]
         whole = sum(phases[name] for name in names)
         shares = (f"{phases[name] / whole:.1%}" for name in names)
-        rows.append([file.stem.split("-")[1], f"{whole:.1f} s", *shares])
-    return markdown(["data", "a candidate", *names], rows)
+        rows.append([*where, f"{whole:.1f} s", *shares])
+    return markdown(["data", "processor", "a candidate", *names], rows)
 
 
 def gpu_search() -> str:

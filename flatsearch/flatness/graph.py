@@ -114,7 +114,7 @@ def match_layouts(nodes: Iterable[Any]) -> None:
     On a CPU `native_batch_norm_backward` takes a gradient of shape (1, C, H, W) that lies
     channels-last for a contiguous one, and returns wrong numbers without a word; the same holds
     for maps of one row or column, and for instance norm, which is a batch norm of one sample
-    (docs/torch-batch-norm.md). Gradients come to lie so behind attention, for example.
+    (docs/torch-channels-last.md). Gradients come to lie so behind attention, for example.
 
     Args:
         nodes: The operations; those that are no batch norms are left alone.

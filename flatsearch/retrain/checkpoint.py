@@ -9,6 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flatsearch.errors import DivergedError, FlatsearchError, UsageError
+from flatsearch.training.memory import freed_memory_kept
 from flatsearch.training.trainer import Trainer, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class SeedTraining:
     ) -> None:
         self.model, self.settings = model, settings
         self.checkpoint, self.key = checkpoint, key
+        self._device = data.train.targets.device
         self.train_loss = math.nan
         self.trainer = Trainer(
             model,
@@ -104,14 +106,15 @@ class SeedTraining:
 
     def run(self, on_epoch: Callable[[int, float], None] | None) -> nn.Module:
         """Train to the end and return the averaged model."""
-        while self.trainer.epochs_done < self.settings.epochs:
-            self.train_loss = self._epoch()
-            done = self.trainer.epochs_done
-            if not math.isfinite(self.train_loss):
-                raise DivergedError(f"training diverged in epoch {done}")
-            self.save()
-            if on_epoch is not None:
-                on_epoch(done, self.train_loss)
+        with freed_memory_kept(self._device):
+            while self.trainer.epochs_done < self.settings.epochs:
+                self.train_loss = self._epoch()
+                done = self.trainer.epochs_done
+                if not math.isfinite(self.train_loss):
+                    raise DivergedError(f"training diverged in epoch {done}")
+                self.save()
+                if on_epoch is not None:
+                    on_epoch(done, self.train_loss)
         averaged: nn.Module = self.averaged.module
         return averaged.eval()
 

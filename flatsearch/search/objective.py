@@ -37,6 +37,7 @@ from flatsearch.search.trial_files import TrialFiles
 from flatsearch.search.turns import Turns
 from flatsearch.settings import RunSettings
 from flatsearch.spaces.registry import load_space, space_identity
+from flatsearch.training.memory import freed_memory_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -238,7 +239,8 @@ class FlatnessObjective:
                 or it is the same as one that was pruned.
         """
         try:
-            values = self._run(trial, control)
+            with freed_memory_kept(self.device):
+                values = self._run(trial, control)
         except (DivergedError, NonFiniteError) as error:
             write_trial(trial, diverged=True)
             values = _pruned(trial, str(error))

@@ -8,13 +8,14 @@ AVX512-BF16 for networks with enough arithmetic. Weights, their updates, losses 
 in float32.
 
 *Layout.* Convolutions of many channels read channels that lie side by side faster; those of few do
-not, and may take three times as long (`scripts/benchmarks/layout.py`).
+not, and may take three times as long. Depthwise ones of small kernels do, in float32.
+
+What it takes on a CPU, and what any choice could at best: `scripts/benchmarks/computation.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -30,10 +31,16 @@ __all__ = ["Computation", "choose_computation", "computes_bfloat16"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["contiguous", "channels_last"]
 
-# From this many channels on, on both sides, a convolution gains from bfloat16, and from the layout.
-_WIDE, _FAIRLY_WIDE = 16, 8
-# Least share of the multiply-adds that are in such convolutions.
-_MOSTLY = 0.5
+# A convolution of this many channels or more on both sides gains from channels that lie side by
+# side; a network does when this share of its multiply-adds is in such convolutions.
+_WIDE, _MOSTLY = 8, 0.4
+# Depthwise convolutions up to this kernel are fastest in float32 with channels side by side; they
+# decide from this share of all convolutions' outputs on.
+_SMALL_KERNEL, _MANY = 5, 0.1
+# Numbers that the longest vector of a CPU has.
+_VECTOR = 16
+# From so many multiply-adds a convolution and image on, bfloat16 saves more than casts to it cost.
+_WORK = 40_000
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -81,17 +88,20 @@ class _Look(TorchFunctionMode):
     """Sees what a network calls.
 
     Attributes:
+        convolutions: How many there are.
         multiply_adds: Those of all convolutions, for one image.
         wide: Those of wide ones.
-        fairly_wide: Those of wide and fairly wide ones.
+        outputs: Numbers that all convolutions give, for one image.
+        depthwise: Those of depthwise ones of small kernels.
         unsuited: Whether torch's gradients are wrong on a CPU where channels lie side by side
-            (docs/torch-batch-norm.md): in batch norms of maps of one row or column, but for those
-            of one position, and in instance norms.
+            (docs/torch-channels-last.md): in batch norms of maps of one row or column, but for
+            those of one position, in instance norms, and in strided 1x1 convolutions of few
+            channels.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.multiply_adds = self.wide = self.fairly_wide = 0
+        self.convolutions = self.multiply_adds = self.wide = self.outputs = self.depthwise = 0
         self.unsuited = False
 
     def __torch_function__(
@@ -100,18 +110,25 @@ class _Look(TorchFunctionMode):
         """Return what the function returns."""
         result = function(*args, **(kwargs or {}))
         if function is torch.conv2d and len(args) > 1:
-            x, weight = args[:2]
-            cost = weight.numel() * math.prod(result.shape[2:])
-            self.multiply_adds += cost
-            channels = min(weight.shape[:2]) if x.shape[1] == weight.shape[1] else 0
-            self.wide += cost if channels >= _WIDE else 0
-            self.fairly_wide += cost if channels >= _FAIRLY_WIDE else 0
+            self._convolution(args[0], args[1], result)
         elif function in {F.batch_norm, torch.batch_norm} and result.dim() == 4:
             rows, columns = result.shape[2:]
             self.unsuited |= min(rows, columns) == 1 < max(rows, columns)
         elif function in {F.instance_norm, torch.instance_norm}:
             self.unsuited = True
         return result
+
+    def _convolution(self, x: Tensor, weight: Tensor, result: Tensor) -> None:
+        cost, outputs = weight.numel() * result[0, 0].numel(), result[0].numel()
+        self.convolutions += 1
+        self.multiply_adds += cost
+        self.outputs += outputs
+        strided = weight.shape[2:] == (1, 1) and result.shape[2:] != x.shape[2:]
+        self.unsuited |= strided and weight.shape[1] < _VECTOR
+        if x.shape[1] == weight.shape[1]:
+            self.wide += cost if min(weight.shape[:2]) >= _WIDE else 0
+        elif weight.shape[1] == 1 and max(weight.shape[2:]) <= _SMALL_KERNEL:
+            self.depthwise += outputs
 
 
 def _look(model: nn.Module, in_channels: int, image_size: int) -> _Look:
@@ -151,16 +168,15 @@ def choose_computation(
     """
     device = next(model.parameters()).device
     seen = _look(model, in_channels, image_size)
-    least = _MOSTLY * max(1, seen.multiply_adds)
+    cuda, depthwise = device.type == "cuda", seen.depthwise > _MANY * seen.outputs
     if precision == "auto":
         native = computes_bfloat16(device)
-        if device.type == "cuda":
-            precision = "bfloat16" if native else "float16"
-        else:
-            precision = "bfloat16" if native and seen.wide >= least else "float32"
+        gains = seen.multiply_adds > _WORK * seen.convolutions and not depthwise
+        fewer = "bfloat16" if native else "float16" if cuda else "float32"
+        precision = fewer if cuda or gains else "float32"
     if memory_format == "auto":
-        side_by_side = seen.fairly_wide >= least or device.type == "cuda"
-        memory_format = "channels_last" if side_by_side else "contiguous"
+        wide = seen.wide > _MOSTLY * seen.multiply_adds
+        memory_format = "channels_last" if cuda or wide or depthwise else "contiguous"
     if device.type == "cpu" and seen.unsuited:
         memory_format = "contiguous"
     return Computation(precision, memory_format)  # type: ignore[arg-type]

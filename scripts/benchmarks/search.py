@@ -8,21 +8,25 @@ Three ways train the same networks for the same epochs on the same images, with 
 *tuned*      the same with bfloat16 autocast, channels last in memory, and workers.
 *flatsearch* `FlatnessObjective` with its defaults, flatness and storage included.
 
-They take turns on every candidate, so that what else the machine does hits all of them. Times are
-of the wall and of the processor (of workers, too); ratios are of sums over the candidates, and
-those of the processor's time are to be trusted where the load average says that others were busy.
-What flatsearch's share of each phase is, is measured in the same run.
+They take turns on every candidate, each in a process of its own, so that what else the machine does
+hits all of them. Times are of the wall and of the processor (of workers, too); ratios are of sums
+over the candidates, and those of the processor's time are to be trusted where the load average says
+that others were busy. What flatsearch's share of each phase is, is measured in the same run.
 
-    python scripts/benchmarks/search.py --data digits --out scripts/results/search-digits-cpu.json
-    python scripts/benchmarks/search.py --data FOLDER --image-size 32 --images 2000
+    python scripts/benchmarks/search.py --data digits
+    python scripts/benchmarks/search.py --data FOLDER --image-size 32 --images 2000 --epochs 2
+
+The documentation's tables are of scripts/results/search-DATA-PROCESSOR.json (`--out`).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import pkgutil
 import platform
@@ -45,9 +49,11 @@ from torchvision.transforms import v2
 from flatsearch import FlatnessObjective, load_data, load_space
 from flatsearch.settings import RunSettings
 from flatsearch.spaces.space import build_model
+from flatsearch.training.computation import computes_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
 
     from torch import Tensor
 
@@ -255,56 +261,87 @@ def draw(space: SearchSpace, count: int, seed: int) -> list[dict[str, Any]]:
     return drawn
 
 
+def way(name: str, options: argparse.Namespace) -> Callable[[optuna.Trial], Any]:
+    """Return the objective of a name."""
+    data, settings = prepare(options)
+    if name == "flatsearch":
+        return FlatnessObjective(options.space, data, settings=settings, device=options.device)
+    tuned = {"tuned": True, "loaders": options.loaders} if name == "tuned" else {"tuned": False}
+    return plain(load_space(options.space), data, settings, options.device, **tuned)
+
+
+def serve(name: str, options: argparse.Namespace, folder: str, connection: Connection) -> None:
+    """Train the candidates that are asked for, in a process of its own; answer with what it took.
+
+    Each way has a process, as it has where it is used: what it sets there (how memory is kept, how
+    products are rounded) is its own.
+    """
+    # Loaders' workers start as in a program of its own, not as this process did.
+    multiprocessing.set_start_method(None, force=True)
+    quiet(options)
+    objective = way(name, options)
+    study = optuna.create_study(
+        storage=f"sqlite:///{folder}/{name}.db",
+        directions=getattr(objective, "directions", ["maximize"]),
+        sampler=optuna.samplers.RandomSampler(seed=0),
+        pruner=optuna.pruners.NopPruner(),
+    )
+    clock = Clock(time.process_time if options.device == "cpu" else time.perf_counter)
+    watched = list(clock.watch()) if name == "flatsearch" else []
+    while (parameters := connection.recv()) is not None:
+        study.enqueue_trial(parameters)
+        clock.seconds.clear()
+        before = spent()
+        with contextlib.ExitStack() as stack:
+            for patch in watched:
+                stack.enter_context(patch)
+            study.optimize(objective, n_trials=1)
+        if options.device != "cpu":
+            torch.cuda.synchronize()
+        wall, processor = (b - a for a, b in zip(before, spent(), strict=True))
+        trial = study.get_trials(deepcopy=False)[-1]
+        accuracy = trial.values[0] if trial.values else math.nan
+        found = {"wall": wall, "processor": processor, "accuracy": accuracy}
+        phases = {phase: clock.seconds[phase] for phase in PHASES} if watched else {}
+        connection.send((found, phases))
+
+
+def quiet(options: argparse.Namespace) -> None:
+    """Set up a process."""
+    warnings.filterwarnings("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(options.threads)
+
+
 def compare(options: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]]:
     """Let every way train every candidate, in turns; yield what is known after each candidate."""
-    space = load_space(options.space)
-    data, settings = prepare(options)
-    objectives: dict[str, Any] = {
-        "plain": plain(space, data, settings, options.device, tuned=False),
-        "tuned": plain(space, data, settings, options.device, tuned=True, loaders=options.loaders),
-        "flatsearch": FlatnessObjective(space, data, settings=settings, device=options.device),
-    }
-    objectives = {name: objectives[name] for name in ("plain", *options.beside)}
-    studies = {
-        name: optuna.create_study(
-            storage=f"sqlite:///{folder}/{name}.db",
-            directions=getattr(objective, "directions", ["maximize"]),
-            sampler=optuna.samplers.RandomSampler(seed=0),
-            pruner=optuna.pruners.NopPruner(),
-        )
-        for name, objective in objectives.items()
-    }
-    on_cpu = options.device == "cpu"
-    clock = Clock(time.process_time if on_cpu else time.perf_counter)
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in ("plain", *options.beside):
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(name, options, folder, theirs)))
+        processes[-1].start()
+        theirs.close()  # so that a process that has ended is noticed
     rows: list[dict[str, Any]] = []
+    seconds: dict[str, float] = defaultdict(float)
+    space = load_space(options.space)
     for turn, parameters in enumerate([*draw(space, 1, 1), *draw(space, options.candidates, 0)]):
         row: dict[str, Any] = {"parameters": parameters}
-        order = [list(objectives), list(objectives)[::-1]][turn % 2]
-        for name in order:
-            study, objective = studies[name], objectives[name]
-            study.enqueue_trial(parameters)
-            before = spent()
-            if name == "flatsearch" and turn:
-                patches = list(clock.watch())
-                for patch in patches:
-                    patch.start()
-                study.optimize(objective, n_trials=1)
-                for patch in patches:
-                    patch.stop()
-            else:
-                study.optimize(objective, n_trials=1)
-            if not on_cpu:
-                torch.cuda.synchronize()
-            wall, processor = (b - a for a, b in zip(before, spent(), strict=True))
-            trial = study.get_trials(deepcopy=False)[-1]
-            accuracy = trial.values[0] if trial.values else math.nan
-            row[name] = {"wall": wall, "processor": processor, "accuracy": accuracy}
+        for name in [list(pipes), list(pipes)[::-1]][turn % 2]:
+            pipes[name].send(parameters)
+            row[name], phases = pipes[name].recv()
+            for phase, value in phases.items():
+                seconds[phase] += value if turn else 0.0
         if turn:  # the first one warms up
             rows.append(row)
-            shown = (f"{name} {row[name]['processor']:.1f} s" for name in objectives)
+            shown = (f"{name} {row[name]['processor']:.1f} s" for name in pipes)
             print(f"{turn:3d}  {', '.join(shown)}", flush=True)
-            summary = summarise(rows, list(objectives), clock.seconds, on_cpu=on_cpu)
-            yield {"summary": summary, "rows": rows}
+            on_cpu = options.device == "cpu"
+            yield {"summary": summarise(rows, list(pipes), seconds, on_cpu=on_cpu), "rows": rows}
+    for pipe in pipes.values():
+        pipe.send(None)
+    for process in processes:
+        process.join()
 
 
 def summarise(
@@ -352,15 +389,14 @@ def main() -> None:
     parser.add_argument("--beside", nargs="+", choices=others, default=others, help="beside plain")
     parser.add_argument("--out", type=Path, help="write rows and environment after each candidate")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    torch.set_num_threads(options.threads)
+    quiet(options)
     environment = {
         "torch": torch.__version__,
         "optuna": optuna.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if options.device != "cpu" else platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "native_bfloat16": computes_bfloat16(torch.device(options.device)),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[2],
         **{key: value for key, value in vars(options).items() if key not in {"out", "data_root"}},

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from flatsearch import ImageData
 
 
-def net(width: int, *, groups: int = 1) -> GapCnn:
+def net(width: int, *, kernel: int = 3, groups: int = 1) -> GapCnn:
     torch.manual_seed(0)
     stem = [nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-    wide = nn.Conv2d(width, width, 3, padding=1, groups=groups)
+    wide = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=groups)
     return GapCnn(nn.Sequential(*stem, wide, nn.BatchNorm2d(width), nn.ReLU()), width, 10)
 
 
@@ -44,7 +44,12 @@ class Rows(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "expected"),
-    [(net(8), "channels_last"), (net(6), "contiguous"), (net(32, groups=32), "contiguous")],
+    [
+        (net(8), "channels_last"),
+        (net(6), "contiguous"),
+        (net(32, groups=32), "channels_last"),
+        (net(32, groups=32, kernel=7), "contiguous"),
+    ],
 )
 def test_the_layout_suits_the_network(model: nn.Module, expected: str) -> None:
     assert choose_computation(model, 1, 8).memory_format == expected
@@ -52,9 +57,22 @@ def test_the_layout_suits_the_network(model: nn.Module, expected: str) -> None:
         assert choose_computation(model, 1, 8, memory_format=given).memory_format == given
 
 
-def test_gradients_that_would_be_wrong_are_not_computed() -> None:
+def strided(channels: int, kernel: int = 1, **options: int) -> GapCnn:
+    """A network with a convolution of few channels that leaves out positions."""
+    stem = [nn.Conv2d(1, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1)]
+    shortcut = nn.Conv2d(channels, 32, kernel, stride=2, **options)
+    return GapCnn(nn.Sequential(*stem, shortcut), 32, 10)
+
+
+@pytest.mark.parametrize("model", [Rows(), strided(8), strided(15), strided(32, groups=4)])
+def test_gradients_that_would_be_wrong_are_not_computed(model: nn.Module) -> None:
     for given in ("auto", "channels_last"):
-        assert choose_computation(Rows(), 1, 8, memory_format=given).memory_format == "contiguous"
+        assert choose_computation(model, 1, 8, memory_format=given).memory_format == "contiguous"
+
+
+@pytest.mark.parametrize("model", [strided(16), strided(8, 3)])
+def test_those_that_are_right_are(model: nn.Module) -> None:
+    assert choose_computation(model, 1, 8).memory_format == "channels_last"
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -65,6 +83,10 @@ def test_bfloat16_where_it_is_native_and_pays(
     wide = choose_computation(net(32), 1, 8).precision
     assert wide == ("bfloat16" if native else "float32")
     assert choose_computation(net(8), 1, 8).precision == "float32"
+    # Depthwise convolutions of small kernels are not faster in bfloat16, whatever else there is.
+    assert choose_computation(net(32, groups=32), 1, 64).precision == "float32"
+    large = choose_computation(net(32, kernel=7, groups=32), 1, 8).precision
+    assert large == ("bfloat16" if native else "float32")
     assert choose_computation(net(8), 1, 8, precision="bfloat16").precision == "bfloat16"
 
 
