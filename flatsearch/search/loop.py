@@ -128,14 +128,17 @@ class WorkerLoop:
         number = None if trial is None else trial.number
         if trial is not None and not TrialRecord(trial).begins:
             return True  # its network has been counted
-        while (state := self._budget.state(self._study, number)) == "wait":
+        while (state := self._budget.state(self._study, number)) != "run":
             late = trial is None and time.monotonic() > self._control.deadline
             if late or self.signals.received:
                 return False
-            time.sleep(_POLL_SECONDS)
             if fail_dead_trials(self._study):
                 self._objective.parking.promote(self._study)
-        return state == "run"
+            elif state == "done":
+                return False
+            else:
+                time.sleep(_POLL_SECONDS)
+        return True
 
     def goes_on(self) -> bool:
         """Wait for other workers; return whether there is a trial for this one, new or promoted."""

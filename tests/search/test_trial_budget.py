@@ -77,6 +77,16 @@ def quick(data: ImageData, **options: object) -> FlatnessObjective:
     return FlatnessObjective(Tiny(), data, epochs=1, device="cpu", **options)  # type: ignore[arg-type]
 
 
+def test_no_trial_of_the_dead_is_left_when_the_budget_is_used_up(digits: ImageData) -> None:
+    objective = quick(digits)
+    study = open_study("s", optuna.storages.InMemoryStorage(), objective)
+    study.pruner = optuna.pruners.NopPruner()
+    # One worker is killed just before others finish what is left: none of them has to wait.
+    record.write_trial(study.ask(), worker=DEAD, network="another")
+    run_study(study, objective, target=1)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+
+
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "journal"])
 def test_threads_share_a_budget(digits: ImageData, kind: str, tmp_path: Path) -> None:
     storages = {
