@@ -166,7 +166,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        # A terminal would break the line inside of words.
+        whole = not self._console.is_terminal
+        self._console.print(text, highlight=False, markup=False, soft_wrap=whole)
         if self._log is not None:
             with Path(self._log).open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")

@@ -115,16 +115,16 @@ def _remark(summary: StudySummary, trial: TrialRecord) -> str:
     """Return what there is to say about a trial: its architecture, or why there is no result."""
     if trial.state in {"RUNNING", "WAITING"}:
         return trial.state.lower()
+    text = summary.describe(trial)
     if trial.superseded_by is not None:
-        return f"{trial.stopped}; goes on as trial {trial.superseded_by}"
+        return f"{text} ({trial.stopped}; goes on as trial {trial.superseded_by})".lstrip()
     if trial.values is None:
         if trial.parked is not None and trial.stopped:
-            return trial.stopped
+            return f"{text} ({trial.stopped})".lstrip()
         reason = trial.failure or _decision(trial) or trial.stopped or "by the pruner"
         return f"{trial.state.lower()}: {reason}"
     if trial.duplicate:
         return f"as trial {trial.duplicate_of}, not trained again"
-    text = summary.describe(trial)
     if not trial.feasible:
         text += f" ({trial.stopped or ('knows too little' if trial.behind else 'infeasible')})"
     if trial.retrain_of is not None:

@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from flatsearch import GapCnn, record, relative_flatness
+from flatsearch import Architecture, GapCnn, RunSettings, record, relative_flatness
 from flatsearch.analysis.summary import summarise
 from flatsearch.record.promotion import Promotion
+from flatsearch.reports.progress import Progress
 from flatsearch.reports.tables import all_trials, best_trials, confusions
 from flatsearch.reports.terminal import print_final, print_flatness, print_summary
 from tests.cases import add, final_training, study_of
@@ -82,8 +83,25 @@ def test_which_trial_goes_on_with_which() -> None:
 
 def test_a_parked_trial_says_so_once() -> None:
     study = study_of("accuracy", "flatness")
-    trial = study.ask()
-    record.write_trial(trial, parked=1, stopped="parked after epoch 1 of 8")
-    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    (row,) = all_trials(summarise(study)).rows
-    assert row[-1] == "parked after epoch 1 of 8"
+    for widths in ([8, 16], [4]):
+        trial = study.ask()
+        record.write_trial(
+            trial,
+            parked=1,
+            stopped="parked after epoch 1 of 8",
+            architecture=Architecture("plain_cnn", {"widths": widths}),
+        )
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    first, second = all_trials(summarise(study)).rows
+    assert first[-1] == "8-16 (parked after epoch 1 of 8)"
+    assert second[-1] == "4 (parked after epoch 1 of 8)"
+
+
+def test_a_line_is_broken_between_words_on_a_terminal_only() -> None:
+    words = "one line of several words, longer than the terminal is wide"
+    for terminal, lines in ((True, 3), (False, 1)):
+        out = io.StringIO()
+        console = Console(file=out, width=24, force_terminal=terminal)
+        Progress(console, RunSettings()).say(words)
+        said = out.getvalue().splitlines()
+        assert (len(said), " ".join(line.strip() for line in said)) == (lines, words)
