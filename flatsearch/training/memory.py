@@ -2,8 +2,8 @@
 
 What glibc's `malloc` gets back it returns to the operating system where it lies at the end of the
 heap, or is larger than a threshold (32 MiB at most); the next step gets it anew, a page fault for
-every 4 KiB. Of training steps on images of 32x32 that was up to a quarter of the time. So it is
-kept while a network is trained, and returned after (mallopt(3), malloc_trim(3)).
+every 4 KiB, which was a quarter to more than half of the time of training steps on images of 32x32.
+So it is kept while a network is trained, and returned after (mallopt(3), malloc_trim(3)).
 
 Other allocators, and what the environment says of glibc's, are left alone.
 """
