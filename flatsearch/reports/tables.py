@@ -117,10 +117,10 @@ def _remark(summary: StudySummary, trial: TrialRecord) -> str:
         return trial.state.lower()
     text = summary.describe(trial)
     if trial.superseded_by is not None:
-        return f"{text} ({trial.stopped}; goes on as trial {trial.superseded_by})".lstrip()
+        return _with(text, f"{trial.stopped}; goes on as trial {trial.superseded_by}")
     if trial.values is None:
         if trial.parked is not None and trial.stopped:
-            return f"{text} ({trial.stopped})".lstrip()
+            return _with(text, trial.stopped)
         reason = trial.failure or _decision(trial) or trial.stopped or "by the pruner"
         return f"{trial.state.lower()}: {reason}"
     if trial.duplicate:
@@ -130,6 +130,11 @@ def _remark(summary: StudySummary, trial: TrialRecord) -> str:
     if trial.retrain_of is not None:
         text += f" (trial {trial.retrain_of} again)"
     return f"{text} ({decided})" if (decided := _decision(trial)) else text
+
+
+def _with(text: str, remark: str) -> str:
+    """Return a text and a remark to it; the remark alone where there is no text."""
+    return f"{text} ({remark})" if text else remark
 
 
 def _shortfall(summary: StudySummary, trial: TrialRecord) -> str:

@@ -81,7 +81,8 @@ class RunSettings(Limits):
         "auto",
         Choice("memory format", ("auto", "contiguous", "channels_last")),
         "layout of maps in memory",
-        more="auto is channels_last for networks whose convolutions are mostly wide",
+        more="auto is channels_last on CUDA and for networks that gain from it; on a CPU it is"
+        " contiguous in any case where gradients would be wrong",
         group=_TRAINING,
     )
     cuda_graphs: bool = setting(

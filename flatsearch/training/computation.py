@@ -37,9 +37,9 @@ _WIDE, _MOSTLY = 8, 0.4
 # Depthwise convolutions up to this kernel are fastest in float32 with channels side by side; they
 # decide from this share of all convolutions' outputs on.
 _SMALL_KERNEL, _MANY = 5, 0.1
-# Numbers that the longest vector of a CPU has.
+# Channels in float32 that the longest vector of a CPU has.
 _VECTOR = 16
-# From so many multiply-adds a convolution and image on, bfloat16 saves more than casts to it cost.
+# Above so many multiply-adds a convolution and image bfloat16 saves more than casts to it cost.
 _WORK = 40_000
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -109,8 +109,9 @@ class _Look(TorchFunctionMode):
     ) -> Any:
         """Return what the function returns."""
         result = function(*args, **(kwargs or {}))
-        if function is torch.conv2d and len(args) > 1:
-            self._convolution(args[0], args[1], result)
+        if function is torch.conv2d:
+            given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+            self._convolution(given["input"], given["weight"], result)
         elif function in {F.batch_norm, torch.batch_norm} and result.dim() == 4:
             rows, columns = result.shape[2:]
             self.unsuited |= min(rows, columns) == 1 < max(rows, columns)

@@ -5,7 +5,8 @@ heap, or is larger than a threshold (32 MiB at most); the next step gets it anew
 every 4 KiB, which was a quarter to more than half of the time of training steps on images of 32x32.
 So it is kept while a network is trained, and returned after (mallopt(3), malloc_trim(3)).
 
-Other allocators, and what the environment says of glibc's, are left alone.
+In other threads than the main one glibc goes on to return large blocks. Other allocators, and what
+the environment says of glibc's, are left alone.
 """
 
 from __future__ import annotations

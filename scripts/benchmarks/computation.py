@@ -72,8 +72,11 @@ def measure(options: argparse.Namespace) -> None:
     y = torch.arange(IMAGES) % CLASSES
     capability = torch.backends.cpu.get_cpu_capability()
     native = " bfloat16" if computes_bfloat16(x.device) else ""
+    new = not RESULT.exists()
     with RESULT.open("a", newline="") as file, freed_memory_kept(x.device):
         writer = csv.writer(file)
+        if new:
+            writer.writerow(COLUMNS)
         for name in options.spaces:
             space = load_space(name)
             study = optuna.create_study(sampler=optuna.samplers.RandomSampler(options.seed))

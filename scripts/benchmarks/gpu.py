@@ -316,6 +316,7 @@ def run_search(options: argparse.Namespace) -> dict[str, Any]:
         layers=None,
         device=options.device,
         loaders=1 if options.quick else 8,
+        threads=torch.get_num_threads(),
         beside=["tuned", "flatsearch"],
     )
     found: dict[str, Any] = {}

@@ -5,7 +5,8 @@ Three ways train the same networks for the same epochs on the same images, with 
 
 *plain*      Optuna, a `DataLoader` over images and torchvision's transforms, an eager loop: what
              Optuna's example for PyTorch does.
-*tuned*      the same with bfloat16 autocast, channels last in memory, and workers.
+*tuned*      the same with bfloat16 autocast, channels last in memory, and workers. Torch computes
+             some networks wrongly so on a CPU, or ends (docs/torch-channels-last.md).
 *flatsearch* `FlatnessObjective` with its defaults, flatness and storage included.
 
 They take turns on every candidate, each in a process of its own, so that what else the machine does
@@ -52,7 +53,7 @@ from flatsearch.spaces.space import build_model
 from flatsearch.training.computation import computes_bfloat16
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from multiprocessing.connection import Connection
 
     from torch import Tensor
@@ -288,7 +289,11 @@ def serve(name: str, options: argparse.Namespace, folder: str, connection: Conne
     )
     clock = Clock(time.process_time if options.device == "cpu" else time.perf_counter)
     watched = list(clock.watch()) if name == "flatsearch" else []
-    while (parameters := connection.recv()) is not None:
+    while True:
+        try:
+            parameters = connection.recv()
+        except EOFError:  # there are no more
+            return
         study.enqueue_trial(parameters)
         clock.seconds.clear()
         before = spent()
@@ -322,6 +327,19 @@ def compare(options: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]
         processes.append(context.Process(target=serve, args=(name, options, folder, theirs)))
         processes[-1].start()
         theirs.close()  # so that a process that has ended is noticed
+    try:
+        yield from take_turns(options, pipes)
+    finally:  # by which all processes end, also where one has failed
+        for pipe in pipes.values():
+            pipe.close()
+    for process in processes:
+        process.join()
+
+
+def take_turns(
+    options: argparse.Namespace, pipes: Mapping[str, Connection]
+) -> Iterator[dict[str, Any]]:
+    """Send candidates to the processes; yield what is known after each."""
     rows: list[dict[str, Any]] = []
     seconds: dict[str, float] = defaultdict(float)
     space = load_space(options.space)
@@ -338,10 +356,6 @@ def compare(options: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]
             print(f"{turn:3d}  {', '.join(shown)}", flush=True)
             on_cpu = options.device == "cpu"
             yield {"summary": summarise(rows, list(pipes), seconds, on_cpu=on_cpu), "rows": rows}
-    for pipe in pipes.values():
-        pipe.send(None)
-    for process in processes:
-        process.join()
 
 
 def summarise(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from search import draw, shortened
 
 RESULT = Path(__file__).parents[1] / "results" / "precision.csv"
-COLUMNS = ("torch", "capability", "data", "epochs", "candidate", "precision", "seed")
+PLACE = ("torch", "capability", "space", "data", "size", "images", "epochs")
+COLUMNS = (*PLACE, "candidate", "precision", "seed", "accuracy", "loss")
 RUNS = (("float32", 0), ("float32", 1), ("bfloat16", 0))
 
 
@@ -44,13 +46,15 @@ def recorded() -> list[dict[str, str]]:
 
 def report(rows: list[dict[str, str]]) -> None:
     """Print what another precision changes, and another seed."""
-    for data in sorted({row["data"] for row in rows}):
+    for place in sorted({tuple(row[name] for name in PLACE) for row in rows}):
         found = {
             (row["precision"], int(row["seed"]), int(row["candidate"])): row
             for row in rows
-            if row["data"] == data
+            if tuple(row[name] for name in PLACE) == place
         }
         whole = [c for c in range(len(found)) if all((*run, c) in found for run in RUNS)]
+        if len(whole) < 2:
+            continue
         base = [found["float32", 0, c] for c in whole]
         for run in RUNS[1:]:
             other = [found[(*run, c)] for c in whole]
@@ -59,10 +63,11 @@ def report(rows: list[dict[str, str]]) -> None:
                 for a, b in zip(other, base, strict=True)
             ]
             losses = ([float(row["loss"]) for row in part] for part in (other, base))
+            mean, error = fmean(more), stdev(more) / math.sqrt(len(more))
             print(
-                f"{data}, {len(whole)} candidates, {run[0]} with seed {run[1]} less float32 with"
-                f" seed 0: {fmean(more):+.2f} ± {stdev(more) / math.sqrt(len(more)):.2f} points of"
-                f" accuracy, tau of the losses {kendalltau(*losses).statistic:.2f}"
+                f"{' '.join(place)}: {len(whole)} candidates, {run[0]} with seed {run[1]} less"
+                f" float32 with seed 0: {mean:+.2f} ± {error:.2f} points of accuracy, tau of the"
+                f" losses {kendalltau(*losses).statistic:.2f}"
             )
 
 
@@ -85,13 +90,16 @@ def main() -> None:
     space, name = load_space(options.space), Path(options.data).name
     study = optuna.create_study()
     rows = recorded()
-    have = {(r["data"], int(r["candidate"]), r["precision"], int(r["seed"])) for r in rows}
-    place = (torch.__version__, torch.backends.cpu.get_cpu_capability(), name, options.epochs)
+    have = {tuple(row[column] for column in COLUMNS[:-2]) for row in rows}
+    capability = torch.backends.cpu.get_cpu_capability()
+    data_set = (options.space, name, data.image_size, len(data.train), options.epochs)
+    place = tuple(map(str, (torch.__version__, capability, *data_set)))
     for candidate, parameters in enumerate(draw(space, options.candidates, 0)):
         study.enqueue_trial(parameters)
         architecture = space.suggest(study.ask())
         for precision, seed in RUNS:
-            if (name, candidate, precision, seed) in have:
+            run = (*place, str(candidate), precision, str(seed))
+            if run in have:
                 continue
             torch.manual_seed(seed)
             model = build_model(
@@ -101,17 +109,14 @@ def main() -> None:
                 num_classes=data.num_classes,
                 image_size=data.image_size,
             )
-            run = RunSettings(
-                epochs=options.epochs, image_size=options.image_size, precision=precision
-            )
-            *_, last = train(model, data, run, seed=seed)
+            recipe = dataclasses.replace(settings, precision=precision)
+            *_, last = train(model, data, recipe, seed=seed)
             new = not RESULT.exists()
             with RESULT.open("a", newline="") as file:
                 writer = csv.writer(file)
                 if new:
-                    writer.writerow((*COLUMNS, "accuracy", "loss"))
-                row = (*place, candidate, precision, seed, f"{last.accuracy:.5f}")
-                writer.writerow((*row, f"{last.loss:.5f}"))
+                    writer.writerow(COLUMNS)
+                writer.writerow((*run, f"{last.accuracy:.5f}", f"{last.loss:.5f}"))
     report(recorded())
 
 

@@ -83,16 +83,17 @@ def test_which_trial_goes_on_with_which() -> None:
 
 def test_a_parked_trial_says_so_once() -> None:
     study = study_of("accuracy", "flatness")
-    for widths in ([8, 16], [4]):
+    for widths in (None, [8, 16], [4]):
         trial = study.ask()
         record.write_trial(
             trial,
             parked=1,
             stopped="parked after epoch 1 of 8",
-            architecture=Architecture("plain_cnn", {"widths": widths}),
+            architecture=widths and Architecture("plain_cnn", {"widths": widths}),
         )
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    first, second = all_trials(summarise(study)).rows
+    nothing, first, second = all_trials(summarise(study)).rows
+    assert nothing[-1] == "parked after epoch 1 of 8"
     assert first[-1] == "8-16 (parked after epoch 1 of 8)"
     assert second[-1] == "4 (parked after epoch 1 of 8)"
 

@@ -64,7 +64,20 @@ def strided(channels: int, kernel: int = 1, **options: int) -> GapCnn:
     return GapCnn(nn.Sequential(*stem, shortcut), 32, 10)
 
 
-@pytest.mark.parametrize("model", [Rows(), strided(8), strided(15), strided(32, groups=4)])
+class Named(nn.Module):
+    """The same with the weight given by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.classifier = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 10)
+        self.weight = nn.Parameter(torch.rand(8, 8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = torch.conv2d(input=self.stem(x), weight=self.weight, stride=2)
+        return self.classifier(shortcut.mean((2, 3)))
+
+
+@pytest.mark.parametrize("model", [Rows(), Named(), strided(8), strided(15), strided(32, groups=4)])
 def test_gradients_that_would_be_wrong_are_not_computed(model: nn.Module) -> None:
     for given in ("auto", "channels_last"):
         assert choose_computation(model, 1, 8, memory_format=given).memory_format == "contiguous"
