@@ -96,10 +96,14 @@ def _third(tested: dict) -> str:
     shown = ", ".join(f"{TITLES[k]} {number(t['estimate'])}" for k, t in found.items())
     good = all(t["estimate"][2] < MARGIN for t in found.values())
     answer = "costs no more than" if good else "is not shown to cost no more than"
-    return (
+    text = (
         f"Choosing one of 20 finished networks by nu, without validation images, {answer} choosing"
-        f" by 50 validation images (points of test accuracy more: {shown})."
+        f" by 50 validation images (points of test accuracy more: {shown})"
     )
+    dearer = [
+        k for k, t in found.items() if t["adjusted"] < LEVEL and t["estimate"][0] > 0 and not good
+    ]
+    return f"{text}; on {_both(dearer)} it costs more." if dearer else f"{text}."
 
 
 def _side_by_side(results: dict, key: str, columns: dict[str, str]) -> str:
