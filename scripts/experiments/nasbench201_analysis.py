@@ -232,7 +232,7 @@ def write_page(found: dict) -> None:
         parts += [f"### {sample['cells']} cells: {titles[label]}", ""]
         parts += [page_table(sample["targets"]), ""]
     few, whole = found["samples"]["recorded"]["targets"], found["whole"]
-    many = found["samples"]["depth 1"]
+    many, small = found["samples"]["depth 5"], found["samples"]["depth 1"]
     values = {
         "whole": page_table(whole),
         "cells": f"{found['cells']:,}",
@@ -250,6 +250,10 @@ def write_page(found: dict) -> None:
         "vkdnw_sum": taus(many["targets"], "VKDNW's sum, per image"),
         "sum_many": taus(many["targets"], "AZ-NAS, nwot"),
         "fit_many": taus(many["targets"], "fitted: scores, graph"),
+        "vkdnw_small": taus(small["targets"], "VKDNW's sum, per image"),
+        "sum_small": taus(small["targets"], "AZ-NAS, nwot"),
+        "az_nas_many": taus(many["targets"], "AZ-NAS"),
+        "vkdnw_plain": taus(many["targets"], "VKDNW's sum"),
         "done_1": done(1),
         "done_5": done(5),
     }
