@@ -252,7 +252,6 @@ def write_page(found: dict) -> None:
         "fit_many": taus(many["targets"], "fitted: scores, graph"),
         "vkdnw_small": taus(small["targets"], "VKDNW's sum, per image"),
         "sum_small": taus(small["targets"], "AZ-NAS, nwot"),
-        "az_nas_many": taus(many["targets"], "AZ-NAS"),
         "vkdnw_plain": taus(many["targets"], "VKDNW's sum"),
         "done_1": done(1),
         "done_5": done(5),
