@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -20,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from flatsearch.flatness.patches import Patches, unwrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "Arguments",
@@ -184,10 +185,14 @@ def _is_constant(value: object) -> bool:
     return inner.grad_fn is None and (inner.is_floating_point() or inner.is_complex())
 
 
+# Missing in PyTorch 2.6, where it is seen when hooks are put on.
+_ask_for_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+_put_on = saved_tensors_hooks.__enter__
+
+
 def _top_hooks() -> Any:
-    """Return the hooks that are called with what the graph keeps."""
-    top: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return None if top is None else top(True)
+    """Return the hooks that are called with what the graph keeps; None where nobody can ask."""
+    return None if _ask_for_hooks is None else _ask_for_hooks(True)
 
 
 class Watch(without_hooks):
@@ -218,7 +223,26 @@ class Watch(without_hooks):
     def __enter__(self) -> Watch:
         """Begin to see."""
         self._hooks = _top_hooks()
+        if _ask_for_hooks is None:
+            saved_tensors_hooks.__enter__ = self._seen  # type: ignore[method-assign]
         return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        """Cease to see."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if _ask_for_hooks is None:
+            saved_tensors_hooks.__enter__ = _put_on  # type: ignore[method-assign]
+
+    @property
+    def _seen(self) -> Callable[[Any], None]:
+        """What puts hooks on, and notes those of a model."""
+
+        def seen(hooks: Any) -> None:
+            own = str(getattr(hooks.pack_hook, "__module__", "")).startswith("flatsearch.")
+            self.cut = self.cut or not own
+            _put_on(hooks)
+
+        return seen
 
     def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+import warnings
 from socketserver import ThreadingMixIn
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -203,6 +204,8 @@ def serve(
     from optuna.artifacts import FileSystemArtifactStore
     from optuna_dashboard import wsgi
 
+    # What Optuna says of the dashboard's own calls is nothing to whoever looks at a study.
+    warnings.filterwarnings("ignore", module="optuna")
     opened = open_storage(storage)
     study_id = load_study(name, opened)._study_id
     store = None if artifacts is None else FileSystemArtifactStore(artifacts)
