@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from flatsearch.flatness.patches import Patches, unwrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 __all__ = [
     "Arguments",
@@ -223,8 +223,14 @@ class Watch(without_hooks):
     def __enter__(self) -> Watch:
         """Begin to see."""
         self._hooks = _top_hooks()
+
+        def note_and_put_on(hooks: Any) -> None:
+            own = str(getattr(hooks.pack_hook, "__module__", "")).startswith("flatsearch.")
+            self.cut = self.cut or not own
+            _put_on(hooks)
+
         if _ask_for_hooks is None:
-            saved_tensors_hooks.__enter__ = self._seen  # type: ignore[method-assign]
+            saved_tensors_hooks.__enter__ = note_and_put_on  # type: ignore[method-assign]
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
@@ -232,17 +238,6 @@ class Watch(without_hooks):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         if _ask_for_hooks is None:
             saved_tensors_hooks.__enter__ = _put_on  # type: ignore[method-assign]
-
-    @property
-    def _seen(self) -> Callable[[Any], None]:
-        """What puts hooks on, and notes those of a model."""
-
-        def seen(hooks: Any) -> None:
-            own = str(getattr(hooks.pack_hook, "__module__", "")).startswith("flatsearch.")
-            self.cut = self.cut or not own
-            _put_on(hooks)
-
-        return seen
 
     def call(self, function: Any, args: Arguments, kwargs: Named) -> Any:
         """Return what the function returns."""

@@ -172,9 +172,9 @@ def choose_computation(
     cuda, depthwise = device.type == "cuda", seen.depthwise > _MANY * seen.outputs
     if precision == "auto":
         native = computes_bfloat16(device)
-        gains = seen.multiply_adds > _WORK * seen.convolutions and not depthwise
-        fewer = "bfloat16" if native else "float16" if cuda else "float32"
-        precision = fewer if cuda or gains else "float32"
+        enough = seen.multiply_adds > _WORK * seen.convolutions and not depthwise
+        half = "bfloat16" if native else "float16"
+        precision = half if cuda or (native and enough) else "float32"
     if memory_format == "auto":
         wide = seen.wide > _MOSTLY * seen.multiply_adds
         memory_format = "channels_last" if cuda or wide or depthwise else "contiguous"

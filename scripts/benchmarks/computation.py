@@ -25,11 +25,7 @@ import torch.nn.functional as F
 
 from flatsearch import load_space
 from flatsearch.spaces.space import build_model
-from flatsearch.training.computation import (
-    Computation,
-    choose_computation,
-    computes_bfloat16,
-)
+from flatsearch.training.computation import Computation, choose_computation, computes_bfloat16
 from flatsearch.training.memory import freed_memory_kept
 
 RESULT = Path(__file__).parents[1] / "results" / "computation.csv"

@@ -267,8 +267,8 @@ def way(name: str, options: argparse.Namespace) -> Callable[[optuna.Trial], Any]
     data, settings = prepare(options)
     if name == "flatsearch":
         return FlatnessObjective(options.space, data, settings=settings, device=options.device)
-    tuned = {"tuned": True, "loaders": options.loaders} if name == "tuned" else {"tuned": False}
-    return plain(load_space(options.space), data, settings, options.device, **tuned)
+    space, tuned = load_space(options.space), name == "tuned"
+    return plain(space, data, settings, options.device, tuned=tuned, loaders=options.loaders)
 
 
 def serve(name: str, options: argparse.Namespace, folder: str, connection: Connection) -> None:

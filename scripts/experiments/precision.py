@@ -24,7 +24,7 @@ import torch
 from scipy.stats import kendalltau
 
 from flatsearch import RunSettings, load_data, load_space
-from flatsearch.spaces.space import build_model
+from flatsearch.search.candidates import Candidates
 from flatsearch.training.trainer import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -88,27 +88,20 @@ def main() -> None:
     if options.images:
         data = shortened(data, options.images, 1000)
     space, name = load_space(options.space), Path(options.data).name
-    study = optuna.create_study()
+    study, candidates = optuna.create_study(), Candidates(space, data, settings)
     rows = recorded()
     have = {tuple(row[column] for column in COLUMNS[:-2]) for row in rows}
     capability = torch.backends.cpu.get_cpu_capability()
     data_set = (options.space, name, data.image_size, len(data.train), options.epochs)
     place = tuple(map(str, (torch.__version__, capability, *data_set)))
-    for candidate, parameters in enumerate(draw(space, options.candidates, 0)):
+    for index, parameters in enumerate(draw(space, options.candidates, 0)):
         study.enqueue_trial(parameters)
-        architecture = space.suggest(study.ask())
+        candidate = candidates.propose(study.ask())
         for precision, seed in RUNS:
-            run = (*place, str(candidate), precision, str(seed))
+            run = (*place, str(index), precision, str(seed))
             if run in have:
                 continue
-            torch.manual_seed(seed)
-            model = build_model(
-                space,
-                architecture,
-                in_channels=data.in_channels,
-                num_classes=data.num_classes,
-                image_size=data.image_size,
-            )
+            model = candidates.build(dataclasses.replace(candidate, seed=seed))
             recipe = dataclasses.replace(settings, precision=precision)
             *_, last = train(model, data, recipe, seed=seed)
             new = not RESULT.exists()

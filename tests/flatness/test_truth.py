@@ -338,13 +338,13 @@ def test_hooks_on_what_is_around_a_module(
         meter(data())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def unflattened(program: torch.export.ExportedProgram) -> list[nn.Module]:
     """Return a program as modules, which PyTorch 2.6 fails to make of it."""
     old = torch.__version__.startswith("2.6")
     return [] if old else [torch.export.unflatten(program)]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_compiled_and_exported(layers: str) -> None:
     model, x = network(), data()[0]

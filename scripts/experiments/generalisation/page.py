@@ -100,10 +100,8 @@ def _third(tested: dict) -> str:
         f"Choosing one of 20 finished networks by nu, without validation images, {answer} choosing"
         f" by 50 validation images (points of test accuracy more: {shown})"
     )
-    dearer = [
-        k for k, t in found.items() if t["adjusted"] < LEVEL and t["estimate"][0] > 0 and not good
-    ]
-    return f"{text}; on {_both(dearer)} it costs more." if dearer else f"{text}."
+    dearer = [k for k, t in found.items() if t["adjusted"] < LEVEL and t["estimate"][0] > 0]
+    return f"{text}; on {_both(dearer)} it costs more." if dearer and not good else f"{text}."
 
 
 def _side_by_side(results: dict, key: str, columns: dict[str, str]) -> str:
