@@ -108,7 +108,7 @@ import replay
 import tables
 from replay_rules import Gain, Halving, Median, Perfect, Rule, Rung, Several, Successive
 from replay_samplers import proposed
-from replay_studies import SIGNALS, Row, Table, one_epoch, simulate
+from replay_studies import SIGNALS, Row, Table, in_rounds, simulate
 
 from flatsearch import FlatnessPruner
 
@@ -168,7 +168,7 @@ def several_rules() -> dict[str, Callable[[], Rule]]:
     looks += [("ranks", "kappa_last"), ("ranks", "kappa_all"), ("accuracy", "kappa_last")]
     return {
         f"1/{part} at once; {signals}; {by}{', all' if flatness == 'kappa_all' else ''}": partial(
-            Several, (Rung(1, 1 / part, signals),), by, flatness
+            Several, (Rung(1, 1 / part, signals, by, flatness),)
         )
         for by, flatness in looks
         for part in (4, 6, 8)
@@ -194,18 +194,23 @@ class Job:
     least: bool = False
     timed: bool = False
     order: tuple[tuple[int, ...], ...] = ()  # the networks of every study; random where empty
+    flatness: str = "kappa_last"  # the second objective
+    muddle: int = 0
+    seeds: int = 0  # the first of the studies'
+    made: Callable[[], Rule] | None = None  # the rule, where it is not among those here
+    rounds: bool = False  # whether the best go on when all are there
 
 
 @cache
-def known(name: str, several: bool = False, least: bool = False, timed: bool = False) -> Table:
+def known(name: str, **options: Any) -> Table:
     """Return a table, read once in a process."""
-    return Table(name, several=several, least=least, timed=timed)
+    return Table(name, **options)
 
 
-def orders(table: Table, studies: int, *, half: bool) -> Row:
+def orders(table: Table, studies: int, *, half: bool, first: int = 0) -> Row:
     """Return the networks of every study in their order."""
     size = table.n // 2 if half else table.n
-    random = [np.random.default_rng([seed, half]) for seed in range(studies)]
+    random = [np.random.default_rng([seed, half]) for seed in range(first, first + studies)]
     return np.array([generator.permutation(table.n)[:size] for generator in random])
 
 
@@ -266,8 +271,13 @@ def calibrated(table: Table, order: Row, budget: float) -> tuple[Row, Row]:
 
 def run(job: Job) -> dict[str, Any]:
     """Run a job; return its regrets on the grid, and for the same trials."""
-    table = known(job.table, job.several, job.least, job.timed)
-    order = np.array(job.order) if job.order else orders(table, job.studies, half=job.half)
+    own = {name: getattr(job, name) for name in ("several", "least", "timed", "flatness", "muddle")}
+    table = known(job.table, **own)
+    order = (
+        np.array(job.order)
+        if job.order
+        else orders(table, job.studies, half=job.half, first=job.seeds)
+    )
     unpruned = trials_of(table, half=job.half)
     budget = float(unpruned * table.epochs)
     if job.rule == CALIBRATED:
@@ -278,13 +288,16 @@ def run(job: Job) -> dict[str, Any]:
             "grid": regrets(table, order, on_grid(spent, found, budget)),
             "same": {count: (spent[:, count - 1] / budget, *last)},
         }
-    made = (every_rule() | several_rules() | PERFECT)[job.rule]
-    if job.several and not isinstance(made, Rung) and type(rule := made()) is Halving:
+    made = job.made or (every_rule() | several_rules() | PERFECT)[job.rule]
+    rounds = job.rounds or isinstance(made, Rung)
+    if isinstance(made, Rung):
+        made = partial(Halving, (made,))
+    if job.several and type(rule := made()) is Halving:
         made = partial(Several, rule.rungs)
     result: dict[str, Any] = {"same": {}}
     several_counts = len(job.counts) > 1  # which are looked up in one and the same study
-    if isinstance(made, Rung):
-        spent, found = one_epoch(table, order, made, job.workers)
+    if rounds and isinstance(rule := made(), Halving):
+        spent, found = in_rounds(table, order, rule, job.workers)
     else:
         spent, found, started = simulate(
             table,
@@ -299,7 +312,7 @@ def run(job: Job) -> dict[str, Any]:
     for count in job.counts:
         if count > order.shape[1]:
             continue
-        if isinstance(made, Rung):
+        if rounds:
             ends, last = spent[:, count - 1], found[:, count - 1]
         elif several_counts:
             places = (started <= count).sum(1) - 1  # just before the next one begins
@@ -512,6 +525,19 @@ def closely(pool: Any, jobs: list[Job]) -> dict[str, Any]:
     return found
 
 
+def add_means(by_table: dict[str, Any]) -> None:
+    """Add the mean of the judged tables to what `closely` found of each; forget the resamples."""
+    judged = [name for name in by_table if name not in tables.TUNING]
+    draws = {
+        rule: np.mean([by_table[name][rule]["draws"] for name in judged], axis=0)
+        for rule in by_table[judged[0]]
+    }
+    for statistics in by_table.values():
+        for entry in statistics.values():
+            del entry["draws"]
+    by_table["mean of the judged"] = {rule: interval(values) for rule, values in draws.items()}
+
+
 def main() -> None:
     """Choose, judge, and write what was found."""
     parser = argparse.ArgumentParser(
@@ -576,15 +602,7 @@ def main() -> None:
                 found[key][name] = closely(pool, jobs)
                 print(key, name, f"{time.perf_counter() - started:.0f} s", flush=True)
     for by_table in found.values():
-        judged = [name for name in by_table if name not in tables.TUNING]
-        draws = {
-            rule: np.mean([by_table[name][rule]["draws"] for name in judged], axis=0)
-            for rule in by_table[judged[0]]
-        }
-        for statistics in by_table.values():
-            for entry in statistics.values():
-                del entry["draws"]
-        by_table["mean of the judged"] = {rule: interval(values) for rule, values in draws.items()}
+        add_means(by_table)
     fields = {
         **before,
         "studies": args.studies,

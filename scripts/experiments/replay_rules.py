@@ -17,11 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rung:
-    """Where a network's turn may be over: after how many epochs, who goes on, ranked by what."""
+    """Where a network's turn may be over: after how many epochs, who goes on, ranked by what.
+
+    With two objectives the signals judge the accuracy.
+
+    Attributes:
+        epoch: After how many.
+        share: Of those that come there, who go on.
+        signals: The rank sum.
+        by: "dominated", by how many networks dominate one, those of the same number by the sum of
+            both ranks; "ranks", by that sum alone; "accuracy", by the accuracy alone: with these
+            the networks that know too little for the front, as it is known there, are last. "sum",
+            by the accuracy alone, whoever knows how much; "turns", by that, but every third is the
+            flattest of the better half.
+        flatness: What judges the flatness, smaller is better; where empty, the objective.
+    """
 
     epoch: int
     share: float
     signals: str
+    by: str = "dominated"
+    flatness: str = ""
 
 
 class Rule:
@@ -272,8 +288,8 @@ class _TwoObjectives(Halving):
         own = self.studies.order[rows]  # the networks of each study only: this is the slow part
         there = np.take_along_axis(self.there[place][rows], own, 1)
         sums = np.take_along_axis(self.sums[place][rows], own, 1)
-        accuracy, keys, last = self._ranked(max(1, self.rungs[place].epoch), own, there, sums)
-        if self.table.least is not None:
+        accuracy, keys, last = self._ranked(self.rungs[place], own, there, sums)
+        if self.table.least is not None and self.rungs[place].by not in {"sum", "turns"}:
             best = np.where(there, accuracy, 0.0).max(1)
             least = np.array([self.table.least.beside(value) for value in best])
             keys = np.where(accuracy < least[:, None], 1e6 + last, keys)
@@ -282,41 +298,35 @@ class _TwoObjectives(Halving):
         return found
 
     @abstractmethod
-    def _ranked(self, epoch: int, own: Row, there: Row, sums: Row) -> tuple[Row, Row, Row]:
+    def _ranked(self, rung: Rung, own: Row, there: Row, sums: Row) -> tuple[Row, Row, Row]:
         """Return the accuracies, what networks are ranked by, and what those that are last are."""
 
 
 class Several(_TwoObjectives):
-    """By what is known after an epoch.
-
-    Args:
-        rungs: Whose signals judge the accuracy.
-        by: "dominated", by how many networks dominate one, those of the same number by the sum of
-            both ranks; "ranks", by that sum alone; "accuracy", by the accuracy alone.
-        flatness: What judges the flatness, smaller is better.
-    """
-
-    def __init__(
-        self, rungs: tuple[Rung, ...], by: str = "dominated", flatness: str = "kappa_last"
-    ) -> None:
-        super().__init__(rungs)
-        self._by, self._flatness = by, flatness
+    """By what is known after an epoch, as its rung says."""
 
     def measured(self, epoch: int) -> float:
         """Return what the signals of a rung cost, flatness of all convolutions among them."""
-        looks = self._by != "accuracy" and epoch in self.looks()
-        beyond = looks and self._flatness == "kappa_all"
+        beyond = any(
+            r.epoch == epoch and r.by != "accuracy" and r.flatness == "kappa_all"
+            for r in self.rungs
+        )
         return super().measured(epoch) + (cost("flatness_all", self.table.images) if beyond else 0)
 
-    def _ranked(self, epoch: int, own: Row, there: Row, sums: Row) -> tuple[Row, Row, Row]:
-        accuracy = self.table.curves.column("accuracy", epoch)[own]
+    def _ranked(self, rung: Rung, own: Row, there: Row, sums: Row) -> tuple[Row, Row, Row]:
+        epoch = max(1, rung.epoch)
+        accuracy = self.table.column("accuracy", epoch)[own]
         guessing = 1e6 * (accuracy <= GUESSING)
-        if self._by == "accuracy":
+        if rung.by in {"accuracy", "sum"}:
             return accuracy, sums + guessing, sums
         lower = _better(there, sums)
-        flatter = _better(there, self.table.curves.column(self._flatness, epoch)[own])
+        flatness = self.table.early(rung.flatness or self.table.flatness, epoch, 1)[own]
+        if rung.by == "turns":
+            keys = _in_turns(there, lower.sum(1), flatness) + sums % 1e-3 + guessing
+            return accuracy, keys, keys
+        flatter = _better(there, flatness)
         keys = lower.sum(1) + flatter.sum(1) + sums % 1e-3 + guessing
-        if self._by == "dominated":
+        if rung.by == "dominated":
             keys += 1e3 * (lower & flatter).sum(1)
         return accuracy, keys, sums
 
@@ -324,9 +334,9 @@ class Several(_TwoObjectives):
 class Perfect(_TwoObjectives):
     """By the final values: the least that any ranking can take."""
 
-    def _ranked(self, epoch: int, own: Row, there: Row, sums: Row) -> tuple[Row, Row, Row]:  # noqa: ARG002
+    def _ranked(self, rung: Rung, own: Row, there: Row, sums: Row) -> tuple[Row, Row, Row]:  # noqa: ARG002
         better = _better(there, -self.table.quality[own])
-        flatter = _better(there, self.table.curves.column("kappa_last")[own])
+        flatter = _better(there, self.table.curves.column(self.table.flatness)[own])
         keys = 1e3 * (better & flatter).sum(1) + better.sum(1)
         return self.table.validation[own], keys, keys
 
@@ -334,3 +344,17 @@ class Perfect(_TwoObjectives):
 def _better(there: Row, values: Row) -> Row:
     """Return which networks that are there (the second axis) have a smaller value than others."""
     return there[:, :, None] & (values[:, :, None] < values[:, None])
+
+
+def _in_turns(there: Row, ahead: Row, flatness: Row) -> Row:
+    """Return ranks by accuracy, where every third place is for the flattest of the better half.
+
+    Args:
+        there: Which networks are there, (studies, networks).
+        ahead: How many of them are ahead of one in accuracy.
+        flatness: Smaller is better.
+    """
+    half = there & (2 * ahead < there.sum(1)[:, None])
+    flatter = _better(half, flatness).sum(1)
+    # The best two in accuracy come before the flattest, the third and fourth before the second.
+    return np.where(half, np.minimum(ahead + ahead // 2, 3 * flatter + 1.9), 1e3 + ahead)

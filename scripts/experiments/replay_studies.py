@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from replay import COSTS, PROBE
 from flatsearch.record import LeastAccuracy
 
 if TYPE_CHECKING:
-    from replay_rules import Rule, Rung
+    from replay_rules import Halving, Rule
 
 # Name of the signal: (column, its sign: 1 where larger is better, what measuring it is called).
 SIGNALS = {
@@ -37,6 +38,7 @@ SIGNALS = {
 Row = np.ndarray
 # What is clearly better than guessing one of ten classes, on 1,000 images.
 GUESSING = 0.12
+MUDDLE = 0.3
 
 
 @cache
@@ -55,12 +57,22 @@ class Table:
         name: Of the table.
         several: Whether flatness is an objective beside accuracy.
         least: Whether fronts need a least accuracy.
+        flatness: The column of the second objective, smaller is better.
+        muddle: For a table on which early epochs say less: the seed of noise that is added to the
+            rank of every network in every signal after epoch e, `MUDDLE` / e of the networks.
         timed: Whether an epoch counts by the processor time that the network's took when it was
             recorded, the median over its epochs, in those of a mean network.
     """
 
     def __init__(
-        self, name: str, *, several: bool = False, least: bool = False, timed: bool = False
+        self,
+        name: str,
+        *,
+        several: bool = False,
+        least: bool = False,
+        flatness: str = "kappa_last",
+        muddle: int = 0,
+        timed: bool = False,
     ) -> None:
         self.curves = tables.load(name)
         self.epochs, self.n = self.curves.epochs, len(self.curves)
@@ -77,7 +89,8 @@ class Table:
         self.quality[order] = np.arange(self.n)
         self.by_quality = order
         self._kept: dict[tuple[str, int], Row] = {}
-        self.points = np.stack([self.validation, -np.log(self.curves.column("kappa_last"))], 1)
+        self.flatness, self._muddle = flatness, muddle
+        self.points = np.stack([self.validation, -np.log(self.curves.column(flatness))], 1)
 
     def corner(self, networks: Row) -> Row:
         """Return from which accuracy and -log flatness the area of a front is measured."""
@@ -97,7 +110,17 @@ class Table:
     def column(self, name: str, epoch: int) -> Row:
         """Return a signal after an epoch, larger is better."""
         column, sign, _ = SIGNALS[name]
-        return np.nan_to_num(sign * self.curves.column(column, max(1, epoch)), nan=-np.inf)
+        return self.early(column, epoch, sign)
+
+    def early(self, column: str, epoch: int, sign: int) -> Row:
+        """Return a column as it is seen after an epoch, by a sign."""
+        values = np.nan_to_num(sign * self.curves.column(column, max(1, epoch)), nan=-np.inf)
+        if not self._muddle:
+            return values
+        random = np.random.default_rng([self._muddle, epoch, zlib.crc32(column.encode())])
+        ranks = values.argsort(kind="stable").argsort()
+        noisy = ranks + random.normal(0, MUDDLE * self.n / max(1, epoch), self.n)
+        return np.sort(values)[noisy.argsort().argsort()]
 
     def ahead(self, signals: str, epoch: int) -> Row:
         """Return what each network (row) adds to the rank sum of every other one."""
@@ -204,32 +227,41 @@ def simulate(
     return spent, found, started
 
 
-def one_epoch(table: Table, order: Row, rung: Rung, workers: int = 1) -> tuple[Row, Row]:
-    """Train all networks for a few epochs, then the best part to the end, for any number of them.
+def in_rounds(table: Table, order: Row, rule: Halving, workers: int = 1) -> tuple[Row, Row]:
+    """Train all networks to the first rung, then the best of them to the next, for any number.
 
     Returns:
         For 1, 2, ... networks: what has been spent, and the quality of the best one, as `simulate`.
     """
     n, size = order.shape
-    ahead = table.ahead(rung.signals, rung.epoch)
-    sums = np.zeros((n, table.n), np.float32)
-    spent, best = [], []
+    studies = Studies(table, order, size)
+    rule.begin(studies)
+    index = np.arange(n)
+    ends = [*(rung.epoch for rung in rule.rungs[1:]), table.epochs]
+    spent, found = [], []
     for count in range(1, size + 1):
-        sums += ahead[order[:, count - 1]]
-        those = order[:, :count]
-        keep = max(1, round(count * rung.share))
-        ranked = np.take_along_axis(sums, those, 1).argsort(1, kind="stable")[:, :keep]
-        kept = np.take_along_axis(those, ranked, 1)
-        best.append(table.quality[kept].max(1))
-        # With several workers the last ones wait for each other.
-        short, long = (
-            table.weight[part].mean(1) * math.ceil(part.shape[1] / workers) * workers
-            for part in (those, kept)
-        )
-        spent.append(
-            short * rung.epoch
-            + long * (table.epochs - rung.epoch)
-            + count * cost(rung.signals, table.images)
-        )
+        left = order[:, :count]
+        total = _waiting(table, left, workers) * rule.rungs[0].epoch
+        for place, (rung, end) in enumerate(zip(rule.rungs, ends, strict=True)):
+            there = np.zeros((n, table.n), np.float32)
+            np.put_along_axis(there, left, 1.0, 1)
+            rule.there[place] = there > 0
+            rule.sums[place] = studies.age + there @ table.ahead(rung.signals, rung.epoch)
+            total += left.shape[1] * rule.measured(rung.epoch)
+            keep = max(1, round(left.shape[1] * rung.share))
+            keys = np.where(rule.there[place], rule.keys(place, index), np.inf)
+            left = keys.argsort(1, kind="stable")[:, :keep]
+            total += _waiting(table, left, workers) * (end - rung.epoch)
+        spent.append(total)
+        if table.several:
+            pairs = zip(left, studies.corner, strict=True)
+            found.append([table.volume(*pair) for pair in pairs])
+        else:
+            found.append(table.quality[left].max(1))
     # What fewer networks have cost is spent with more of them, too.
-    return np.maximum.accumulate(spent).T, np.array(best, float).T
+    return np.maximum.accumulate(spent).T, np.array(found, float).T
+
+
+def _waiting(table: Table, networks: Row, workers: int) -> Row:
+    """Return what an epoch of networks takes, where several workers wait for the last ones."""
+    return table.weight[networks].mean(1) * math.ceil(networks.shape[1] / workers) * workers
