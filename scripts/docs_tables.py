@@ -204,40 +204,52 @@ def bracketed(value: list[float | None]) -> str:
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
-def schedule_shares(kind: str) -> Callable[[], str]:
-    """Return a table of the epochs to the regret without pruning, of studies of one kind."""
+def schedule_shares(*kinds: str, of: str = "parking") -> Callable[[], str]:
+    """Return a table of the epochs to the regret without pruning, of studies of some kinds.
+
+    Args:
+        kinds: Of which the rules are; with several of them the row of a rule says which.
+        of: The file of results.
+    """
 
     def table() -> str:
-        found = result("parking")["found"][kind]
-        names = [name for name in found if name != "mean of the judged"]
+        names = [name for name in result(of)["found"][kinds[0]] if name != "mean of the judged"]
         tuned = ("fashion-plain", "cifar10-resnet")  # `TUNING` of scripts/experiments/tables.py
         names.sort(key=lambda name: name in tuned)
         head = ["rule; what it ranks by", "mean of the judged"]
-        rows = [
-            [
-                rule,
-                bracketed(mean),
-                *(bracketed(found[name][rule]["share"]) for name in names),
+        rows = []
+        for kind in kinds:
+            found = result(of)["found"][kind]
+            which = f"{kind.split(', ')[-1]}: " if len(kinds) > 1 else ""
+            rows += [
+                [
+                    which + rule,
+                    bracketed(mean),
+                    *(bracketed(found[name][rule]["share"]) for name in names),
+                ]
+                for rule, mean in found["mean of the judged"].items()
+                if not which or rule != "nothing stopped"
             ]
-            for rule, mean in found["mean of the judged"].items()
-        ]
         return markdown([*head, *(f"{n} (t)" if n in tuned else n for n in names)], rows)
 
     return table
 
 
+def in_trials(of: str, kind: str, count: str, rule: str) -> tuple[float, float]:
+    """Return the share of the epochs and how much larger the regret is, of the judged tables."""
+    judged = ("cifar10-plain", "cifar10-recipes", "fashion-resnet")
+    each = [result(of)["found"][kind][name][rule]["same trials"][count] for name in judged]
+    share, more = (sum(e[what][0] for e in each) / len(each) for what in ("share", "more regret"))
+    return share, more
+
+
 def schedule_trials() -> str:
     """Return what rules do with the same numbers of trials, in the mean of the judged tables."""
-    found = result("parking")["found"]
     counts = [("whole", "20"), ("whole", "40"), ("whole", "100"), ("whole, 4 workers", "40")]
-    judged = ("cifar10-plain", "cifar10-recipes", "fashion-resnet")
-    points: dict[str, list[tuple[float, float]]] = {}
-    for rule in found["whole"][judged[0]]:
-        points[rule] = []
-        for kind, count in counts:
-            each = [found[kind][name][rule]["same trials"][count] for name in judged]
-            mean = [sum(e[what][0] for e in each) / len(each) for what in ("share", "more regret")]
-            points[rule].append((mean[0], mean[1]))
+    points = {
+        rule: [in_trials("parking", kind, count, rule) for kind, count in counts]
+        for rule in result("parking")["found"]["whole"]["mean of the judged"]
+    }
     rows = []
     for rule, own in points.items():
         row = [rule]
@@ -252,6 +264,20 @@ def schedule_trials() -> str:
         rows.append(row)
     head = [f"{count} trials" + kind.removeprefix("whole") for kind, count in counts]
     return markdown(["rule; what it ranks by", *head], rows)
+
+
+def front_trials() -> str:
+    """Return the same of two objectives, where regret is a share of the area of a front."""
+    found, counts = result("parking-fronts")["found"], ("20", "40", "100")
+    rows = []
+    for kind in ("at once", "rounds"):
+        for rule in found[f"whole, {kind}"]["mean of the judged"]:
+            if rule != "nothing stopped":
+                points = [
+                    in_trials("parking-fronts", f"whole, {kind}", count, rule) for count in counts
+                ]
+                rows.append([f"{kind}: {rule}", *(f"{a:.2f}, {b:+.1f}%" for a, b in points)])
+    return markdown(["rule; what it ranks by", *(f"{count} trials" for count in counts)], rows)
 
 
 STORAGES = {
@@ -524,6 +550,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "schedules two objectives": schedule_shares("halves, 2 objectives"),
     "schedules least accuracy": schedule_shares("halves, 2 objectives, least accuracy"),
     "schedules trials": schedule_trials,
+    "schedules fronts": schedule_shares("halves, at once", "halves, rounds", of="parking-fronts"),
+    "schedules fronts, whole": schedule_shares(
+        "whole, at once", "whole, rounds", of="parking-fronts"
+    ),
+    "schedules fronts, trials": front_trials,
     "scaling": scaling,
     "carries": carries,
     "soak": soak,

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.errors import Range
+from flatsearch.errors import COUNT, Range
 from flatsearch.pruners.promoter import Board, Promoter, last_resort
 from flatsearch.record.promotion import Promotion
 
@@ -36,6 +36,9 @@ class HalvingPromoter(Promoter):
     Args:
         signals: See `flatsearch.pruners.promoter.Promoter`.
         factor: Of so many trials at a rung one goes on.
+        most_rungs: No more rungs than that; where None, as many as the factor says.
+        first: Whether the best of a rung goes on however few have come there, so that a run that is
+            cut short has a result.
         **options: See `flatsearch.pruners.promoter.Promoter`.
 
     Example:
@@ -43,6 +46,8 @@ class HalvingPromoter(Promoter):
         (1, 3)
         >>> HalvingPromoter(epochs=8, factor=2).rungs(8)
         (1, 2, 4)
+        >>> HalvingPromoter(epochs=100, factor=3, most_rungs=2).rungs(100)
+        (1, 10)
     """
 
     def __init__(
@@ -50,11 +55,15 @@ class HalvingPromoter(Promoter):
         signals: Sequence[str] = ("loss", "train_loss"),
         *,
         factor: float = 4.0,
+        most_rungs: int | None = None,
+        first: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(signals, **options)
         _FACTOR.check("factor", factor)
-        self._factor = factor
+        if most_rungs is not None:
+            COUNT.check("most_rungs", most_rungs)
+        self._factor, self._most_rungs, self._first = factor, most_rungs, first
 
     def rungs(self, epochs: int) -> tuple[int, ...]:
         """Return the numbers of epochs after which a trial's turn may be over.
@@ -64,9 +73,10 @@ class HalvingPromoter(Promoter):
 
         Returns:
             round(epochs^(i / k)) for i = 0, ..., k - 1, with k = log(epochs) / log(factor) rounded,
-            at least 1.
+            at least 1 and at most `most_rungs`.
         """
         count = max(1, round(math.log(epochs) / math.log(self._factor)))
+        count = min(count, self._most_rungs or count)
         rungs = {round(epochs ** (i / count)) for i in range(count)}
         return tuple(sorted(rungs - {epochs}))
 
@@ -82,10 +92,10 @@ class HalvingPromoter(Promoter):
         """Return the best of each rung that are parked there, those of the highest rung first."""
         rungs = (*self.rungs(board.epochs), board.epochs)
         found = [
-            Promotion(network.number, rung, following)
+            Promotion(network.number, network.parked or rung, following)
             for rung, following in reversed(list(pairwise(rungs)))
             for network in self._best(board, rung)
-            if network.parked == rung
+            if network.parked_between(rung, following)
         ]
         return found or (last_resort(board) if ends else [])
 
@@ -94,4 +104,4 @@ class HalvingPromoter(Promoter):
         share = 1.0 / self._factor
         if board.distrusts(share):
             share = min(1.0, 2.0 * share)
-        return order[: int(len(order) * share)]
+        return order[: max(int(self._first), int(len(order) * share))]

@@ -62,17 +62,25 @@ class Judge:
     and are ranked by the accuracy's sum alone: what is flat or small for knowing nothing is nothing
     to go on with.
 
+    In turns, by the accuracy's sum, but every third place is for the best of the better half in
+    another objective. Who knows too little is not asked then: after an epoch or three accuracies
+    are so noisy that hardly anybody knows enough, and not the best.
+
     Attributes:
         signals: See `check_signals`.
         objectives: The names of the study's objectives; empty where they have none.
         signs: 1 for an objective that is maximised, -1 for one that is minimised.
         least: What the study says that a network of its front must have learnt.
+        later: The signals after more than one epoch; where empty, those after the first.
+        in_turns: Whether with several objectives places are given in turns.
     """
 
     signals: tuple[str, ...]
     objectives: tuple[str, ...] = ()
     signs: tuple[float, ...] = (1.0,)
     least: LeastAccuracy | None = None
+    later: tuple[str, ...] = ()
+    in_turns: bool = False
 
     def order(self, networks: Sequence[Network], epoch: int) -> list[Network]:
         """Return networks that have been trained for an epoch at least, the best first.
@@ -89,10 +97,14 @@ class Judge:
             return []
         losses = self._losses(there, epoch - 1)
         ranks = np.sum([_ranks(column) for column in losses.T], axis=0)
-        lower = (losses[:, None] < losses[None]).any(axis=2)
-        dominated = (lower & ~lower.T).sum(axis=0)
-        behind = self._behind(there, epoch - 1)
-        first = np.where(behind, losses[:, self._of_accuracy()], dominated)
+        if self.in_turns and len(self.signs) > 1:
+            behind = np.zeros(len(there), bool)
+            first = _in_turns(losses, self._of_accuracy())
+        else:
+            lower = (losses[:, None] < losses[None]).any(axis=2)
+            dominated = (lower & ~lower.T).sum(axis=0)
+            behind = self._behind(there, epoch - 1)
+            first = np.where(behind, losses[:, self._of_accuracy()], dominated)
         keys = [
             (not network.feasible, bool(behind[i]), first[i], ranks[i], network.number)
             for i, network in enumerate(there)
@@ -128,7 +140,7 @@ class Judge:
     def _rank_sum(self, networks: Sequence[Network], step: int) -> _Array | None:
         """Return the sums of ranks in the signals, 1 for the best; None if none is recorded."""
         total, found = np.zeros(len(networks)), False
-        for signal in self.signals:
+        for signal in (self.later if step > 0 else ()) or self.signals:
             name = signal.lstrip("+-")
             sign = {"+": 1, "-": -1}.get(signal[0]) or SIGNALS[name].sign
             values = np.array([-sign * _value(network, name, step) for network in networks])
@@ -136,6 +148,24 @@ class Judge:
                 found = True
                 total += _ranks(np.nan_to_num(values, nan=np.inf))
         return total if found else None
+
+
+def _in_turns(losses: _Array, main: int) -> _Array:
+    """Return places, the first in one objective but for every third, which is another one's.
+
+    Args:
+        losses: (networks, objectives), smaller is better.
+        main: The objective that two of three places are for, and whose better half the others are.
+    """
+    ahead = (losses[:, main] < losses[:, main, None]).sum(axis=1)
+    half = 2 * ahead < len(losses)
+    places = ahead + ahead // 2.0  # 0, 1, 3, 4, 6, ...
+    others = [i for i in range(losses.shape[1]) if i != main]
+    for turn, column in enumerate(losses[:, others].T):
+        better = (half & (column < column[:, None])).sum(axis=1)
+        # Before the third in the main objective, the fifth, ...
+        places = np.minimum(places, 3.0 * (len(others) * better + turn) + 2)
+    return np.where(half, places, 3.0 * len(losses) + ahead)
 
 
 def _ranks(values: _Array) -> _Array:

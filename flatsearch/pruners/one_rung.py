@@ -86,9 +86,9 @@ class OneRungPromoter(Promoter):
         if not (ends or self._at_once):
             return []
         found = [
-            Promotion(network.number, self._rung, board.epochs)
+            Promotion(network.number, network.parked, board.epochs)
             for network in self._best(board, ends=ends)
-            if network.parked == self._rung
+            if network.parked is not None
         ]
         return found or (last_resort(board) if ends else [])
 

@@ -81,6 +81,10 @@ class Promoter(BasePruner):
             one all the same, to see whether the rule is right.
         keep: The number of parked networks at each rung, the best, whose training is kept; see
             `kept`.
+        later: What trials are ranked by after more than one epoch; where empty, `signals`.
+        in_turns: Whether with several objectives two of three places are for the most accurate, and
+            the third for the best of the better half in another objective; where not, by how many
+            dominate one.
 
     Raises:
         SettingsError: If an argument is out of range.
@@ -93,14 +97,18 @@ class Promoter(BasePruner):
         epochs: int | None = None,
         audit: float = 0.05,
         keep: int = 50,
+        later: Sequence[str] = (),
+        in_turns: bool = False,
     ) -> None:
-        check_signals(signals)
+        for names in (signals, later or signals):
+            check_signals(names)
         if epochs is not None:
             COUNT.check("epochs", epochs)
         _SHARE.check("audit", audit)
         COUNT.check("keep", keep)
         self._signals, self._epochs = tuple(signals), epochs
         self._audit, self._keep = audit, keep
+        self._later, self._in_turns = tuple(later), in_turns
         self._finished: PerStudy[dict[int, TrialRecord]] = PerStudy()
 
     @abstractmethod
@@ -166,7 +174,9 @@ class Promoter(BasePruner):
         objectives = tuple(study.metric_names or ())
         of_study = StudyRecord(study)
         directions = tuple(signs(study.directions).tolist())
-        judge = Judge(self._signals, objectives, directions, of_study.least)
+        judge = Judge(
+            self._signals, objectives, directions, of_study.least, self._later, self._in_turns
+        )
         return Board(networks_of(trials), self._epochs_of(study, of_study), judge)
 
     def _epochs_of(self, study: optuna.Study, known: StudyRecord | None = None) -> int:
@@ -243,9 +253,9 @@ class Promoter(BasePruner):
         """Return the networks whose training is kept, by the numbers of their first trials."""
         board = self.board(study)
         found = {n.number for n in board.networks if n.busy or n.resumes}
-        for rung in self.rungs(board.epochs):
+        for rung, following in pairwise((*self.rungs(board.epochs), board.epochs)):
             there = board.judge.order(board.networks, rung)
-            parked = [n.number for n in there if n.parked == rung]
+            parked = [n.number for n in there if n.parked_between(rung, following)]
             found |= set(parked[: self.kept(len(there))])
         return found
 

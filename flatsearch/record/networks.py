@@ -57,6 +57,10 @@ class Network:
     audit: tuple[int, int] | None = None
     parts: tuple[int, ...] = ()
 
+    def parked_between(self, rung: int, following: int) -> bool:
+        """Return whether it is parked at a rung, or beyond it by a rule with other rungs."""
+        return self.parked is not None and rung <= self.parked < following
+
     @property
     def acquitted(self) -> bool | None:
         """Whether it went on for the audit and was among the best of the next rung.

@@ -9,6 +9,7 @@ import optuna
 
 from flatsearch.errors import SettingsError, unknown_name
 from flatsearch.pruners.flatness import FlatnessPruner
+from flatsearch.pruners.halving import HalvingPromoter
 from flatsearch.pruners.metric import MetricPruner
 from flatsearch.pruners.one_rung import OneRungPromoter
 from flatsearch.pruners.pareto import ParetoPruner
@@ -23,6 +24,8 @@ __all__ = ["make_pruner", "make_sampler"]
 
 # The shares of trials that are trained to the end, from scripts/experiments/replay_parking.py.
 _BEST, _FRONT = 0.125, 0.25
+# What scripts/experiments/replay_fronts.py was about.
+_TWO = {"accuracy", "flatness"}
 _VERSION = tuple(map(int, optuna.__version__.split(".")[:2]))
 
 
@@ -88,6 +91,16 @@ def make_pruner(
         return optuna.pruners.NopPruner()
     if name == "flatness":
         return FlatnessPruner()
+    if name == "promote" and not counted and set(objectives) == _TWO:
+        return HalvingPromoter(
+            ("loss", "parameters"),
+            later=("loss", "train_loss", "parameters"),
+            factor=3,
+            most_rungs=2,
+            first=True,
+            in_turns=True,
+            audit=0.0,
+        )
     if name == "promote":
         # A front takes more networks than a best one.
         share = _BEST if len(objectives) == 1 else _FRONT

@@ -1,6 +1,8 @@
 """Replay schedules with two rungs for two objectives, accuracy and flatness.
 
-    python scripts/experiments/replay_fronts.py {choose,judge} [--jobs 1] --out FILE
+    python scripts/experiments/replay_fronts.py {choose,judge} [--kinds KIND ...] [--jobs 1] --out FILE
+
+What FILE has of other kinds is kept.
 
 Protocol, written before anything of it was run on a judged table. Studies, costs and regret are
 those of `replay_parking.py` with two objectives and fronts with a least accuracy.
@@ -40,6 +42,14 @@ The chosen rule becomes the default of a kind with accuracy and flatness if its 
 halves is smaller than the quarter's of the same kind with intervals that do not overlap, and on no
 judged table it is worse (its value above the upper end of the quarter's interval); if it does not,
 the one with one rung by the same condition. Asked for is at most .40 in the mean.
+
+Added after that, and nothing is chosen by it: the quarter and the chosen rule at once, where the
+best of a rung goes on however few have come there, as in `flatsearch run`, so that a run that is
+cut short has a result.
+
+Added when the rule had been chosen and judged, before this was run: where it becomes the default, at
+once, a run ends by the clock. So random halves once more with processor time for epochs, as in
+`replay_parking.py`; the default is changed only if the same condition holds there, too.
 """
 
 from __future__ import annotations
@@ -76,6 +86,14 @@ CHOICE = ("cifar10-resnet", "fashion-plain", "choice/fashion-recipes")
 # How each of them is used: the second objective, and what is muddled by which seed.
 WAYS = (("kappa_last", 0), ("kappa_all", 0), ("kappa_last", 1), ("kappa_last", 2))
 KINDS = {"at once": False, "rounds": True}
+# What is judged on: whether random halves, in rounds, by processor time.
+JUDGED = {
+    "halves, at once": (True, False, False),
+    "halves, rounds": (True, True, False),
+    "whole, at once": (False, False, False),
+    "whole, rounds": (False, True, False),
+    "halves by time, at once": (True, False, True),
+}
 CHOICE_STUDIES, JUDGED_STUDIES = 100, 300
 
 
@@ -172,7 +190,7 @@ def choose(pool: Any) -> dict[str, Any]:
     }
 
 
-def judge(pool: Any, choice: dict[str, Any]) -> dict[str, Any]:
+def judge(pool: Any, choice: dict[str, Any], kinds: list[str]) -> dict[str, Any]:
     """Return the statistics of what was chosen on all tables, the judged ones among them."""
     rules = front_rules()
     names = [DEFAULT, choice["chosen"], choice["chosen with one rung"]]
@@ -182,30 +200,31 @@ def judge(pool: Any, choice: dict[str, Any]) -> dict[str, Any]:
         "a perfect eye for the quarter": PERFECT["1/4 at once; with a perfect eye"],
         "a perfect eye for the chosen": partial(Perfect, rules[choice["chosen"]]().rungs),
     }
+    first = {f"{rule}; the first always": partial(rules[rule], first=True) for rule in names[:2]}
     found: dict[str, Any] = {}
-    for half in (True, False):
-        for kind, rounds in KINDS.items():
-            key = f"{'halves' if half else 'whole'}, {kind}"
-            found[key] = {}
-            for name in tables.trained():
-                counts = (trials_of(known(name), half=half),) if half else (20, 40, 100)
-                jobs = [
-                    Job(
-                        name,
-                        half=half,
-                        rule=rule,
-                        studies=JUDGED_STUDIES,
-                        counts=counts,
-                        several=True,
-                        least=True,
-                        made=made,
-                        rounds=rounds and made is not Rule,
-                    )
-                    for rule, made in (closer | perfect).items()
-                ]
-                found[key][name] = closely(pool, jobs)
-                print(key, name, flush=True)
-            add_means(found[key])
+    for key in kinds:
+        half, rounds, timed = JUDGED[key]
+        compared, found[key] = closer | ({} if rounds else first) | perfect, {}
+        for name in tables.trained():
+            counts = (trials_of(known(name), half=half),) if half else (20, 40, 100)
+            jobs = [
+                Job(
+                    name,
+                    half=half,
+                    rule=rule,
+                    studies=JUDGED_STUDIES,
+                    counts=() if timed else counts,
+                    several=True,
+                    least=True,
+                    timed=timed,
+                    made=made,
+                    rounds=rounds and made is not Rule,
+                )
+                for rule, made in compared.items()
+            ]
+            found[key][name] = closely(pool, jobs)
+            print(key, name, flush=True)
+        add_means(found[key])
     return found
 
 
@@ -215,6 +234,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("choose", "judge"))
+    parser.add_argument("--kinds", nargs="*", default=list(JUDGED), choices=JUDGED)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -224,7 +244,8 @@ def main() -> None:
             fields = choose(pool)
             print(fields["chosen"], "|", fields["chosen with one rung"])
         else:
-            fields = before | {"found": judge(pool, before)}
+            found = judge(pool, before, args.kinds)
+            fields = before | {"found": before.get("found", {}) | found}
     args.out.write_text(json.dumps(fields, indent=1) + "\n")
 
 

@@ -132,10 +132,15 @@ class Successive(Rule):
 
 
 class Halving(Rule):
-    """Asynchronous successive halving with promotion; with a rung 0, before any training."""
+    """Asynchronous successive halving with promotion; with a rung 0, before any training.
 
-    def __init__(self, rungs: tuple[Rung, ...]) -> None:
-        self.rungs = rungs
+    Args:
+        rungs: Where networks are parked.
+        first: Whether the best of a rung goes on however few have come there.
+    """
+
+    def __init__(self, rungs: tuple[Rung, ...], *, first: bool = False) -> None:
+        self.rungs, self._first = rungs, first
 
     def begin(self, studies: Studies) -> None:
         """Forget other studies."""
@@ -215,7 +220,7 @@ class Halving(Rule):
             open_ = np.flatnonzero(found < 0)
             nets, ahead = self.best_parked(place, rows[open_])
             among = (self.there[place][rows[open_]].sum(1) * self.rungs[place].share).astype(int)
-            good = ahead < among
+            good = ahead < np.maximum(int(self._first), among)
             found[open_[good]] = nets[good]
         return found
 

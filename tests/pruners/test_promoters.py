@@ -120,6 +120,25 @@ def test_one_rung_may_promote_at_once() -> None:
     assert OneRungPromoter().pauses(board, 9, 1)
 
 
+def test_the_first_may_go_on_at_once_and_rungs_be_few() -> None:
+    rule = HalvingPromoter(factor=3, most_rungs=2, first=True)
+    assert [rule.rungs(n) for n in (2, 5, 8, 12, 100)] == [(1,), (1,), (1, 3), (1, 3), (1, 10)]
+    networks = [network(i, [float(10 - i)]) for i in range(6)]
+    assert told(rule, networks[:1]) == [(0, 1, 3)]
+    assert told(rule, networks) == [(5, 1, 3), (4, 1, 3)]
+    assert told(rule, [network(0, [1.0] * 3)]) == [(0, 3, 12)]
+
+
+def test_what_a_rule_with_other_rungs_parked_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = [network(0, [1.0] * 3), *(network(i, [1.0 + i]) for i in range(1, 8))]
+    assert told(OneRungPromoter(promote=0.25), networks, ends=True) == [(0, 3, 12), (1, 1, 12)]
+    assert told(HalvingPromoter(factor=2.2, first=True), networks)[0] == (0, 3, 5)
+    assert HalvingPromoter(factor=2.2).rungs(12) == (1, 2, 5)
+    board = Board(networks, 12, JUDGE)
+    monkeypatch.setattr(OneRungPromoter, "board", lambda *_: board)
+    assert OneRungPromoter(keep=2).wanted(optuna.create_study()) == {0, 1}
+
+
 def test_ranks_by_several_signals_and_what_is_not_there() -> None:
     def of(number: int, **metrics: float) -> Network:
         return Network(number, {0: metrics}, fixed={"parameters": 10.0 * number})
@@ -151,6 +170,29 @@ def test_what_is_flat_for_knowing_nothing_comes_last() -> None:
     assert [n.number for n in judge.order(networks, 1)] == [1, 3, 2, 0]
 
 
+def test_in_turns_every_third_is_the_flattest_of_the_better_half() -> None:
+    def of(number: int, flatness: float, size: float = 0.0) -> Network:
+        values = {"loss": float(number), "accuracy": 0.5, "flatness": flatness, "size": size}
+        return Network(number, {0: values})
+
+    flatness = [9.0, 8.0, 7.0, 6.0, 5.0, 1.0, 0.3, 0.2, 0.1, 0.0]  # the best half: 0 to 4
+    networks = [of(i, value) for i, value in enumerate(flatness)]
+    two = Judge(("loss",), ("accuracy", "flatness"), (1.0, -1.0), LeastAccuracy(0.1), in_turns=True)
+    assert [n.number for n in two.order(networks, 1)] == [0, 1, 4, 2, 3, *range(5, 10)]
+    networks = [of(i, value, float(i != 3)) for i, value in enumerate(flatness)]
+    three = Judge(("loss",), ("flatness", "accuracy", "size"), (-1.0, 1.0, -1.0), in_turns=True)
+    assert [n.number for n in three.order(networks, 1)][:5] == [0, 1, 4, 2, 3]
+    one = Judge(("loss",), ("accuracy",), in_turns=True)
+    assert [n.number for n in one.order(networks, 1)] == list(range(10))
+
+
+def test_later_epochs_have_signals_of_their_own() -> None:
+    steps = [{0: {"loss": a}, 1: {"loss": 1.0, "train_loss": b}} for a, b in ((1, 9), (2, 3))]
+    networks = [Network(i, of) for i, of in enumerate(steps)]
+    judge = Judge(("loss",), later=("train_loss",))
+    assert [[n.number for n in judge.order(networks, e)] for e in (1, 2)] == [[0, 1], [1, 0]]
+
+
 def test_several_objectives_are_ranked_by_domination() -> None:
     def of(number: int, loss: float, flatness: float, *, feasible: bool = True) -> Network:
         return Network(number, {0: {"loss": loss, "flatness": flatness}}, feasible=feasible)
@@ -174,6 +216,8 @@ def test_several_objectives_are_ranked_by_domination() -> None:
         ({"signals": ("nonsense",)}, "unknown signal 'nonsense'"),
         ({"signals": ("flatness",)}, "give '-flatness' if smaller"),
         ({"signals": ()}, "`signals` must be names"),
+        ({"later": ("nonsense",)}, "unknown signal 'nonsense'"),
+        ({"most_rungs": 0}, "`most_rungs` must be at least 1 but got 0"),
         ({"factor": 1}, "`factor` must be above 1 but got 1"),
         ({"audit": 1.0}, "`audit` must be at least 0 and below 1"),
         ({"keep": 0}, "`keep` must be at least 1 but got 0"),

@@ -32,6 +32,7 @@ from flatsearch import (
 from flatsearch.analysis.summary import summarise
 from flatsearch.record import Promotion, TrialRecord, read_trials
 from flatsearch.search.checkpoints import Checkpoint, Checkpoints
+from flatsearch.search.factories import make_pruner
 from flatsearch.search.loop import run_study
 from flatsearch.search.parking import finish
 from flatsearch.search.sampler_view import seen
@@ -152,6 +153,25 @@ def test_the_budget_is_exact_and_the_rule_is_done(
     assert len([p for p in later if p is not None]) >= 1
     values = [r.network for r in read_trials(study.trials) if r.finished]
     assert len(values) == len(set(values)) == 12
+
+
+def test_by_the_clock_a_front_has_two_rungs_and_the_first_is_trained_to_the_end(
+    digits: ImageData, store: FileSystemArtifactStore
+) -> None:
+    objectives = ("accuracy", "flatness")
+    made = make(digits, store, epochs=8, objectives=objectives)
+    study = study_of(made, make_pruner("promote", objectives, counted=False))  # type: ignore[arg-type]
+    run_study(study, made, n_trials=9)
+    trials = read_trials(study.trials)
+    assert trials[0].state == "COMPLETE"
+    assert trials[0].promotion is None
+    assert {trial.parked for trial in trials} == {None, 1, 3}
+    assert 1 <= summarise(study).counts["COMPLETE"] <= 5
+    # A run without a clock goes on with what was parked later.
+    study.pruner = make_pruner("promote", objectives)
+    study.pruner._promote = 8  # type: ignore[attr-defined]
+    finish(study, made)
+    assert summarise(study).counts["COMPLETE"] == 8
 
 
 def test_plain_optimize_parks_and_promotes(

@@ -14,6 +14,7 @@ import flatsearch
 from flatsearch import (
     FlatnessObjective,
     FlatnessPruner,
+    HalvingPromoter,
     OneRungPromoter,
     RunSettings,
     SettingsError,
@@ -331,7 +332,12 @@ def test_the_default_pruner_parks_where_it_can(digits: ImageData, tmp_path: Path
     # A front takes more networks; where the time ends a run, nothing can wait for its end.
     shares = [make_pruner("promote", names)._promote for names in (("accuracy",), ("a", "b"))]  # type: ignore[attr-defined]
     assert shares == [0.125, 0.25]
-    assert pruner(store, counted=False)._at_once  # type: ignore[attr-defined]
+    one = make_pruner("promote", ("accuracy",), counted=False)
+    three = make_pruner("promote", ("accuracy", "flatness", "flops"), counted=False)
+    assert all(p._at_once for p in (one, three))  # type: ignore[attr-defined]
+    front = pruner(store, counted=False)
+    assert isinstance(front, HalvingPromoter)
+    assert front.rungs(12) == (1, 3)
 
 
 @pytest.mark.parametrize("name", ["none", "flatness", "median", "asha", "hyperband"])
