@@ -551,10 +551,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "schedules least accuracy": schedule_shares("halves, 2 objectives, least accuracy"),
     "schedules trials": schedule_trials,
     "schedules fronts": schedule_shares("halves, at once", "halves, rounds", of="parking-fronts"),
-    "schedules fronts, whole": schedule_shares(
+    "schedules fronts whole": schedule_shares(
         "whole, at once", "whole, rounds", of="parking-fronts"
     ),
-    "schedules fronts, trials": front_trials,
+    "schedules fronts time": schedule_shares("halves by time, at once", of="parking-fronts"),
+    "schedules fronts trials": front_trials,
     "scaling": scaling,
     "carries": carries,
     "soak": soak,

@@ -1,6 +1,6 @@
 """Replay schedules with two rungs for two objectives, accuracy and flatness.
 
-    python scripts/experiments/replay_fronts.py {choose,judge} [--kinds KIND ...] [--jobs 1] --out FILE
+    python scripts/experiments/replay_fronts.py {choose,judge} [--kinds KIND ...] --out FILE
 
 What FILE has of other kinds is kept.
 
@@ -47,8 +47,8 @@ Added after that, and nothing is chosen by it: the quarter and the chosen rule a
 best of a rung goes on however few have come there, as in `flatsearch run`, so that a run that is
 cut short has a result.
 
-Added when the rule had been chosen and judged, before this was run: where it becomes the default, at
-once, a run ends by the clock. So random halves once more with processor time for epochs, as in
+Added when the rule had been chosen and judged, before this was run: where it becomes the default,
+at once, a run ends by the clock. So random halves once more with processor time for epochs, as in
 `replay_parking.py`; the default is changed only if the same condition holds there, too.
 """
 
