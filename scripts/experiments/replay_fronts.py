@@ -18,13 +18,14 @@ networks that happen to be ahead before all others (3 of 60, and 3 of 150). Rule
 
 *Tables to choose on.* These two, and one that was recorded for this: `choice/fashion-recipes`,
 which `record_curves.py` and `tables.py` have always named as one to choose on; its first 60
-networks, which follow from its name. It has the space and the images of the judged table that
-failed, but other networks and varied recipes. The tables of digits (`scripts/results/fronts`) have
-no validation loss and no parameters. Each of the three is used in four ways: as it is; with the
-flatness of all convolutions as the second objective; and twice *muddled*: noise is added to the
-ranks of the networks in every signal after epoch e, with a standard deviation of 0.3 / e of their
-number (`replay_studies.MUDDLE`), so that the first epoch says little and later ones more. Random
-halves, 100 studies each, other ones for each way.
+networks, which follow from its name. It is kept apart, so that nothing else is chosen by it, and
+has the space and the images of the judged table that failed, but other networks and varied recipes.
+The tables of digits (`scripts/results/fronts`) have no validation loss and no parameters. Each of
+the three is used in four ways: as it is; with the flatness of all convolutions as the second
+objective; and twice *muddled*: noise is added to the ranks of the networks in every signal after
+epoch e, with a standard deviation of 0.3 / e of their number (`replay_studies.MUDDLE`), so that the
+first epoch says little and later ones more. Random halves, 100 studies each, other ones for each
+way.
 
 *Rules* (`front_rules`). After epoch 1 a share goes on to epoch 2, 3 or 4, of these a share to the
 end; three rungs; one rung after 1 or 2. Ranked by loss+parameters after the first epoch, later by
