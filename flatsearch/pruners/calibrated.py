@@ -16,7 +16,7 @@ from flatsearch.pruners.audit import Audit, Ended, draw
 from flatsearch.pruners.per_study import NewlyFinished
 from flatsearch.pruners.predictor import Observation, Predictor
 from flatsearch.record.decisions import Decision
-from flatsearch.record.trial import TrialRecord
+from flatsearch.record.trial import FINISHED, TrialRecord
 from flatsearch.signals.curve import with_tse
 from flatsearch.signals.table import PRIOR, SIGNALS
 
@@ -96,8 +96,9 @@ class CalibratedRule:
     def decide(self, study: optuna.Study, trial: TrialRecord) -> Decision:
         """Return the decision on a running trial after its last step."""
         with self._lock:
-            for other in self._finished.take(study):
-                self._learn(other)
+            for other in self._finished.take(study.get_trials(deepcopy=False)):
+                if other.state in FINISHED:
+                    self._learn(other)
             decision = self._decide(study.study_name, trial)
             if decision.runs_on:
                 # Optuna's own copy of a running trial does not see what is recorded of it.

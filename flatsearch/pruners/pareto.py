@@ -126,8 +126,9 @@ class _RankedStudy:
 
     def ask(self, pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> bool:
         with self._lock:
-            for other in self._finished.take(study):
-                self._curve(other)
+            for other in self._finished.take(study.get_trials(deepcopy=False)):
+                if other.state in FINISHED:
+                    self._curve(other)
             self._ranks.clear()
             own = {}
             for step, losses in self._losses(trial).items():

@@ -6,12 +6,11 @@ import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from flatsearch.record.trial import FINISHED
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import optuna
+    from optuna.trial import FrozenTrial
 
 __all__ = ["NewlyFinished", "Pace", "PerStudy"]
 
@@ -37,20 +36,23 @@ class PerStudy(Generic[T]):
 
 
 class NewlyFinished:
-    """The finished trials of a study, complete or pruned, each of them handed out once."""
+    """The finished trials of a study, however they ended, each of them handed out once."""
 
     def __init__(self) -> None:
         self._begun = 0
-        self._running: set[int] = set()
+        self._unfinished: set[int] = set()
 
-    def take(self, study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-        """Return the trials that have finished since the last time."""
-        trials = study.get_trials(deepcopy=False)  # the place of each is its number
-        self._running.update(range(self._begun, len(trials)))
+    def take(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials that have finished since the last time.
+
+        Args:
+            trials: All trials of the study; the place of each is its number.
+        """
+        self._unfinished.update(range(self._begun, len(trials)))
         self._begun = len(trials)
-        ended = [trials[n] for n in sorted(self._running) if trials[n].state.is_finished()]
-        self._running.difference_update(trial.number for trial in ended)
-        return [trial for trial in ended if trial.state in FINISHED]
+        ended = [trials[n] for n in sorted(self._unfinished) if trials[n].state.is_finished()]
+        self._unfinished.difference_update(trial.number for trial in ended)
+        return ended
 
 
 class Pace:

@@ -9,7 +9,7 @@ objectives that of a place on the front. Knows nothing of Optuna.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -28,7 +28,7 @@ _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 _DRAWS = 2000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Observation:
     """A trial as the predictor sees it.
 
@@ -115,7 +115,7 @@ class Predictor:
         self._names = tuple(names)
         self._best = best
         self._prior = prior
-        # With the signals of every step as a row of a table.
+        # The signals of every step are a row of a table; the rest is what has none.
         self._seen: dict[object, tuple[Observation, dict[int, list[float]]]] = {}
         self._models: dict[int, _Model] = {}
         self._pace = Pace()
@@ -129,7 +129,8 @@ class Predictor:
                 trial has a network of its own if None.
         """
         rows = {step: observation.signals(step, self._names) for step in observation.curve}
-        self._seen[object() if network is None else network] = observation, rows
+        rest = replace(observation, curve={}, fixed={})
+        self._seen[object() if network is None else network] = rest, rows
         if self._pace.add(len(self._seen)):
             self._models.clear()
 

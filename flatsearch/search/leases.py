@@ -18,6 +18,7 @@ import math
 import threading
 import time
 import uuid
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
@@ -29,6 +30,7 @@ from flatsearch.record import TrialRecord
 from flatsearch.search.faults import passes
 from flatsearch.search.liveness import this_process
 from flatsearch.search.patience import ASKED, PatientStorage
+from flatsearch.search.sharing import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -70,6 +72,7 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
         self._last_write = object()
         # By study: when, and after which write, its trials were read.
         self._read: dict[int, tuple[float, object, list[FrozenTrial]]] = {}
+        self._sharing: dict[int, Sharing] = defaultdict(Sharing)
 
     # Reading all trials costs a database most.
 
@@ -85,6 +88,7 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
         if after is not last_write or time.monotonic() - when >= self.shared_seconds:
             trials = self.ask(lambda: self.backend.get_all_trials(study_id, deepcopy=False))
             self._read[study_id] = time.monotonic(), last_write, trials
+            self._sharing[study_id].share(trials)
         return asked_for(trials, deepcopy=deepcopy, states=states)
 
     def _ask_again(self, call: Callable[[bool], _Result]) -> _Result:
