@@ -73,7 +73,9 @@ def should_prune(trial: BaseTrial) -> bool:
     if study is None or len(study.directions) == 1:
         return bool(trial.should_prune())
     pruner = type(study.pruner)
-    if pruner.__module__.startswith("optuna.pruners") and pruner is not NopPruner:
+    if pruner is NopPruner:
+        return False  # without reading the study for it
+    if pruner.__module__.startswith("optuna.pruners"):
         warnings.warn(
             f"{pruner.__name__} can never prune in a study of several objectives: it sees only what"
             " is reported to Optuna, which takes one; pass pruner=flatsearch.FlatnessPruner(), or"

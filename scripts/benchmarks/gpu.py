@@ -317,6 +317,7 @@ def run_search(options: argparse.Namespace) -> dict[str, Any]:
         device=options.device,
         loaders=1 if options.quick else 8,
         threads=torch.get_num_threads(),
+        workers=1,
         beside=["tuned", "flatsearch"],
     )
     found: dict[str, Any] = {}

@@ -17,7 +17,12 @@ that others were busy. What flatsearch's share of each phase is, is measured in 
     python scripts/benchmarks/search.py --data digits
     python scripts/benchmarks/search.py --data FOLDER --image-size 32 --images 2000 --epochs 2
 
-The documentation's tables are of scripts/results/search-DATA-PROCESSOR.json (`--out`).
+With `--workers 2 --threads 2` each has two cores, one way after the other: the loops with two
+threads, as torch takes them; flatsearch with two workers of one thread each. They take turns on ten
+candidates then, and the ratio to look at is the wall's.
+
+The documentation's tables are of scripts/results/search-DATA-PROCESSOR.json (`--out`), and of
+search-two-cores-DATA-PROCESSOR.json.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -53,9 +59,10 @@ from flatsearch.spaces.space import build_model
 from flatsearch.training.computation import computes_bfloat16
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
+    from optuna.trial import FrozenTrial
     from torch import Tensor
 
     from flatsearch.data.splits import ImageData, Split
@@ -271,27 +278,31 @@ def way(name: str, options: argparse.Namespace) -> Callable[[optuna.Trial], Any]
     return plain(space, data, settings, options.device, tuned=tuned, loaders=options.loaders)
 
 
-def serve(name: str, options: argparse.Namespace, folder: str, connection: Connection) -> None:
+def serve(name: str, options: argparse.Namespace, folder: str, pipe: Connection) -> None:
     """Train the candidates that are asked for, in a process of its own; answer with what it took.
 
-    Each way has a process, as it has where it is used: what it sets there (how memory is kept, how
+    Each way has processes, as it has where it is used: what it sets there (how memory is kept, how
     products are rounded) is its own.
     """
     # Loaders' workers start as in a program of its own, not as this process did.
     multiprocessing.set_start_method(None, force=True)
-    quiet(options)
+    quiet(options.threads // processes_of(name, options))
     objective = way(name, options)
     study = optuna.create_study(
+        study_name=name,
         storage=f"sqlite:///{folder}/{name}.db",
         directions=getattr(objective, "directions", ["maximize"]),
         sampler=optuna.samplers.RandomSampler(seed=0),
         pruner=optuna.pruners.NopPruner(),
+        load_if_exists=True,
     )
     clock = Clock(time.process_time if options.device == "cpu" else time.perf_counter)
     watched = list(clock.watch()) if name == "flatsearch" else []
+    trials: list[FrozenTrial] = []
+    pipe.send(None)  # ready
     while True:
         try:
-            parameters = connection.recv()
+            parameters = pipe.recv()
         except EOFError:  # there are no more
             return
         study.enqueue_trial(parameters)
@@ -300,62 +311,108 @@ def serve(name: str, options: argparse.Namespace, folder: str, connection: Conne
         with contextlib.ExitStack() as stack:
             for patch in watched:
                 stack.enter_context(patch)
-            study.optimize(objective, n_trials=1)
+            study.optimize(objective, n_trials=1, callbacks=[lambda _, trial: trials.append(trial)])
         if options.device != "cpu":
             torch.cuda.synchronize()
         wall, processor = (b - a for a, b in zip(before, spent(), strict=True))
-        trial = study.get_trials(deepcopy=False)[-1]
+        trial = trials.pop()  # of two workers one may get what the other was given
         accuracy = trial.values[0] if trial.values else math.nan
         found = {"wall": wall, "processor": processor, "accuracy": accuracy}
         phases = {phase: clock.seconds[phase] for phase in PHASES} if watched else {}
-        connection.send((found, phases))
+        pipe.send((trial.params, found, phases))
 
 
-def quiet(options: argparse.Namespace) -> None:
+def processes_of(name: str, options: argparse.Namespace) -> int:
+    """Return in how many processes at once a way trains candidates."""
+    workers: int = options.workers
+    return workers if name == "flatsearch" else 1
+
+
+def quiet(threads: int) -> None:
     """Set up a process."""
     warnings.filterwarnings("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(threads)
+
+
+class Way:
+    """The processes of a way.
+
+    Args:
+        name: Of the way.
+        options: The command line's.
+        folder: Where its storage is.
+    """
+
+    def __init__(self, name: str, options: argparse.Namespace, folder: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes, self._processes = [], []
+        for _ in range(processes_of(name, options)):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(name, options, folder, theirs))
+            process.start()
+            theirs.close()  # so that a process that has ended is noticed
+            ours.recv()  # one makes the study
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def train(self, candidates: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Any]]:
+        """Train candidates, each in the first process that is free.
+
+        Returns:
+            For each what was found, and flatsearch's seconds by phase. The wall's time is its share
+            of what all have taken.
+        """
+        begun, left = time.perf_counter(), list(candidates)
+        found: list[Any] = [None] * len(candidates)
+        for pipe in self._pipes[: len(left)]:
+            pipe.send(left.pop())
+        while None in found:
+            ready = connection.wait(self._pipes)
+            for pipe in (pipe for pipe in self._pipes if pipe in ready):
+                parameters, row, phases = pipe.recv()
+                found[candidates.index(parameters)] = row, phases
+                if left:
+                    pipe.send(left.pop())
+        if len(self._pipes) > 1:
+            wall = (time.perf_counter() - begun) / len(candidates)
+            found = [({**row, "wall": wall}, phases) for row, phases in found]
+        return found
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join()
 
 
 def compare(options: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]]:
-    """Let every way train every candidate, in turns; yield what is known after each candidate."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name in ("plain", *options.beside):
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(name, options, folder, theirs)))
-        processes[-1].start()
-        theirs.close()  # so that a process that has ended is noticed
-    try:
-        yield from take_turns(options, pipes)
-    finally:  # by which all processes end, also where one has failed
-        for pipe in pipes.values():
-            pipe.close()
-    for process in processes:
-        process.join()
-
-
-def take_turns(
-    options: argparse.Namespace, pipes: Mapping[str, Connection]
-) -> Iterator[dict[str, Any]]:
-    """Send candidates to the processes; yield what is known after each."""
-    rows: list[dict[str, Any]] = []
-    seconds: dict[str, float] = defaultdict(float)
-    space = load_space(options.space)
-    for turn, parameters in enumerate([*draw(space, 1, 1), *draw(space, options.candidates, 0)]):
-        row: dict[str, Any] = {"parameters": parameters}
-        for name in [list(pipes), list(pipes)[::-1]][turn % 2]:
-            pipes[name].send(parameters)
-            row[name], phases = pipes[name].recv()
-            for phase, value in phases.items():
-                seconds[phase] += value if turn else 0.0
-        if turn:  # the first one warms up
-            rows.append(row)
-            shown = (f"{name} {row[name]['processor']:.1f} s" for name in pipes)
-            print(f"{turn:3d}  {', '.join(shown)}", flush=True)
+    """Let every way train every candidate, in turns; yield what is known after each turn."""
+    with contextlib.ExitStack() as stack:
+        ways = {}
+        for name in ("plain", *options.beside):
+            ways[name] = Way(name, options, folder)
+            stack.callback(ways[name].close)
+        space, each = load_space(options.space), 1 if options.workers == 1 else 10
+        for one in ways.values():  # a first one warms up each process
+            one.train(draw(space, options.workers, 1))
+        candidates, rows = draw(space, options.candidates, 0), list[dict[str, Any]]()
+        seconds: dict[str, float] = defaultdict(float)
+        for turn, first in enumerate(range(0, len(candidates), each)):
+            some = candidates[first : first + each]
+            these: list[dict[str, Any]] = [{"parameters": parameters} for parameters in some]
+            for name in [list(ways), list(ways)[::-1]][turn % 2]:
+                for row, (found, phases) in zip(these, ways[name].train(some), strict=True):
+                    row[name] = found
+                    for phase, value in phases.items():
+                        seconds[phase] += value
+            rows += these
+            for number, row in enumerate(these, first + 1):
+                shown = (f"{name} {row[name]['processor']:.1f} s" for name in ways)
+                print(f"{number:3d}  {', '.join(shown)}", flush=True)
             on_cpu = options.device == "cpu"
-            yield {"summary": summarise(rows, list(pipes), seconds, on_cpu=on_cpu), "rows": rows}
+            yield {"summary": summarise(rows, list(ways), seconds, on_cpu=on_cpu), "rows": rows}
 
 
 def summarise(
@@ -396,14 +453,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--layers", help="flatsearch's setting; its default where not given")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each way, with all its workers")
+    parser.add_argument("--workers", type=int, default=1, help="flatsearch's processes")
     parser.add_argument("--loaders", type=int, default=1, help="workers of the tuned data loader")
     parser.add_argument("--device", default="cpu")
     others = ["tuned", "flatsearch"]
     parser.add_argument("--beside", nargs="+", choices=others, default=others, help="beside plain")
     parser.add_argument("--out", type=Path, help="write rows and environment after each candidate")
     options = parser.parse_args()
-    quiet(options)
+    quiet(options.threads)
     environment = {
         "torch": torch.__version__,
         "optuna": optuna.__version__,
