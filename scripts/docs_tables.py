@@ -470,6 +470,18 @@ def search_speed() -> str:
     return markdown(head, rows)
 
 
+def two_cores() -> str:
+    """Return how many candidates plain loops and flatsearch train in an hour on two cores."""
+    rows = []
+    for file in sorted(RESULTS.glob("two-cores-*.json")):
+        summary = json.loads(file.read_text())["summary"]
+        for way in [way for way in WAYS if way in summary]:
+            found = summary[way]
+            hour, over = found["candidates_per_hour"], found["over_plain_wall"]
+            rows.append([file.stem.split("-")[2], WAYS[way], f"{hour:.0f}", f"{over:.2f}"])
+    return markdown(["data", "loop", "an hour", "over plain"], rows)
+
+
 def search_phases() -> str:
     """Return where the processor time of a candidate of flatsearch goes."""
     rows = []
@@ -566,6 +578,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu steps": gpu_steps,
     "gpu measure": gpu_measure,
     "search phases": search_phases,
+    "two cores": two_cores,
     "parked faults": parked_faults,
 }
 

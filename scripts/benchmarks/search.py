@@ -22,7 +22,7 @@ threads, as torch takes them; flatsearch with two workers of one thread each. Th
 candidates then, and the ratio to look at is the wall's.
 
 The documentation's tables are of scripts/results/search-DATA-PROCESSOR.json (`--out`), and of
-search-two-cores-DATA-PROCESSOR.json.
+two-cores-DATA-PROCESSOR.json.
 """
 
 from __future__ import annotations
