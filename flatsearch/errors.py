@@ -35,8 +35,13 @@ __all__ = [
 _MOST_NAMES = 24
 
 
+# A text that is one URL: whatever its password is of.
+_URL = re.compile(r"([\w+.-]+://[^:/@]*:).*(@.*)", re.DOTALL)
 _PASSWORDS = (
     re.compile(r"(://[^\s:/@]*:)\S+(@)"),
+    re.compile(r"(://[^\s:/@'\"]*:)[^@'\"\n]*\s[^@'\"\n]*(@)"),
+    # What was to be a URL.
+    re.compile(r"((?<![^\s/'\"])[^\s:/@'\"]+:)(?!/)[^\s'\"]+(@)"),
     re.compile(r"([?&](?:password|passwd|pwd|sslpassword)=)[^\s&'\"]+()", re.IGNORECASE),
 )
 
@@ -48,6 +53,8 @@ def hide_passwords(text: str) -> str:
         >>> hide_passwords("postgresql://me:s3cr@t@db/studies?sslmode=require&password=x")
         'postgresql://me:***@db/studies?sslmode=require&password=***'
     """
+    if whole := _URL.fullmatch(text):
+        text = f"{whole[1]}***{whole[2]}"
     for password in _PASSWORDS:
         text = password.sub(r"\1***\2", text)
     return text

@@ -158,7 +158,8 @@ def in_toml(held: Mapping[str, Held]) -> str:
         elif entry.value is None:
             lines.append(f"# {name}: {entry.told or 'none'}")
         else:
-            shown = hide_passwords(json.dumps(entry.value, ensure_ascii=False))
+            value = hide_passwords(entry.value) if isinstance(entry.value, str) else entry.value
+            shown = hide_passwords(json.dumps(value, ensure_ascii=False))
             line = f"{name} = {shown}"
             lines.append(f"{line:44} # {entry.source}")
     return "\n".join(lines)

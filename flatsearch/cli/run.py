@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatsearch.cli import worker
@@ -15,6 +13,8 @@ from flatsearch.errors import UsageError, hide_passwords
 from flatsearch.settings import STORAGE_VARIABLE, RunOptions, RunSettings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flatsearch.analysis.summary import StudySummary
     from flatsearch.data.splits import ImageData
     from flatsearch.reports.progress import Progress
@@ -31,6 +31,7 @@ def _run(
     from flatsearch.cli import main
     from flatsearch.reports.dashboard import Publisher
     from flatsearch.search.session import Session
+    from flatsearch.search.shared_images import folder_of_run
     from flatsearch.search.workers import run_workers
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -48,8 +49,8 @@ def _run(
         elif options.workers > 1:
             # A process list shows arguments to everyone, the environment to its owner.
             environment = {STORAGE_VARIABLE: options.storage}
-            with tempfile.TemporaryDirectory(prefix="flatsearch-") as folder:
-                shared = _share(objective.data, Path(folder), progress)
+            with folder_of_run() as folder:
+                shared = _share(objective.data, folder, progress)
                 del session, objective  # with this process's own copy
                 commands = _worker_commands(study.study_name, options, reporting, shared)
                 run_workers(main, commands, progress.say, environment)

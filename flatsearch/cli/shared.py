@@ -74,9 +74,9 @@ class Quiet(SettingsRecord):
 
     def console(self, **options: Any) -> Any:
         """Return the console of standard error, for progress."""
-        from rich.console import Console
+        from flatsearch.reports.progress import ProgressConsole
 
-        return Console(stderr=True, quiet=self.quiet, **options)
+        return ProgressConsole(stderr=True, quiet=self.quiet, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

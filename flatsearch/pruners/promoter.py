@@ -128,14 +128,14 @@ class Promoter(BasePruner):
 
         Args:
             epochs: Of a trial that is trained to the end.
-            n: The number of networks.
+            n: The number of networks; of none it is as of one.
 
         Example:
             >>> from flatsearch import OneRungPromoter
             >>> OneRungPromoter(promote=0.25).mean_epochs(8, 20)  # 1 + 7 / 4
             2.75
         """
-        ends = [*self.rungs(epochs), epochs]
+        ends, n = [*self.rungs(epochs), epochs], max(1, n)
         share = min(1.0, max(self.share(n), 1 / n))
         return ends[0] + sum(share**i * (b - a) for i, (a, b) in enumerate(pairwise(ends), start=1))
 

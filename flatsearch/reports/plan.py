@@ -70,7 +70,9 @@ class Plan:
         epoch = (datetime.now() - trial.datetime_start).total_seconds()
         trials = self._study.get_trials(deepcopy=False)
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
-        return self._text(epoch, self._to_go(trials), max(1, running))
+        to_go = self._to_go(trials)
+        # What goes on with an earlier trial's network has been counted with that.
+        return self._text(epoch, to_go, max(1, running)) if to_go else ""
 
     def _text(self, epoch: float, to_go: int, at_once: int) -> str:
         """Say how long it takes.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,13 +24,13 @@ from rich.progress import Progress as Bar
 from flatsearch.pareto import signs
 from flatsearch.record import TrialRecord
 from flatsearch.reports.text import value
+from flatsearch.search.interrupts import Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import optuna
     import torch
-    from rich.console import Console
     from rich.progress import TaskID
 
     from flatsearch.data.splits import ImageData
@@ -35,12 +39,28 @@ if TYPE_CHECKING:
     from flatsearch.settings import RunSettings
     from flatsearch.training.trainer import EpochResult
 
-__all__ = ["Progress", "epochs_bar"]
+__all__ = ["Progress", "ProgressConsole", "epochs_bar"]
 
 # Characters on a line with which there is room for a bar beside the words.
 _WIDE = 100
 # Lines in a row about networks that were tried before.
 _MOST_SAME = 4
+
+
+class ProgressConsole(Console):
+    """Standard error; when its reader goes away, as `head` does, that is a signal like others."""
+
+    def on_broken_pipe(self) -> None:
+        """End the program as SIGPIPE would, but with the running trial told.
+
+        Raises:
+            Interrupted: Always.
+        """
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+        raise Interrupted(getattr(signal, "SIGPIPE", signal.SIGTERM))
 
 
 class Progress:
@@ -169,9 +189,14 @@ class Progress:
         # A terminal would break the line inside of words.
         whole = not self._console.is_terminal
         self._console.print(text, highlight=False, markup=False, soft_wrap=whole)
-        if self._log is not None:
+        if self._log is None:
+            return
+        try:
             with Path(self._log).open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+        except OSError as error:  # no trial is to end for that
+            log, self._log = self._log, None
+            self.say(f"`log_file` {log!r} is not written any more: {error.strerror}")
 
 
 def _bar(console: Console, result: str, *, left: str = "") -> Bar:

@@ -121,7 +121,8 @@ def _remark(summary: StudySummary, trial: TrialRecord) -> str:
     if trial.values is None:
         if trial.parked is not None and trial.stopped:
             return _with(text, trial.stopped)
-        reason = trial.failure or _decision(trial) or trial.stopped or "by the pruner"
+        unknown = "by the pruner" if trial.pruned else "its process ended"
+        reason = trial.failure or _decision(trial) or trial.stopped or unknown
         return f"{trial.state.lower()}: {reason}"
     if trial.duplicate:
         return f"as trial {trial.duplicate_of}, not trained again"

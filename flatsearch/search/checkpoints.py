@@ -51,6 +51,12 @@ class Checkpoint:
     steps: Mapping[int, Mapping[str, float]]
     fixed: Mapping[str, float]
 
+    def is_whole(self) -> bool:
+        """Return whether the parts are what they should be, as far as they can be looked at."""
+        kinds = (str, int, dict, dict, dict)
+        values = (self.network, self.epochs, self.state, self.steps, self.fixed)
+        return all(map(isinstance, values, kinds)) and self.epochs - 1 in self.steps
+
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Return the state of PyTorch's random numbers on the CPU and on a device."""
@@ -140,7 +146,8 @@ class Checkpoints:
             stored = torch.load(content, map_location=device, weights_only=True)
             if stored.pop("format") != _FORMAT or stored.pop("version") > _VERSION:
                 return None
-            return Checkpoint(**stored)
+            found = Checkpoint(**stored)
+            return found if found.is_whole() else None
         except Exception:  # none, or a half-written one, which can fail in any way
             return None
 

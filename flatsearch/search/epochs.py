@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.device import wait_for_memory
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report, should_prune
-from flatsearch.record import clear_steps, write_trial
+from flatsearch.record import TrialRecord, clear_steps, write_trial
 from flatsearch.search.checkpoints import Checkpoint, set_random_state
 from flatsearch.search.epoch_metrics import Measuring, metrics_of, metrics_of_all
 from flatsearch.search.measuring import Schedule
@@ -79,6 +80,10 @@ class Trained:
     stopped: str = ""
 
 
+class _UnusableError(Exception):
+    """A checkpoint is not of the network that is to go on."""
+
+
 class Epochs:
     """Trains and measures candidates.
 
@@ -123,29 +128,43 @@ class Epochs:
             MemoryError: If memory runs out nevertheless.
             RuntimeError: The same, as torch says it.
         """
-        accumulate = 1 if start.checkpoint is None else start.checkpoint.state["accumulate"]
+        accumulate = 1 if start.checkpoint is None else start.checkpoint.state.get("accumulate", 1)
         waits = _WAITS
         while True:
             try:
                 return self._train(trial, start, control, accumulate)
+            except _UnusableError as error:
+                warnings.warn(
+                    f"the network of trial {TrialRecord(trial).begun_by} cannot go on from where it"
+                    f" was kept ({' '.join(str(error).split())}); it is trained anew",
+                    stacklevel=2,
+                )
+                reason = None
             except (RuntimeError, MemoryError) as error:
                 own = self._train_function is not None
                 if not is_out_of_memory(error) or accumulate > 1 or own:
                     raise
                 reason = str(error)
-            # Outside of the handler: the traceback there keeps tensors alive.
+            # Outside of the handlers: the tracebacks there keep tensors alive.
+            if reason is None:
+                start = self._anew(trial, start, None)
+                continue
             start.model.zero_grad()
             if waits and wait_for_memory(self._device, control.check):
                 waits -= 1
             else:
                 write_trial(trial, retried=reason)
                 accumulate = 2
-            checkpoint = self._parking.load(trial, start.network, self._device)
-            if checkpoint is None:
-                clear_steps(trial)
-            with start.turns.take():
-                model = self._candidates.build(start.candidate)
-            start = dataclasses.replace(start, model=model, checkpoint=checkpoint)
+            kept = self._parking.load(trial, start.network, self._device)
+            start = self._anew(trial, start, kept)
+
+    def _anew(self, trial: optuna.Trial, start: Start, checkpoint: Checkpoint | None) -> Start:
+        """Return what a network is trained once more from: a checkpoint, or its beginning."""
+        if checkpoint is None:
+            clear_steps(trial)
+        with start.turns.take():
+            model = self._candidates.build(start.candidate)
+        return dataclasses.replace(start, model=model, checkpoint=checkpoint)
 
     def _train(
         self, trial: optuna.Trial, start: Start, control: Control, accumulate: int
@@ -256,13 +275,25 @@ class Epochs:
     def _go_on(
         self, trial: optuna.Trial, start: Start, trainer: Trainer, checkpoint: Checkpoint
     ) -> Mapping[str, float]:
-        """Go on where an earlier trial was; return the metrics after its last epoch."""
+        """Go on where an earlier trial was.
+
+        Returns:
+            The metrics after its last epoch.
+
+        Raises:
+            _UnusableError: If the checkpoint is not of such a network.
+        """
+        try:
+            with start.turns.take():
+                start.model.load_state_dict(checkpoint.state["model"])
+                start.model.eval()
+                trainer.load_state_dict(checkpoint.state["trainer"])
+                set_random_state(checkpoint.state["random"], self._device)
+        except Exception as error:  # what is not as it should be can fail in any way
+            if is_out_of_memory(error):
+                raise
+            raise _UnusableError(f"{type(error).__name__}: {error}") from error
         report_again(trial, checkpoint)
-        with start.turns.take():
-            start.model.load_state_dict(checkpoint.state["model"])
-            start.model.eval()
-            trainer.load_state_dict(checkpoint.state["trainer"])
-            set_random_state(checkpoint.state["random"], self._device)
         checkpoint.state.clear()  # as large as the network, and not needed any more
         last = checkpoint.steps[checkpoint.epochs - 1]
         return {name: value for name, value in last.items() if name != "train_seconds"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from flatsearch.errors import StorageError, hide_passwords
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FinishedTrialError", "is_of_storage", "passes", "reason"]
+__all__ = ["FinishedTrialError", "is_damage", "is_of_storage", "passes", "reason"]
 
 # What Optuna raises where a trial that has ended is changed; before 4.3 without a class of its own.
 FinishedTrialError: type[RuntimeError] = getattr(
@@ -86,6 +87,11 @@ def is_of_storage(error: Exception) -> bool:
     """Return whether an error says that the storage does not work."""
     kinds = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError)
     foreign = type(error).__module__.startswith(("grpc.", "redis."))
-    # What Optuna stores as JSON, and cannot read.
-    unread = isinstance(error, ValueError) and type(error).__name__ == "JSONDecodeError"
-    return isinstance(error, kinds) or foreign or unread or passes(error)
+    return isinstance(error, kinds) or foreign or is_damage(error) or passes(error)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Return whether a storage cannot read what it has, or take what it is given, ever."""
+    # Optuna stores JSON.
+    unread = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+    return any(isinstance(cause, (*unread, sqlalchemy.exc.DataError)) for cause in _causes(error))

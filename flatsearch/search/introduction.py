@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from flatsearch.errors import SettingsError
@@ -27,11 +27,18 @@ class Introduction:
         self._objective = objective
         self._known: WeakSet[optuna.Study] = WeakSet()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the studies that are known: copies know none."""
+        return {"_objective": self._objective}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _known=WeakSet())
+
     def check(self, study: optuna.Study) -> None:
         """Refuse a study that does not suit, the first time; else write what is not on its record.
 
         Raises:
-            SettingsError: If directions or settings differ; says how.
+            SettingsError: If directions, names or settings differ; says how.
         """
         if study in self._known:
             return
@@ -43,6 +50,12 @@ class Introduction:
             raise SettingsError(
                 f"the study's directions are {', '.join(found)} but the objective's are {wanted};"
                 " give optuna.create_study directions=objective.directions"
+            )
+        names = study.metric_names
+        if names is not None and names != objective.metric_names:
+            raise SettingsError(
+                f"the study's metric names are {', '.join(names)} but the objective's are"
+                f" {', '.join(objective.metric_names)}; leave study.set_metric_names to it"
             )
         # Pruners and samplers find values by the names.
         name_objectives(study, objective.metric_names)

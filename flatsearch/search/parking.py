@@ -122,10 +122,13 @@ class Parking:
             return None
         found = self._checkpoints.load(name, device)
         promotion = TrialRecord(trial).promotion
-        if found is None and promotion is not None and promotion.after:
-            message = f"the network of trial {promotion.trial} is not where it was kept"
-            warnings.warn(f"{message} ({name!r}); it is trained anew", stacklevel=2)
-        return found if found is not None and found.network == network else None
+        if found is not None and found.network == network:
+            return found
+        if promotion is not None and (promotion.after or found is not None):
+            where = "is not" if found is None else "is another one"
+            message = f"the network of trial {promotion.trial} {where} where it was kept ({name!r})"
+            warnings.warn(f"{message}; it is trained anew", stacklevel=2)
+        return None
 
     def promote(self, study: optuna.Study, *, ends: bool = False) -> int:
         """Enqueue what goes on now, and drop what is no longer wanted.

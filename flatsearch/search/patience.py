@@ -30,7 +30,7 @@ from tenacity import (
 )
 
 from flatsearch.errors import StorageError
-from flatsearch.search.faults import FinishedTrialError, is_of_storage, passes, reason
+from flatsearch.search.faults import FinishedTrialError, is_damage, is_of_storage, passes, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -152,9 +152,11 @@ class PatientStorage(BaseStorage):
         if not is_of_storage(error):
             return error
         waited = f" after {self._patience:.0f} s" if self._given_up else ""
+        said = f"storage {self._shown!r} cannot be used{waited}: {reason(error)}"
+        if is_damage(error):
+            return StorageError(f"{said}; something in it is damaged, or does not fit into it")
         return StorageError(
-            f"storage {self._shown!r} cannot be used{waited}: {reason(error)}; what it has is kept:"
-            " the same command goes on when it works again"
+            f"{said}; what it has is kept: the same command goes on when it works again"
         )
 
     def _check_file(self) -> None:

@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay
 from flatsearch.errors import StorageError, UsageError, hide_passwords
 from flatsearch.record import StudyRecord
 from flatsearch.search.faults import passes, reason
-from flatsearch.search.journal_lock import JournalLock
+from flatsearch.search.journal import JournalLock, damaged_line, is_journal
 from flatsearch.search.leases import WorkerStorage
 from flatsearch.search.patience import BACKOFF, PATIENCE_SECONDS, PatientStorage
 from flatsearch.settings import DEFAULT_ARTIFACTS
@@ -97,6 +97,8 @@ def open_storage(
     given, url = url, _meant(url)
     scheme = url.partition("://")[0].partition("+")[0]
     file = _file_of(url)
+    if file is not None and file.is_dir():
+        raise StorageError(f"storage {given!r} cannot be opened: {str(file)!r} is a folder")
     if file is not None and not file.exists():
         if not create:
             raise StorageError(
@@ -124,7 +126,9 @@ def open_storage(
             how = f"; write {scheme}:// for that of 'flatsearch[{extra}]'"
         raise StorageError(f"storage {given!r} needs a driver: {reason(error)}{how}") from None
     except Exception as error:
-        raise StorageError(f"storage {given!r} cannot be opened: {reason(error)}") from None
+        line = damaged_line(file) if scheme == "journal" and file is not None else None
+        why = f"it is damaged in line {line}" if line is not None else reason(error)
+        raise StorageError(f"storage {given!r} cannot be opened: {why}") from None
     return kind(backend, hide_passwords(given), file=file)
 
 
@@ -139,6 +143,7 @@ def _meant(url: str) -> str:
         ('postgresql+psycopg://HOST/DB', 'journal:///./study.log')
     """
     scheme, colon, rest = url.partition("://")
+    scheme = scheme.lower()
     if not colon:
         if url.endswith((".log", ".journal", ".jsonl")):
             return f"journal:///{url}"
@@ -146,6 +151,17 @@ def _meant(url: str) -> str:
         raise StorageError(f"storage {url!r} is no URL{meant}; accepted: {KINDS}")
     if scheme == "sqlite" and rest and not rest.startswith("/"):
         raise StorageError(f"storage {url!r} has a slash too few: sqlite:///{rest}")
+    kind = scheme.partition("+")[0]
+    if kind == "sqlite" and (rest.partition("?")[0] in {"", "/"} or ":memory:" in rest):
+        raise StorageError(
+            f"storage {url!r} names no file, so that all is gone when this process ends; give"
+            " sqlite:///FILE.db"
+        )
+    if kind not in {"sqlite", "journal"} and re.search(r"\s", rest.rpartition("@")[0]):
+        raise StorageError(
+            f"storage {scheme}://... has a space before its @: in a name or password it must be"
+            " written as %20"
+        )
     return f"{_DRIVERS.get(scheme, scheme)}://{rest}"
 
 
@@ -172,6 +188,12 @@ def _is_made_elsewhere(error: BaseException) -> bool:
 
 def _open_database(url: str) -> optuna.storages.BaseStorage:
     arguments = _CONNECTIONS.get(url.partition("://")[0].partition("+")[0], {})
+    try:
+        sqlalchemy.make_url(url)
+    except ValueError:
+        raise ValueError(
+            "its port is no number; an address of IPv6 is written in brackets"
+        ) from None
     # Optuna fills in what is in braces; a password may have some.
     plain = url.replace("{", "{{").replace("}", "}}")
     kind = _Sqlite if url.startswith("sqlite") else optuna.storages.RDBStorage
@@ -210,11 +232,17 @@ def _open_journal(url: str) -> optuna.storages.BaseStorage:
     assert found is not None  # noqa: S101 - for the type checker
     # Absolute: the lock is a link to the file, in the file's folder.
     file = found.absolute()
+    if file.exists() and not is_journal(file):
+        raise ValueError("the file is no journal of Optuna's")
     return optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=JournalLock(file)))
 
 
 def _address(url: str) -> SplitResult:
-    """Return the parts of a URL; parts of a password are not taken for them, and printed."""
+    """Return the parts of a URL; parts of a password are not taken for them, and printed.
+
+    Raises:
+        ValueError: Says which part is wrong.
+    """
     address = urlsplit(url)
     if "@" in address.path + address.query + address.fragment:
         raise ValueError("in a password / ? # must be written as %2F %3F %23")
@@ -232,7 +260,9 @@ def bracketed(host: str) -> str:
 
 
 def _open_redis(url: str) -> optuna.storages.BaseStorage:
-    _address(url)
+    number = _address(url).path.strip("/")
+    if number and not number.isdecimal():  # which redis leaves out without a word
+        raise ValueError(f"the database {number!r} is no number")
     return optuna.storages.JournalStorage(JournalRedisBackend(url))
 
 

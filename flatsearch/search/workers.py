@@ -25,6 +25,8 @@ __all__ = ["run_workers"]
 _POLL_SECONDS = 0.2
 # Workers that are killed (out of memory, most of all) and replaced, in all.
 _RESTARTS = 3
+# The exit code that Python gives where the server that forks the workers is gone, and cannot tell.
+_LOST = 255
 
 
 class _Pool:
@@ -59,8 +61,14 @@ class _Pool:
         # A server that forks has the output of the time when it was started.
         output = [Connection(os.dup(number)) for number in (1, 2)] if self._forks else []
         arguments = (self._work, self._commands[index], self._environment, theirs, output)
-        self.processes[index] = self._context.Process(target=_begin, args=arguments)
-        self.processes[index].start()
+        process = self._context.Process(target=_begin, args=arguments)
+        try:
+            process.start()
+        except (EOFError, OSError) as error:
+            raise FlatsearchError(
+                f"worker {index} could not be started: {type(error).__name__} {error}".rstrip()
+            ) from error
+        self.processes[index] = process
         for sent in (theirs, *output):
             sent.close()
 
@@ -79,9 +87,14 @@ class _Pool:
             del self.processes[index]
             if code == 0 or self.received:
                 continue
-            if code < 0 and self._restarts < _RESTARTS:
+            lost = code == _LOST
+            if lost and process.pid is not None:
+                with contextlib.suppress(OSError):  # it may still run
+                    os.kill(process.pid, signal.SIGTERM)
+            if (lost or code < 0) and self._restarts < _RESTARTS:
                 self._restarts += 1
-                self._say(f"worker {index} was killed by signal {-code}; starting another")
+                what = "lost with what forks workers" if lost else f"killed by signal {-code}"
+                self._say(f"worker {index} was {what}; starting another")
                 self.start(index)
             else:
                 self.failed.append(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from flatsearch.settings.choices import (
 from flatsearch.settings.fields import REQUIRED, SettingsRecord, setting
 from flatsearch.settings.objectives import COUNTED
 from flatsearch.settings.run import BUDGET, SEARCH, RunSettings
-from flatsearch.settings.values import Choice, Quantity, Text
+from flatsearch.settings.values import Choice, Name, Quantity, Text
 
 __all__ = [
     "DEFAULT_ARTIFACTS",
@@ -43,14 +44,30 @@ DEFAULT_FAILURES = 3
 # Samplers that learn nothing from a trial in Optuna's state PRUNED.
 _SOFT_SAMPLERS = ("nsga2", "gp")
 _WHERE = "where"
+# Bytes of a file's name that a text may begin; systems of files take 255 in all.
+_LONGEST = 100
 _TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def file_name(text: str) -> str:
-    """Return a text as it may be in the name of a file, or in a shell's line.
+    """Return a text as it may begin the name of a file.
 
     Example:
-        >>> file_name("cats & dogs/2024")
+        >>> file_name("cats & dogs/2024"), file_name("..")
+        ('cats_dogs_2024', '_')
+    """
+    name = word(text).lstrip(".") or "_"
+    if len(name.encode()) <= _LONGEST:
+        return name
+    tail = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{name.encode()[:_LONGEST].decode(errors='ignore')}-{tail}"
+
+
+def word(text: str) -> str:
+    """Return a text as one word of a shell's line, without quotes.
+
+    Example:
+        >>> word("cats & dogs/2024")
         'cats_dogs_2024'
     """
     return re.sub(r"[^\w.]+", "_", text)
@@ -142,7 +159,7 @@ class RunOptions(SettingsRecord):
         metavar="N",
     )
     study: str | None = setting(
-        None, Text(), "the study's name", unset="SPACE-DATA", group=_WHERE, metavar="NAME"
+        None, Name(), "the study's name", unset="SPACE-DATA", group=_WHERE, metavar="NAME"
     )
     storage: str = setting(
         DEFAULT_STORAGE,
@@ -200,7 +217,7 @@ class RunOptions(SettingsRecord):
             'MySpace-photos'
         """
         parts = (self.space.partition(",")[0].rpartition(":")[2], Path(self.data).stem or self.data)
-        return self.study or "-".join(map(file_name, parts))
+        return self.study or "-".join(map(word, parts))
 
     @property
     def how_to_prune(self) -> Literal["hard", "soft"]:

@@ -11,7 +11,7 @@ from flatsearch.errors import Range, SettingsError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Accepts", "Choice", "Names", "Quantity", "Switch", "Text"]
+__all__ = ["Accepts", "Choice", "Name", "Names", "Quantity", "Switch", "Text"]
 
 
 class Accepts(Protocol):
@@ -34,6 +34,20 @@ class Text(Accepts):
     def check(self, name: str, value: object) -> None:  # noqa: D102 - see Accepts
         if not isinstance(value, str):
             raise SettingsError(f"`{name}` must be a text but got {value!r}")
+
+
+class Name(Text):
+    """A text that can be shown and typed, and that every database takes."""
+
+    _LONGEST = 200
+
+    def check(self, name: str, value: object) -> None:  # noqa: D102
+        super().check(name, value)
+        assert isinstance(value, str)  # noqa: S101 - for the type checker
+        if not 0 < len(value) <= self._LONGEST or not value.isprintable():
+            raise SettingsError(
+                f"`{name}` must be 1 to {self._LONGEST} printable characters but got {value!r:.60}"
+            )
 
 
 class Switch(Accepts):

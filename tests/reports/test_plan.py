@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timedelta
 from io import StringIO
 from typing import TYPE_CHECKING
@@ -10,10 +11,11 @@ import optuna
 import pytest
 from rich.console import Console
 
-from flatsearch import OneRungPromoter, record
+from flatsearch import HalvingPromoter, OneRungPromoter, record
 from flatsearch.record.promotion import Promotion
 from flatsearch.reports.plan import Plan
-from flatsearch.reports.progress import Progress
+from flatsearch.reports.progress import Progress, ProgressConsole
+from flatsearch.search.interrupts import Interrupted
 from flatsearch.settings import RunOptions, RunSettings
 
 if TYPE_CHECKING:
@@ -36,6 +38,18 @@ def plan(study: optuna.Study, timeout: float | None = None) -> Plan:
 def began(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let trials have begun so long ago."""
     monkeypatch.setattr(optuna.Trial, "datetime_start", datetime.now() - timedelta(seconds=seconds))
+
+
+@pytest.mark.parametrize("pruner", [OneRungPromoter(), HalvingPromoter()])
+def test_nothing_is_said_where_only_promoted_trials_are_left(
+    pruner: optuna.pruners.BasePruner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_with(20)
+    study.pruner = pruner
+    began(3.0, monkeypatch)
+    trial = study.ask()
+    assert plan(study).first_epoch(trial) == ""
+    assert pruner.mean_epochs(8, 0) == pruner.mean_epochs(8, 1)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +133,27 @@ def test_times_have_units() -> None:
     known = RunOptions.settings()["timeout"].accepts
     assert [known.parse(text) for text in ("90", "30m", "1.5h", "20s")] == [90, 1800, 5400, 20]
     assert known.parse("soon") == "soon"
+
+
+def test_a_reader_that_goes_away_ends_the_run_as_a_signal_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file:
+        monkeypatch.setattr("sys.stderr", file)
+        progress = Progress(ProgressConsole(file=file), RunSettings())
+        with pytest.raises(Interrupted, match="signal 13"):
+            progress.say("a line")
+        progress.say("nobody reads this one")
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(Console(stderr=True, width=200), RunSettings(), log="/dev/full")
+    for line in ("one", "two"):
+        progress.say(line)
+    full = "`log_file` '/dev/full' is not written any more: No space left on device"
+    assert capsys.readouterr().err.splitlines() == ["one", full, "two"]
 
 
 def test_progress_also_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

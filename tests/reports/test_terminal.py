@@ -8,6 +8,7 @@ import io
 import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 from rich.console import Console
 from torch import nn
 
@@ -57,6 +58,14 @@ def test_a_measurement_is_not_cut() -> None:
     print_flatness(result, Console(file=out, width=80))
     assert "…" not in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= 80
+
+
+def test_a_trial_whose_process_died_was_not_ended_by_the_pruner() -> None:
+    study = study_of("accuracy")
+    for state in (TrialState.FAIL, TrialState.PRUNED):
+        study.tell(study.ask(), state=state)
+    remarks = [row[-1] for row in all_trials(summarise(study)).rows]
+    assert remarks == ["fail: its process ended", "pruned: by the pruner"]
 
 
 def test_which_trial_goes_on_with_which() -> None:

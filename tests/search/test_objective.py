@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import TYPE_CHECKING
 
 import optuna
@@ -242,6 +243,26 @@ def test_divergence_is_pruned_with_its_reason(digits: ImageData) -> None:
     (frozen,) = run(FlatnessObjective(Explosive(), digits, epochs=2), 1).trials
     assert frozen.state == optuna.trial.TrialState.PRUNED
     assert "diverged in epoch 1" in record.TrialRecord(frozen).failure
+
+
+def test_names_that_are_not_those_of_the_values_are_refused(digits: ImageData) -> None:
+    objective = FlatnessObjective(Tiny(), digits, epochs=1)
+    study = optuna.create_study(directions=objective.directions)
+    study.set_metric_names(["flatness", "accuracy"])
+    with pytest.raises(
+        flatsearch.SettingsError, match="names are flatness, accuracy but the objective's are acc"
+    ):
+        study.optimize(objective, n_trials=1)
+
+
+def test_an_objective_can_be_pickled(digits: ImageData, tmp_path: Path) -> None:
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    objective = FlatnessObjective(Tiny(), digits, epochs=1, artifact_store=store)
+    again = pickle.loads(pickle.dumps(objective))
+    study = run(again, n_trials=1)
+    third = pickle.loads(pickle.dumps(again))
+    third(study.trials[0])
+    assert run(third, n_trials=1).trials[0].values == study.trials[0].values
 
 
 @pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "flatness")])

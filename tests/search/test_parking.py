@@ -247,6 +247,35 @@ def test_a_missing_checkpoint_is_trained_again(
     assert numbers(second)[0] == numbers(first)[0]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"state": {}},
+        {"state": None},
+        {"state": {"model": {}, "trainer": {}, "random": {}}},
+        {"steps": {}},
+        {"epochs": 7},
+        {"network": "another"},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_other_contents_is_trained_again(
+    wrong: dict[str, Any], digits: ImageData, store: FileSystemArtifactStore, tmp_path: Path
+) -> None:
+    made = make(digits, store)
+    study = study_of(made, OneRungPromoter(promote=1, audit=0.0))
+    study.optimize(made, n_trials=1)
+    for name in checkpoints(tmp_path):
+        file = tmp_path / "files" / name
+        torch.save({**torch.load(file), **wrong}, file)
+    with pytest.warns(UserWarning, match="it is trained anew"):
+        finish(study, made)
+    first, second = map(TrialRecord, study.trials)
+    assert (first.parked, second.complete, sorted(second.steps)) == (1, True, [0, 1, 2])
+    assert numbers(second)[0] == numbers(first)[0]
+
+
 def test_a_duplicate_of_a_parked_trial_is_one_of_what_became_of_it(
     digits: ImageData, store: FileSystemArtifactStore
 ) -> None:
@@ -290,7 +319,7 @@ def test_a_half_written_checkpoint_is_none(store: FileSystemArtifactStore, tmp_p
 
     def after(epochs: int) -> Checkpoint:
         weights = {"w": torch.full((3,), float(epochs))}
-        return Checkpoint("key", epochs, weights, {0: {"loss": 0.5}}, {})
+        return Checkpoint("key", epochs, weights, {epochs - 1: {"loss": 0.5}}, {})
 
     for epochs in (1, 2, 3):
         kept.save("parked-a", after(epochs))
@@ -301,7 +330,7 @@ def test_a_half_written_checkpoint_is_none(store: FileSystemArtifactStore, tmp_p
     assert found is not None
     assert (found.epochs, found.steps, found.state["w"].tolist()) == (
         3,
-        {0: {"loss": 0.5}},
+        {2: {"loss": 0.5}},
         [3.0] * 3,
     )
     kept.save("parked-a", after(4))

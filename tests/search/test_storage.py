@@ -148,13 +148,27 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
         ("mysql+nosuchdriver://localhost/x", "; write mysql:// for that of 'flatsearch[mysql]'"),
         ("postgresql+asyncpg://me:secret@localhost/x", "; write postgresql:// for that of"),
         ("postgresql+pg8000://me:secret@localhost:1/x", ""),
+        ("sqlite://", "names no file, so that all is gone when this process ends"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite+pysqlite:///file::memory:?uri=true", "names no file"),
+        ("sqlite:////usr", "'/usr' is a folder"),
+        ("/usr.log/study.log", "no folder '/usr.log'"),
+        ("mysql://me:see secret@127.0.0.1:1/db", "it must be written as %20"),
+        ("MYSQL://me:secret@127.0.0.1:1/db", "Connection refused"),
+        ("mysql://me:secret@127.0.0.1:port/db", "its port is no number"),
+        ("postgresql://me:secret@[::1/db", "its port is no number; an address of IPv6"),
+        ("mysql:/me:secret@127.0.0.1/db", "is no URL"),
+        ("me:secret@127.0.0.1/db", "is no URL"),
+        ("redis://127.0.0.1:1/secrets", "the database 'secrets' is no number"),
     ],
 )  # fmt: skip
 def test_a_storage_that_cannot_be_opened(url: str, said: str) -> None:
     with pytest.raises(StorageError) as caught:
         open_storage(url)
     assert said in str(caught.value)
-    assert "secret" not in str(caught.value)
+    assert ":secret" not in str(caught.value)
+    assert "see secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -170,6 +184,45 @@ def test_where_a_journal_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         optuna.load_study(study_name="s", storage=open_storage(url, create=False))
     names = sorted(path.name for path in tmp_path.rglob("*.log"))
     assert names == ["a.log", "b.log", "c.log", "d.log", "e.log", "f.log"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, no journal", b"a line\nand a half", b"{}\n", b"[1]\n"]
+)
+def test_a_file_that_is_no_journal_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "notes.log"
+    file.write_bytes(content)
+    with pytest.raises(StorageError, match="the file is no journal of Optuna's"):
+        open_storage(str(file))
+    assert file.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"{", b"[]\n", b"{}\n", b'{"op_code":0\n', b"\xff\xfe\n", b"1\n"]
+)
+def test_a_damaged_journal_is_said_with_the_line(damage: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "s.log"
+    study = optuna.create_study(storage=open_storage(str(file)), study_name="s")
+    study.tell(study.ask(), 1.0)
+    first, *others = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([first, damage, *others]))
+    with pytest.raises(StorageError, match=r"cannot be opened: it is damaged in line 2\Z"):
+        open_storage(str(file))
+
+
+@pytest.mark.parametrize("value", ["{", "[" * 100_000], ids=["broken", "deep"])
+def test_damage_in_a_database_is_not_promised_to_pass(value: str, tmp_path: Path) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db", study_name="s")
+    study.ask().set_user_attr("a", 1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as database:
+        database.execute("update trial_user_attributes set value_json = ?", (value,))
+        database.commit()
+    with pytest.raises(StorageError, match="something in it is damaged") as caught:
+        _ = optuna.load_study(
+            study_name="s", storage=open_storage(f"sqlite:///{tmp_path}/s.db")
+        ).trials
+    assert "the same command" not in str(caught.value)
 
 
 def test_a_password_may_have_braces(tmp_path: Path) -> None:
@@ -232,12 +285,12 @@ def test_a_lock_that_a_dead_worker_has_left_is_broken(
     lock = tmp_path / "s.log.lock"
     lock.symlink_to(f"{DEAD} x")
     study.ask()
-    monkeypatch.setattr("flatsearch.search.journal_lock._LOCK_SECONDS", 0.5)
+    monkeypatch.setattr("flatsearch.search.journal._LOCK_SECONDS", 0.5)
     for holder in ("elsewhere:1:1.00 x", str(tmp_path / "s.log")):  # Optuna's own says no more
         lock.symlink_to(holder)
         study.ask()
     lock.symlink_to(f"{this_process()} x")  # that lives
-    monkeypatch.setattr("flatsearch.search.journal_lock._LOCK_SECONDS", 30.0)
+    monkeypatch.setattr("flatsearch.search.journal._LOCK_SECONDS", 30.0)
     threading.Timer(0.3, lock.unlink).start()
     start = time.monotonic()
     study.ask()

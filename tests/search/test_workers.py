@@ -49,6 +49,20 @@ def test_a_failed_worker_is_not_replaced() -> None:
     assert said == ["worker 0 ended with exit code 1"]
 
 
+def test_workers_whose_fork_server_is_killed_are_replaced(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib, time
+mark = pathlib.Path({str(tmp_path / "mark")!r})
+if not mark.exists():
+    mark.touch()
+    os.kill(os.getppid(), 9)
+    time.sleep(60)
+"""
+    said: list[str] = []
+    run_workers(work, [[code]], said.append)
+    assert said == ["worker 0 was lost with what forks workers; starting another"]
+
+
 def test_a_signal_is_passed_on_once(tmp_path: Path) -> None:
     code = f"""
 import signal, sys, time, pathlib

@@ -1,8 +1,9 @@
-"""The lock of a journal file."""
+"""A journal file: its lock, and whether it is one."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 import uuid
@@ -12,10 +13,35 @@ from optuna.storages.journal import JournalFileSymlinkLock
 
 from flatsearch.search.liveness import is_dead, this_process
 
-__all__ = ["JournalLock"]
+__all__ = ["JournalLock", "damaged_line", "is_journal"]
+
+# How every line begins that Optuna writes.
+_BEGINS = b'{"op_code":'
 
 # A worker of another machine that dies with the lock keeps the others for this long.
 _LOCK_SECONDS = 30.0
+
+
+def is_journal(file: Path) -> bool:
+    """Return whether a file is a journal, or empty: of others the last line might be cut off."""
+    with file.open("rb") as content:
+        begins = content.read(len(_BEGINS))
+    return _BEGINS.startswith(begins)  # a full disk may have left less of it
+
+
+def damaged_line(file: Path) -> int | None:
+    """Return the number of the first whole line that cannot be read, if it is a journal."""
+    if not file.is_file() or not is_journal(file):
+        return None
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):  # of a full disk
+                return None
+            try:
+                json.loads(line)["op_code"] + 0
+            except (ValueError, TypeError, LookupError, RecursionError):
+                return number
+    return None
 
 
 class JournalLock(JournalFileSymlinkLock):
