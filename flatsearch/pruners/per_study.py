@@ -36,11 +36,15 @@ class PerStudy(Generic[T]):
 
 
 class NewlyFinished:
-    """The finished trials of a study, however they ended, each of them handed out once."""
+    """The finished trials of a study, however they ended, each of them handed out once.
+
+    Attributes:
+        unfinished: The numbers of the others.
+    """
 
     def __init__(self) -> None:
         self._begun = 0
-        self._unfinished: set[int] = set()
+        self.unfinished: set[int] = set()
 
     def take(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials that have finished since the last time.
@@ -48,10 +52,10 @@ class NewlyFinished:
         Args:
             trials: All trials of the study; the place of each is its number.
         """
-        self._unfinished.update(range(self._begun, len(trials)))
+        self.unfinished.update(range(self._begun, len(trials)))
         self._begun = len(trials)
-        ended = [trials[n] for n in sorted(self._unfinished) if trials[n].state.is_finished()]
-        self._unfinished.difference_update(trial.number for trial in ended)
+        ended = [trials[n] for n in sorted(self.unfinished) if trials[n].state.is_finished()]
+        self.unfinished.difference_update(trial.number for trial in ended)
         return ended
 
 

@@ -48,6 +48,7 @@ _GRACE_SECONDS = 300.0
 # No clock is this wrong, not even another time zone's: a lease that is older needs no watching.
 _LONG_AGO_SECONDS = 24 * 3600.0
 _LEASE = "flatsearch:lease"
+_ENDS = tuple(state for state in TrialState if state.is_finished())
 # For how long a worker shares a reading of the trials: less than any pause after which it looks
 # what others have done.
 SHARED_SECONDS = 0.1
@@ -89,6 +90,10 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
             trials = self.ask(lambda: self.backend.get_all_trials(study_id, deepcopy=False))
             self._read[study_id] = time.monotonic(), last_write, trials
             self._sharing[study_id].share(trials)
+        if states is not None and not any(state in states for state in _ENDS):
+            # Of thousands of trials a few. Another thread may have seen more by now.
+            unfinished = sorted(self._sharing[study_id].unfinished)
+            trials = [trials[n] for n in unfinished if n < len(trials)]
         return asked_for(trials, deepcopy=deepcopy, states=states)
 
     def _ask_again(self, call: Callable[[bool], _Result]) -> _Result:

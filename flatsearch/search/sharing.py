@@ -29,6 +29,12 @@ class Sharing:
         self._distributions: dict[str, BaseDistribution] = {}
         self._lock = threading.Lock()
 
+    @property
+    def unfinished(self) -> frozenset[int]:
+        """The numbers of the trials that had not finished the last time."""
+        with self._lock:
+            return frozenset(self._finished.unfinished)
+
     def share(self, trials: Sequence[FrozenTrial]) -> None:
         """Let the trials that have finished since the last time share their parts.
 

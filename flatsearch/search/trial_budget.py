@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from optuna.trial import TrialState
 
+from flatsearch.pruners.per_study import NewlyFinished
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.record import TrialRecord
 from flatsearch.search.liveness import is_orphan
@@ -44,7 +45,7 @@ class Budget:
 
     def __init__(self, target: int) -> None:
         self.target = target
-        self._known: set[int] = set()
+        self._finished = NewlyFinished()
         self._trained: set[int] = set()  # networks, by the numbers of their first trials
 
     def state(
@@ -61,15 +62,15 @@ class Budget:
         """
         trained, older, cut_off = self._trained, set(), set()
         promoted = running = False
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number in self._known:
-                continue
+        trials = study.get_trials(deepcopy=False)
+        ended = self._finished.take(trials)
+        for trial in (*ended, *(trials[n] for n in sorted(self._finished.unfinished))):
             found = TrialRecord(trial)
             if found.trained:
                 trained.add(found.begun_by)
             if trial.state.is_finished():
-                self._known.add(trial.number)
-            elif trial.state == TrialState.WAITING:
+                continue
+            if trial.state == TrialState.WAITING:
                 promoted |= not found.begins
                 # One that was cut off, and is to be taken up again.
                 if found.promotion is not None and number is not None and trial.number < number:
