@@ -28,6 +28,7 @@ __all__ = [
     "UnsupportedModelError",
     "UsageError",
     "hide_passwords",
+    "shown_storage",
     "unknown_name",
 ]
 
@@ -35,15 +36,18 @@ __all__ = [
 _MOST_NAMES = 24
 
 
-# A text that is one URL: whatever its password is of.
-_URL = re.compile(r"([\w+.-]+://[^:/@]*:).*(@.*)", re.DOTALL)
-_PASSWORDS = (
-    re.compile(r"(://[^\s:/@]*:)\S+(@)"),
-    re.compile(r"(://[^\s:/@'\"]*:)[^@'\"\n]*\s[^@'\"\n]*(@)"),
-    # What was to be a URL.
-    re.compile(r"((?<![^\s/'\"])[^\s:/@'\"]+:)(?!/)[^\s'\"]+(@)"),
+# In the middle of a text a password ends at a space or a quote; of a URL alone at its last @, or &.
+_IN_TEXT = (
+    re.compile(r"(://[^\s:/@]{0,200}:)\S{1,500}(@)"),
     re.compile(r"([?&](?:password|passwd|pwd|sslpassword)=)[^\s&'\"]+()", re.IGNORECASE),
 )
+_ALONE = (
+    re.compile(r"(://[^:/@]*:).*(@)", re.DOTALL),
+    re.compile(r"([?&](?:password|passwd|pwd|sslpassword)=)[^&]+()", re.IGNORECASE),
+)
+_URL = re.compile(r"(?:--[\w-]+=)?[\w+.-]+://")
+# What was to be a URL, and no path of Windows.
+_NO_URL = re.compile(r"[\w.+-]+:(?!//|\\).*@([^@]*)", re.DOTALL)
 
 
 def hide_passwords(text: str) -> str:
@@ -53,11 +57,21 @@ def hide_passwords(text: str) -> str:
         >>> hide_passwords("postgresql://me:s3cr@t@db/studies?sslmode=require&password=x")
         'postgresql://me:***@db/studies?sslmode=require&password=***'
     """
-    if whole := _URL.fullmatch(text):
-        text = f"{whole[1]}***{whole[2]}"
-    for password in _PASSWORDS:
+    for password in _ALONE if _URL.match(text) else _IN_TEXT:
         text = password.sub(r"\1***\2", text)
     return text
+
+
+def shown_storage(given: str) -> str:
+    """Return what was given for a storage, without a password; it may be no URL.
+
+    Example:
+        >>> shown_storage("mysql:/me:secret@db/studies"), shown_storage("./me@work/study.log")
+        ('***@db/studies', './me@work/study.log')
+    """
+    if no_url := _NO_URL.fullmatch(given):
+        return f"***@{no_url[1]}"
+    return hide_passwords(given)
 
 
 class FlatsearchError(Exception):

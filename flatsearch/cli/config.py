@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.errors import SettingsError, UsageError, hide_passwords, unknown_name
+from flatsearch.errors import SettingsError, UsageError, shown_storage, unknown_name
 from flatsearch.settings import REQUIRED, RunOptions, RunSettings, Setting
 from flatsearch.settings.values import Names, Quantity
 
@@ -158,8 +158,8 @@ def in_toml(held: Mapping[str, Held]) -> str:
         elif entry.value is None:
             lines.append(f"# {name}: {entry.told or 'none'}")
         else:
-            value = hide_passwords(entry.value) if isinstance(entry.value, str) else entry.value
-            shown = hide_passwords(json.dumps(value, ensure_ascii=False))
+            value = shown_storage(entry.value) if name == "storage" else entry.value
+            shown = json.dumps(value, ensure_ascii=False)
             line = f"{name} = {shown}"
             lines.append(f"{line:44} # {entry.source}")
     return "\n".join(lines)

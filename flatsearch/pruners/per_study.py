@@ -50,11 +50,13 @@ class NewlyFinished:
         """Return the trials that have finished since the last time.
 
         Args:
-            trials: All trials of the study; the place of each is its number.
+            trials: All trials of the study; the place of each is its number. They may be fewer than
+                before: another thread has read more by now.
         """
         self.unfinished.update(range(self._begun, len(trials)))
-        self._begun = len(trials)
-        ended = [trials[n] for n in sorted(self.unfinished) if trials[n].state.is_finished()]
+        self._begun = max(self._begun, len(trials))
+        there = (trials[n] for n in sorted(self.unfinished) if n < len(trials))
+        ended = [trial for trial in there if trial.state.is_finished()]
         self.unfinished.difference_update(trial.number for trial in ended)
         return ended
 

@@ -121,7 +121,7 @@ def _remark(summary: StudySummary, trial: TrialRecord) -> str:
     if trial.values is None:
         if trial.parked is not None and trial.stopped:
             return _with(text, trial.stopped)
-        unknown = "by the pruner" if trial.pruned else "its process ended"
+        unknown = "by the pruner" if trial.pruned else "no reason is on record"
         reason = trial.failure or _decision(trial) or trial.stopped or unknown
         return f"{trial.state.lower()}: {reason}"
     if trial.duplicate:

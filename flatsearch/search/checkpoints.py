@@ -55,7 +55,12 @@ class Checkpoint:
         """Return whether the parts are what they should be, as far as they can be looked at."""
         kinds = (str, int, dict, dict, dict)
         values = (self.network, self.epochs, self.state, self.steps, self.fixed)
-        return all(map(isinstance, values, kinds)) and self.epochs - 1 in self.steps
+        return (
+            all(map(isinstance, values, kinds))
+            and self.epochs - 1 in self.steps
+            and all(isinstance(metrics, dict) for metrics in self.steps.values())
+            and isinstance(self.state.get("accumulate", 1), int)
+        )
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

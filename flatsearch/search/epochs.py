@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from flatsearch.device import wait_for_memory
 from flatsearch.pruners.promoter import Promoter
 from flatsearch.pruners.reporting import report, should_prune
-from flatsearch.record import TrialRecord, clear_steps, write_trial
+from flatsearch.record import clear_steps, write_trial
 from flatsearch.search.checkpoints import Checkpoint, set_random_state
 from flatsearch.search.epoch_metrics import Measuring, metrics_of, metrics_of_all
 from flatsearch.search.measuring import Schedule
 from flatsearch.search.own_training import OwnTraining
-from flatsearch.search.parking import note_turn_over, report_again, steps_of
+from flatsearch.search.parking import (
+    note_turn_over,
+    report_again,
+    steps_of,
+    warn_of_unusable,
+)
 from flatsearch.signals.compute import ProxyInput, initial_weights, measure
 from flatsearch.signals.table import PROXIES
 from flatsearch.training.trainer import EpochResult, Trainer, is_out_of_memory
@@ -81,7 +85,15 @@ class Trained:
 
 
 class _UnusableError(Exception):
-    """A checkpoint is not of the network that is to go on."""
+    """A checkpoint is not of the network that is to go on.
+
+    Args:
+        error: What went wrong with it.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class Epochs:
@@ -134,11 +146,7 @@ class Epochs:
             try:
                 return self._train(trial, start, control, accumulate)
             except _UnusableError as error:
-                warnings.warn(
-                    f"the network of trial {TrialRecord(trial).begun_by} cannot go on from where it"
-                    f" was kept ({' '.join(str(error).split())}); it is trained anew",
-                    stacklevel=2,
-                )
+                warn_of_unusable(trial, error.error)
                 reason = None
             except (RuntimeError, MemoryError) as error:
                 own = self._train_function is not None
@@ -292,7 +300,7 @@ class Epochs:
         except Exception as error:  # what is not as it should be can fail in any way
             if is_out_of_memory(error):
                 raise
-            raise _UnusableError(f"{type(error).__name__}: {error}") from error
+            raise _UnusableError(error) from error
         report_again(trial, checkpoint)
         checkpoint.state.clear()  # as large as the network, and not needed any more
         last = checkpoint.steps[checkpoint.epochs - 1]

@@ -93,5 +93,6 @@ def is_of_storage(error: Exception) -> bool:
 def is_damage(error: BaseException) -> bool:
     """Return whether a storage cannot read what it has, or take what it is given, ever."""
     # Optuna stores JSON.
-    unread = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
-    return any(isinstance(cause, (*unread, sqlalchemy.exc.DataError)) for cause in _causes(error))
+    kinds = (json.JSONDecodeError, UnicodeDecodeError, RecursionError, sqlalchemy.exc.DataError)
+    # Not what it was raised during: that may be a trial's.
+    return isinstance(error, kinds) or isinstance(error.__cause__, kinds)

@@ -30,9 +30,13 @@ def is_journal(file: Path) -> bool:
 
 
 def damaged_line(file: Path) -> int | None:
-    """Return the number of the first whole line that cannot be read, if it is a journal."""
-    if not file.is_file() or not is_journal(file):
-        return None
+    """Return the number of the first whole line that says nothing, if it is a journal."""
+    with contextlib.suppress(OSError):
+        return _damaged_line(file) if is_journal(file) else None
+    return None
+
+
+def _damaged_line(file: Path) -> int | None:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):  # of a full disk

@@ -88,13 +88,19 @@ class WorkerStorage(PatientStorage, BaseHeartbeat):
         when, after, trials = self._read.get(study_id, (-math.inf, None, []))
         if after is not last_write or time.monotonic() - when >= self.shared_seconds:
             trials = self.ask(lambda: self.backend.get_all_trials(study_id, deepcopy=False))
-            self._read[study_id] = time.monotonic(), last_write, trials
             self._sharing[study_id].share(trials)
+            self._read[study_id] = time.monotonic(), last_write, trials
         if states is not None and not any(state in states for state in _ENDS):
             # Of thousands of trials a few. Another thread may have seen more by now.
             unfinished = sorted(self._sharing[study_id].unfinished)
             trials = [trials[n] for n in unfinished if n < len(trials)]
         return asked_for(trials, deepcopy=deepcopy, states=states)
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study; another one may get its number."""
+        self.ask(lambda: self.backend.delete_study(study_id))
+        self._sharing.pop(study_id, None)
+        self._read.pop(study_id, None)
 
     def _ask_again(self, call: Callable[[bool], _Result]) -> _Result:
         try:

@@ -42,6 +42,7 @@ __all__ = [
     "note_turn_over",
     "report_again",
     "steps_of",
+    "warn_of_unusable",
     "withdraw",
 ]
 
@@ -184,6 +185,15 @@ def report_again(trial: optuna.Trial, checkpoint: Checkpoint) -> None:
     for step, values in checkpoint.steps.items():
         if step not in known:
             report(trial, step, **values)
+
+
+def warn_of_unusable(trial: optuna.Trial, error: Exception) -> None:
+    """Say that what was kept of a trial's network is of no use."""
+    warnings.warn(
+        f"the network of trial {TrialRecord(trial).begun_by} cannot go on from where it was kept"
+        f" ({type(error).__name__}: {' '.join(str(error).split())}); it is trained anew",
+        stacklevel=3,
+    )
 
 
 def note_turn_over(trial: optuna.Trial, epoch: int, *, parked: bool) -> str:

@@ -19,6 +19,7 @@ from flatsearch.search.parking import (
     note_turn_over,
     report_again,
     steps_of,
+    warn_of_unusable,
 )
 
 if TYPE_CHECKING:
@@ -127,7 +128,12 @@ class ResumableObjective:
         metrics: Mapping[str, float] = {}
         done = 0
         if checkpoint is not None:
-            training.load_state_dict(checkpoint.state)
+            try:
+                training.load_state_dict(checkpoint.state)
+            except Exception as error:  # what is not as it should be can fail in any way
+                warn_of_unusable(trial, error)
+                training, checkpoint = self._start(trial), None
+        if checkpoint is not None:
             report_again(trial, checkpoint)
             done = checkpoint.epochs
             metrics = checkpoint.steps[done - 1]

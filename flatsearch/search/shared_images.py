@@ -32,13 +32,13 @@ def folder_of_run() -> Iterator[Path]:
     if fcntl is not None:
         for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
             _remove_if_left(left)
-    with (
-        tempfile.TemporaryDirectory(prefix=_PREFIX) as name,
-        (Path(name) / _LOCK).open("wb") as file,
-    ):
-        if fcntl is not None:
-            _lock(file)
-        yield Path(name)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+        lock = Path(name) / _LOCK
+        with lock.with_suffix(".new").open("wb") as file:
+            if fcntl is not None:
+                _lock(file)
+                Path(file.name).rename(lock)  # locked before anybody can find it
+            yield lock.parent
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -19,7 +19,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from tenacity import Retrying, retry_if_exception, stop_after_delay
 
-from flatsearch.errors import StorageError, UsageError, hide_passwords
+from flatsearch.errors import StorageError, UsageError, hide_passwords, shown_storage
 from flatsearch.record import StudyRecord
 from flatsearch.search.faults import passes, reason
 from flatsearch.search.journal import JournalLock, damaged_line, is_journal
@@ -67,6 +67,8 @@ _CONNECTIONS = {
     },
 }
 _GRPC_PORT = 13000
+# What follows sqlite:// where there is no file.
+_IN_MEMORY = re.compile(r":memory:|[?&]mode=memory|^/?(\?|$)")
 # Several processes may make the same tables at once.
 _OPEN_SECONDS = 5.0
 
@@ -148,11 +150,11 @@ def _meant(url: str) -> str:
         if url.endswith((".log", ".journal", ".jsonl")):
             return f"journal:///{url}"
         meant = f" (did you mean 'sqlite:///{url}'?)" if _looks_like_sqlite(url) else ""
-        raise StorageError(f"storage {url!r} is no URL{meant}; accepted: {KINDS}")
+        raise StorageError(f"storage {shown_storage(url)!r} is no URL{meant}; accepted: {KINDS}")
     if scheme == "sqlite" and rest and not rest.startswith("/"):
         raise StorageError(f"storage {url!r} has a slash too few: sqlite:///{rest}")
     kind = scheme.partition("+")[0]
-    if kind == "sqlite" and (rest.partition("?")[0] in {"", "/"} or ":memory:" in rest):
+    if kind == "sqlite" and _IN_MEMORY.search(rest):
         raise StorageError(
             f"storage {url!r} names no file, so that all is gone when this process ends; give"
             " sqlite:///FILE.db"

@@ -69,36 +69,44 @@ class _Pool:
                 f"worker {index} could not be started: {type(error).__name__} {error}".rstrip()
             ) from error
         self.processes[index] = process
+        for signum in self.received[:1]:  # while it was being started
+            self._send(process, signum)
         for sent in (theirs, *output):
             sent.close()
 
     def handle(self, signum: int, _: FrameType | None) -> None:
         self.received.append(signum)
         for process in self.processes.values():
+            self._send(process, signum)
+
+    @staticmethod
+    def _send(process: BaseProcess, signum: int) -> None:
+        if process.pid is not None:
             with contextlib.suppress(OSError):  # it has just ended
-                os.kill(process.pid or 0, signum)
+                os.kill(process.pid, signum)
 
     def look(self) -> None:
         """Note which workers have ended, and replace those that were killed."""
-        for index, process in list(self.processes.items()):
-            code = process.exitcode
-            if code is None:
-                continue
+        ended = {i: p for i, p in self.processes.items() if p.exitcode is not None}
+        # Those that are lost at once are lost to one kill.
+        left = _RESTARTS - self._restarts
+        for index, process in ended.items():
+            code = process.exitcode or 0
             del self.processes[index]
             if code == 0 or self.received:
                 continue
-            lost = code == _LOST
-            if lost and process.pid is not None:
-                with contextlib.suppress(OSError):  # it may still run
-                    os.kill(process.pid, signal.SIGTERM)
-            if (lost or code < 0) and self._restarts < _RESTARTS:
-                self._restarts += 1
-                what = "lost with what forks workers" if lost else f"killed by signal {-code}"
+            what = f"killed by signal {-code}"
+            if code == _LOST:
+                self._send(process, signal.SIGTERM)  # it may still run
+                what = "lost with what forks workers"
+            if (code < 0 and self._restarts < _RESTARTS) or (code == _LOST and left):
+                self._restarts += code < 0
                 self._say(f"worker {index} was {what}; starting another")
                 self.start(index)
             else:
                 self.failed.append(index)
                 self._say(f"worker {index} ended with exit code {code}")
+        self._restarts += any(process.exitcode == _LOST for process in ended.values())
 
     def end(self) -> None:
         """Stop those that still run."""
@@ -172,7 +180,8 @@ def run_workers(
     with handling(pool.handle):
         try:
             for index in range(len(commands)):
-                pool.start(index)
+                if not pool.received:
+                    pool.start(index)
             while pool.processes:
                 time.sleep(_POLL_SECONDS)
                 pool.look()

@@ -108,7 +108,8 @@ class RunOptions(SettingsRecord):
         more="promote parks every trial after one epoch, and at the end of the run (under a"
         " timeout: at once) goes on with the best eighth, with several objectives the best quarter,"
         " ranked by validation loss and number of parameters; with accuracy and flatness under a"
-        " timeout with the best third, and to the end with a third of those. flatness ends a trial"
+        " timeout with the best third, and of more than five epochs to the end with a third of"
+        " those. flatness ends a trial"
         " that will hardly be among the best, as predicted from its first epochs, with weights and"
         " signs learnt from this study's own finished trials. median, asha and hyperband are"
         " Optuna's, and work with any number of objectives",

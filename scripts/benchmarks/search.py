@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
-    from optuna.trial import FrozenTrial
     from torch import Tensor
 
     from flatsearch.data.splits import ImageData, Split
@@ -278,7 +277,7 @@ def way(name: str, options: argparse.Namespace) -> Callable[[optuna.Trial], Any]
     return plain(space, data, settings, options.device, tuned=tuned, loaders=options.loaders)
 
 
-def serve(name: str, options: argparse.Namespace, folder: str, pipe: Connection) -> None:
+def serve(name: str, options: argparse.Namespace, database: str, pipe: Connection) -> None:
     """Train the candidates that are asked for, in a process of its own; answer with what it took.
 
     Each way has processes, as it has where it is used: what it sets there (how memory is kept, how
@@ -289,16 +288,13 @@ def serve(name: str, options: argparse.Namespace, folder: str, pipe: Connection)
     quiet(options.threads // processes_of(name, options))
     objective = way(name, options)
     study = optuna.create_study(
-        study_name=name,
-        storage=f"sqlite:///{folder}/{name}.db",
+        storage=f"sqlite:///{database}",
         directions=getattr(objective, "directions", ["maximize"]),
         sampler=optuna.samplers.RandomSampler(seed=0),
         pruner=optuna.pruners.NopPruner(),
-        load_if_exists=True,
     )
     clock = Clock(time.process_time if options.device == "cpu" else time.perf_counter)
     watched = list(clock.watch()) if name == "flatsearch" else []
-    trials: list[FrozenTrial] = []
     pipe.send(None)  # ready
     while True:
         try:
@@ -311,15 +307,15 @@ def serve(name: str, options: argparse.Namespace, folder: str, pipe: Connection)
         with contextlib.ExitStack() as stack:
             for patch in watched:
                 stack.enter_context(patch)
-            study.optimize(objective, n_trials=1, callbacks=[lambda _, trial: trials.append(trial)])
+            study.optimize(objective, n_trials=1)
         if options.device != "cpu":
             torch.cuda.synchronize()
         wall, processor = (b - a for a, b in zip(before, spent(), strict=True))
-        trial = trials.pop()  # of two workers one may get what the other was given
+        trial = study.get_trials(deepcopy=False)[-1]
         accuracy = trial.values[0] if trial.values else math.nan
         found = {"wall": wall, "processor": processor, "accuracy": accuracy}
         phases = {phase: clock.seconds[phase] for phase in PHASES} if watched else {}
-        pipe.send((trial.params, found, phases))
+        pipe.send((found, phases))
 
 
 def processes_of(name: str, options: argparse.Namespace) -> int:
@@ -347,12 +343,13 @@ class Way:
     def __init__(self, name: str, options: argparse.Namespace, folder: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
-        for _ in range(processes_of(name, options)):
+        for number in range(processes_of(name, options)):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(name, options, folder, theirs))
+            arguments = (name, options, f"{folder}/{name}-{number}.db", theirs)
+            process = context.Process(target=serve, args=arguments)
             process.start()
             theirs.close()  # so that a process that has ended is noticed
-            ours.recv()  # one makes the study
+            ours.recv()
             self._pipes.append(ours)
             self._processes.append(process)
 
@@ -363,17 +360,17 @@ class Way:
             For each what was found, and flatsearch's seconds by phase. The wall's time is its share
             of what all have taken.
         """
-        begun, left = time.perf_counter(), list(candidates)
+        begun, left = time.perf_counter(), list(range(len(candidates)))
         found: list[Any] = [None] * len(candidates)
-        for pipe in self._pipes[: len(left)]:
-            pipe.send(left.pop())
-        while None in found:
-            ready = connection.wait(self._pipes)
-            for pipe in (pipe for pipe in self._pipes if pipe in ready):
-                parameters, row, phases = pipe.recv()
-                found[candidates.index(parameters)] = row, phases
-                if left:
-                    pipe.send(left.pop())
+        busy: dict[Connection, int] = {}
+        while left or busy:
+            for pipe in self._pipes:
+                if left and pipe not in busy:
+                    busy[pipe] = left.pop(0)
+                    pipe.send(candidates[busy[pipe]])
+            ready = connection.wait(list(busy))
+            for pipe in [pipe for pipe in busy if pipe in ready]:
+                found[busy.pop(pipe)] = pipe.recv()
         if len(self._pipes) > 1:
             wall = (time.perf_counter() - begun) / len(candidates)
             found = [({**row, "wall": wall}, phases) for row, phases in found]
@@ -461,6 +458,8 @@ def main() -> None:
     parser.add_argument("--beside", nargs="+", choices=others, default=others, help="beside plain")
     parser.add_argument("--out", type=Path, help="write rows and environment after each candidate")
     options = parser.parse_args()
+    if options.threads < options.workers:
+        parser.error("--threads must be at least --workers: each worker has one")
     quiet(options.threads)
     environment = {
         "torch": torch.__version__,

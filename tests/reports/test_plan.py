@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import datetime, timedelta
 from io import StringIO
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import optuna
 import pytest
@@ -17,9 +17,6 @@ from flatsearch.reports.plan import Plan
 from flatsearch.reports.progress import Progress, ProgressConsole
 from flatsearch.search.interrupts import Interrupted
 from flatsearch.settings import RunOptions, RunSettings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def study_with(finished: int, running: int = 1) -> optuna.Study:
@@ -143,11 +140,12 @@ def test_a_reader_that_goes_away_ends_the_run_as_a_signal_does(
     with os.fdopen(writer, "w") as file:
         monkeypatch.setattr("sys.stderr", file)
         progress = Progress(ProgressConsole(file=file), RunSettings())
-        with pytest.raises(Interrupted, match="signal 13"):
+        with pytest.raises(Interrupted):
             progress.say("a line")
         progress.say("nobody reads this one")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
 def test_a_log_that_cannot_be_written_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(Console(stderr=True, width=200), RunSettings(), log="/dev/full")
     for line in ("one", "two"):

@@ -60,12 +60,12 @@ def test_a_measurement_is_not_cut() -> None:
     assert max(map(len, out.getvalue().splitlines())) <= 80
 
 
-def test_a_trial_whose_process_died_was_not_ended_by_the_pruner() -> None:
+def test_a_trial_that_failed_without_a_reason_was_not_ended_by_the_pruner() -> None:
     study = study_of("accuracy")
     for state in (TrialState.FAIL, TrialState.PRUNED):
         study.tell(study.ask(), state=state)
     remarks = [row[-1] for row in all_trials(summarise(study)).rows]
-    assert remarks == ["fail: its process ended", "pruned: by the pruner"]
+    assert remarks == ["fail: no reason is on record", "pruned: by the pruner"]
 
 
 def test_which_trial_goes_on_with_which() -> None:

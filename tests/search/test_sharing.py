@@ -52,3 +52,16 @@ def test_equal_distributions_of_other_types_stay_apart(tmp_path):
         )
     shown = [repr(trial.distributions["x"].choices) for trial in study.get_trials(deepcopy=False)]
     assert shown == ["(0, 1)", "(False, True)", "(0.0, 1.0)"]
+
+
+def test_a_study_that_gets_the_number_of_a_deleted_one_is_another(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/runs.db", wait=True)
+    study = optuna.create_study(study_name="old", storage=storage)
+    study.optimize(_objective, n_trials=3, catch=ValueError)
+    study.ask()
+    assert len(study.get_trials()) == 4
+    optuna.delete_study(study_name="old", storage=storage)
+    new = optuna.create_study(study_name="new", storage=storage)
+    new.enqueue_trial({"x": 0.5})
+    assert len(new.get_trials(states=(TrialState.WAITING,))) == 1
+    assert new.ask().suggest_float("x", 1e-3, 1.0, log=True) == 0.5

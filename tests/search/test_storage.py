@@ -160,15 +160,17 @@ def test_a_study_is_run_pruned_resumed_and_summarised(
         ("postgresql://me:secret@[::1/db", "its port is no number; an address of IPv6"),
         ("mysql:/me:secret@127.0.0.1/db", "is no URL"),
         ("me:secret@127.0.0.1/db", "is no URL"),
-        ("redis://127.0.0.1:1/secrets", "the database 'secrets' is no number"),
+        ("redis://127.0.0.1:1/studies", "the database 'studies' is no number"),
+        ("me:see secret@127.0.0.1/db", "'***@127.0.0.1/db' is no URL"),
+        ("mysql:/me:/secret@127.0.0.1/db", "'***@127.0.0.1/db' is no URL"),
+        ("sqlite:///file:x?mode=memory&uri=true", "names no file"),
     ],
 )  # fmt: skip
 def test_a_storage_that_cannot_be_opened(url: str, said: str) -> None:
     with pytest.raises(StorageError) as caught:
         open_storage(url)
     assert said in str(caught.value)
-    assert ":secret" not in str(caught.value)
-    assert "see secret" not in str(caught.value)
+    assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
