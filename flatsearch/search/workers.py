@@ -51,13 +51,16 @@ class _Pool:
         self._environment = {"OMP_NUM_THREADS": threads, **os.environ, **environment}
         self._restarts = 0
         self.processes: dict[int, BaseProcess] = {}
-        self._lifelines: list[Connection] = []
+        # By which a worker gets signals, and notices that the supervisor is gone.
+        self._lifelines: dict[int, Connection] = {}
         self.received: list[int] = []
         self.failed: list[int] = []
 
     def start(self, index: int) -> None:
         theirs, ours = self._context.Pipe(duplex=False)
-        self._lifelines.append(ours)
+        if index in self._lifelines:  # of the one before, which may still run
+            self._lifelines[index].close()
+        self._lifelines[index] = ours
         # A server that forks has the output of the time when it was started.
         output = [Connection(os.dup(number)) for number in (1, 2)] if self._forks else []
         arguments = (self._work, self._commands[index], self._environment, theirs, output)
@@ -70,20 +73,19 @@ class _Pool:
             ) from error
         self.processes[index] = process
         for signum in self.received[:1]:  # while it was being started
-            self._send(process, signum)
+            self._send(index, signum)
         for sent in (theirs, *output):
             sent.close()
 
     def handle(self, signum: int, _: FrameType | None) -> None:
         self.received.append(signum)
-        for process in self.processes.values():
-            self._send(process, signum)
+        for index in self.processes:
+            self._send(index, signum)
 
-    @staticmethod
-    def _send(process: BaseProcess, signum: int) -> None:
-        if process.pid is not None:
-            with contextlib.suppress(OSError):  # it has just ended
-                os.kill(process.pid, signum)
+    def _send(self, index: int, signum: int) -> None:
+        """Pass a signal on to a worker, which may not listen to signals yet."""
+        with contextlib.suppress(OSError):  # it has just ended
+            self._lifelines[index].send(signum)
 
     def look(self) -> None:
         """Note which workers have ended, and replace those that were killed."""
@@ -97,7 +99,6 @@ class _Pool:
                 continue
             what = f"killed by signal {-code}"
             if code == _LOST:
-                self._send(process, signal.SIGTERM)  # it may still run
                 what = "lost with what forks workers"
             if (code < 0 and self._restarts < _RESTARTS) or (code == _LOST and left):
                 self._restarts += code < 0
@@ -114,7 +115,7 @@ class _Pool:
             process.terminate()
         for process in self.processes.values():
             process.join()
-        for lifeline in self._lifelines:
+        for lifeline in self._lifelines.values():
             lifeline.close()
 
 
@@ -144,15 +145,27 @@ def _begin(
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
-    sys.exit(work(command))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Thread(target=_listen, args=(lifeline,), daemon=True).start()
+        code = work(command)
+    except KeyboardInterrupt:  # before the work had begun
+        code = 128 + signal.SIGINT
+    sys.exit(code)
 
 
-def _end_with_supervisor(lifeline: Connection) -> None:
-    """Send SIGTERM to this process when the supervisor is gone, whatever it died of."""
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv()
-    os.kill(os.getpid(), signal.SIGTERM)
+def _listen(lifeline: Connection) -> None:
+    """Give this process the supervisor's signals; SIGTERM when that is gone, whatever it died of.
+
+    A signal that is sent to a process which has just been forked can be lost.
+    """
+    while True:
+        try:
+            signum = lifeline.recv()
+        except (EOFError, OSError):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        os.kill(os.getpid(), signum)
 
 
 def run_workers(

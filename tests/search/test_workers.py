@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from flatsearch import FlatsearchError
+from flatsearch.search import workers as module
 from flatsearch.search.interrupts import Interrupted
 from flatsearch.search.workers import run_workers
 
@@ -99,6 +101,21 @@ time.sleep(60)
 
 def supervise(code: str) -> None:
     run_workers(work, [[code]], print)
+
+
+def test_a_signal_while_workers_are_started_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool: list[module._Pool] = []
+    start = module._Pool.start
+
+    def interrupted(self: module._Pool, index: int) -> None:
+        pool.append(self)
+        self.received.append(signal.SIGINT)  # as while the server that forks is being started
+        start(self, index)
+
+    monkeypatch.setattr(module._Pool, "start", interrupted)
+    with pytest.raises(Interrupted):
+        run_workers(work, [["import time; time.sleep(600)"]] * 2, print)
+    assert len(pool) == 1  # no other one is started
 
 
 def test_workers_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
