@@ -36,14 +36,15 @@ __all__ = [
 _MOST_NAMES = 24
 
 
+_PARAMETER = r"([?&](?:password|passwd|pwd|sslpassword)=)"
 # In the middle of a text a password ends at a space or a quote; of a URL alone at its last @, or &.
 _IN_TEXT = (
     re.compile(r"(://[^\s:/@]{0,200}:)\S{1,500}(@)"),
-    re.compile(r"([?&](?:password|passwd|pwd|sslpassword)=)[^\s&'\"]+()", re.IGNORECASE),
+    re.compile(_PARAMETER + r"[^\s&'\"]+()", re.IGNORECASE),
 )
 _ALONE = (
     re.compile(r"(://[^:/@]*:).*(@)", re.DOTALL),
-    re.compile(r"([?&](?:password|passwd|pwd|sslpassword)=)[^&]+()", re.IGNORECASE),
+    re.compile(_PARAMETER + r"[^&]+()", re.IGNORECASE),
 )
 _URL = re.compile(r"(?:--[\w-]+=)?[\w+.-]+://")
 # What was to be a URL, and no path of Windows.

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatsearch.errors import SettingsError, UsageError, shown_storage, unknown_name
+from flatsearch.errors import (
+    SettingsError,
+    UsageError,
+    hide_passwords,
+    shown_storage,
+    unknown_name,
+)
 from flatsearch.settings import REQUIRED, RunOptions, RunSettings, Setting
 from flatsearch.settings.values import Names, Quantity
 
@@ -159,7 +165,7 @@ def in_toml(held: Mapping[str, Held]) -> str:
             lines.append(f"# {name}: {entry.told or 'none'}")
         else:
             value = shown_storage(entry.value) if name == "storage" else entry.value
-            shown = json.dumps(value, ensure_ascii=False)
+            shown = hide_passwords(json.dumps(value, ensure_ascii=False))
             line = f"{name} = {shown}"
             lines.append(f"{line:44} # {entry.source}")
     return "\n".join(lines)

@@ -147,3 +147,12 @@ def test_a_run_by_a_file_alone(empty_folder: Path) -> None:
     )
     assert "new study 'mine': trials to go: 1" in call("run").err
     assert "1 complete" in call("report", "mine").out
+
+
+def test_passwords_are_not_shown() -> None:
+    secret = "https://me:s3cret@host/images"
+    urls = ("--storage", "postgresql://me:s3 cret@host/db", "--data", secret, "--artifacts", secret)
+    out = call("run", "--space", "resnet_small", *urls, "--show-config").out
+    assert 'storage = "postgresql://me:***@host/db"' in out
+    assert out.count('"https://me:***@host/images"') == 2
+    assert "cret" not in out
